@@ -1,0 +1,41 @@
+# Set-up is automatic: every target builds .venv first, and rebuilds the kernels when their sources change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt pyproject.toml
+
+.PHONY: demo test test-slow test-data check lint types clean
+
+demo: $(VENV)/installed
+	$(BIN)/trimtab search
+
+test: $(VENV)/installed
+	$(BIN)/pytest -m "not slow and not data"
+
+test-slow: $(VENV)/installed
+	$(BIN)/pytest -m slow
+
+test-data: $(VENV)/installed
+	$(BIN)/pytest -m data
+
+check: lint types test
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+$(VENV)/installed: $(NATIVE)
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "trimtab needs Python 3.10 or newer with venv: install it, for example with 'apt-get install python3 python3-venv python3-dev'."; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  { echo "trimtab builds its kernels from source and found no C++17 compiler: install one, for example with 'apt-get install g++'."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "scikit-build-core>=1.1" "nanobind>=3" ninja cmake
+	$(BIN)/pip install --quiet --no-build-isolation -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,80 @@
+"""The program that a `Session` compiles: operators over named tensors, in NumPy and plain values.
+
+A tensor carries the name of the node that produces it (or of the graph's input) and has the shape (C, H, W) or (F,)
+per image. It is stored as float32, or, where `Graph.quant` has an entry for it, as uint8 with one scale and one
+zero point: real = (q - zero_point) * scale. `docs/arithmetic.md` specifies every rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ACTIVATIONS", "OPERATORS", "Graph", "Node", "Quant"]
+
+Array = npt.NDArray[Any]
+
+ACTIVATIONS = ("none", "relu", "relu6")
+
+#: Operator -> its attributes. Spatial pairs are (height, width); padding is (top, left, bottom, right).
+OPERATORS: Mapping[str, tuple[str, ...]] = {
+    "quantize": (),
+    "conv2d": ("stride", "padding", "dilation", "groups", "activation"),
+    "linear": ("activation",),
+    "activation": ("activation",),
+    "add": ("activation",),
+    "concat": (),
+    "max_pool2d": ("kernel", "stride", "padding"),
+    "avg_pool2d": ("kernel", "stride", "padding", "count_include_pad"),
+    "global_avg_pool2d": (),
+    "flatten": (),
+    "channel_map": ("index",),
+    "subsample": ("stride",),
+}
+
+
+@dataclass(frozen=True)
+class Quant:
+    """How a tensor is stored as uint8: real = (q - zero_point) * scale, scale > 0, 0 <= zero_point <= 255."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator.
+
+    `conv2d` and `linear` hold `weights["weight"]` (O, I/groups, kh, kw) or (O, I), float32 or int8; with int8 also
+    `weights["weight_scale"]` (O,) float32; and optionally `weights["bias"]` (O,) float32. They compute in integers
+    exactly when the weight is int8 and the first input is stored as uint8, otherwise in float32 (int8 weights and
+    uint8 inputs are dequantised first). A second input is a residual that is added before the activation.
+
+    `channel_map` output channel c is input channel `index[c]`, or zero where that is -1. `subsample` keeps every
+    stride-th row and column, from the first. `flatten` is in (C, H, W) order, as in PyTorch. Any operator may read
+    and write either storage.
+    """
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as a program: nodes in an order in which every input is produced before it is read.
+
+    The input is given as float32 (N, C, H, W) and the output is returned as float32 (N, ...), whatever their storage.
+    """
+
+    input: str
+    input_shape: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    output: str
+    quant: Mapping[str, Quant] = field(default_factory=dict)
