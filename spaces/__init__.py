@@ -1,0 +1,26 @@
+"""What may be decided about a network: tracing, channel groups, choices, policies, and applying them."""
+
+from trimtab.spaces.candidate import Calibration, Candidate, apply, compress
+from trimtab.spaces.network import Network, Norm, Op
+from trimtab.spaces.policy import LayerDecision, Policy
+from trimtab.spaces.space import BITS, Knob, Options, Space, build_space
+from trimtab.spaces.trace import UnsupportedNetwork, trace
+
+__all__ = [
+    "BITS",
+    "Calibration",
+    "Candidate",
+    "Knob",
+    "LayerDecision",
+    "Network",
+    "Norm",
+    "Op",
+    "Options",
+    "Policy",
+    "Space",
+    "UnsupportedNetwork",
+    "apply",
+    "build_space",
+    "compress",
+    "trace",
+]

@@ -1,0 +1,112 @@
+"""Runs a `Network` in PyTorch, operator by operator: the plain reference, and where repairs look at activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.spaces.network import Array, Network, Op
+
+__all__ = ["apply_op", "run"]
+
+
+def run(network: Network, x: Tensor, observe: Callable[[Op, Tensor], Tensor | None] | None = None) -> Tensor:
+    """Return the output for `x` (N, C, H, W), float32; norms are applied where they are not folded.
+
+    `observe` sees every operator's output and may return another one in its place. Tensors are dropped after their
+    last reader.
+    """
+    last = {name: i for i, op in enumerate(network.ops) for name in op.inputs}
+    values = {network.input: x}
+    with torch.no_grad():
+        for i, op in enumerate(network.ops):
+            y = apply_op(op, [values[name] for name in op.inputs])
+            if observe is not None:
+                replacement = observe(op, y)
+                y = y if replacement is None else replacement
+            values[op.name] = y
+            for name in op.inputs:
+                if last[name] == i and name != network.output:
+                    values.pop(name, None)
+    return values[network.output]
+
+
+def apply_op(op: Op, inputs: list[Tensor]) -> Tensor:
+    """Return one operator's output, (N, ...)."""
+    x = inputs[0]
+    if op.kind in ("conv2d", "linear"):
+        return _layer(op, x)
+    if op.kind == "activation":
+        return F.relu(x) if op.attrs["activation"] == "relu" else F.relu6(x)
+    if op.kind == "add":
+        return x + inputs[1]
+    if op.kind == "concat":
+        return torch.cat(inputs, 1)
+    if op.kind == "flatten":
+        return x.flatten(1)
+    if op.kind == "global_avg_pool2d":
+        return x.mean((2, 3), keepdim=True)
+    if op.kind == "subsample":
+        rows, columns = op.attrs["stride"]
+        return x[:, :, ::rows, ::columns]
+    if op.kind == "channel_map":
+        return _channel_map(x, op.attrs["index"])
+    if op.kind == "max_pool2d":
+        padded = _pad(x, op.attrs["padding"], -torch.inf)
+        return F.max_pool2d(padded, op.attrs["kernel"], op.attrs["stride"])
+    if op.kind == "avg_pool2d":
+        return _avg_pool(op, x)
+    raise NotImplementedError(op.kind)
+
+
+def _layer(op: Op, x: Tensor) -> Tensor:
+    weight, bias = _tensor(op.weight), _tensor(op.bias)
+    if op.kind == "linear":
+        y = F.linear(x, weight, bias)
+    else:
+        top, left, bottom, right = op.attrs["padding"]
+        symmetric = (top, left) == (bottom, right)
+        x = x if symmetric else _pad(x, op.attrs["padding"], 0.0)
+        y = F.conv2d(
+            x,
+            weight,
+            bias,
+            op.attrs["stride"],
+            (top, left) if symmetric else 0,
+            op.attrs["dilation"],
+            op.attrs["groups"],
+        )
+    if op.norm is not None:
+        mean, var = _tensor(op.norm.mean), _tensor(op.norm.var)
+        y = F.batch_norm(y, mean, var, _tensor(op.norm.weight), _tensor(op.norm.bias), eps=op.norm.eps)
+    return y
+
+
+def _avg_pool(op: Op, x: Tensor) -> Tensor:
+    top, left, bottom, right = op.attrs["padding"]
+    kernel, stride = op.attrs["kernel"], op.attrs["stride"]
+    if (top, left) == (bottom, right):
+        include = op.attrs["count_include_pad"]
+        return F.avg_pool2d(x, kernel, stride, (top, left), count_include_pad=include)
+    return F.avg_pool2d(_pad(x, op.attrs["padding"], 0.0), kernel, stride)
+
+
+def _channel_map(x: Tensor, index: tuple[int, ...]) -> Tensor:
+    positions = torch.tensor(index)
+    y = x[:, positions.clamp(min=0)]
+    y[:, positions < 0] = 0
+    return y
+
+
+def _pad(x: Tensor, padding: tuple[int, int, int, int], value: float) -> Tensor:
+    top, left, bottom, right = padding
+    return x if not any(padding) else F.pad(x, (left, right, top, bottom), value=value)
+
+
+def _tensor(array: Array | None) -> Tensor:
+    # F.conv2d and F.linear take None for "no bias", which their stubs allow only as Tensor | None.
+    return None if array is None else torch.from_numpy(np.ascontiguousarray(array))  # type: ignore[return-value]

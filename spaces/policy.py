@@ -1,0 +1,111 @@
+"""Policy: a decision for every channel group and every layer, as an immutable, JSON-serialisable value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from trimtab.errors import BadInput
+
+__all__ = ["SCHEMA", "LayerDecision", "Policy"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LayerDecision:
+    """What is decided for one layer: weight bits, bits of its input activations, and the rank (None: dense)."""
+
+    w_bits: int = 32
+    a_bits: int = 32
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Kept channels for every group and a `LayerDecision` for every layer of one network.
+
+    `network` is the fingerprint of the network that the policy is for (`Network.fingerprint`).
+    """
+
+    network: str
+    channels: Mapping[str, int]
+    layers: Mapping[str, LayerDecision]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", MappingProxyType(dict(self.channels)))
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Policy, (self.network, dict(self.channels), dict(self.layers))
+
+    @cached_property
+    def id(self) -> str:
+        """The candidate's identity: SHA-256 of the canonical JSON, 16 hex digits."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the policy as plain JSON values."""
+        return {
+            "schema": SCHEMA,
+            "network": self.network,
+            "channels": dict(self.channels),
+            "layers": {
+                name: {"w_bits": layer.w_bits, "a_bits": layer.a_bits, "rank": layer.rank}
+                for name, layer in self.layers.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, source: str = "policy") -> Policy:
+        """Read what `to_json` wrote; anything else is a `BadInput` that names `source` and the key."""
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise BadInput(f"{source}: expected a policy with schema {SCHEMA}, found {found!r}")
+        try:
+            channels = {str(name): _count(name, kept) for name, kept in data["channels"].items()}
+            layers = {str(name): _decision(name, layer) for name, layer in data["layers"].items()}
+            return cls(str(data["network"]), channels, layers)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BadInput(f"{source}: not a policy: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Policy:
+        """Read a policy file; a missing or malformed one is a `BadInput`."""
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise BadInput(f"cannot read the policy {path}: {error.strerror}") from error
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise BadInput(f"{path} is not JSON: {error}") from error
+        return cls.from_json(data, str(path))
+
+
+def _count(name: object, value: Any, minimum: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}: expected a whole number of at least {minimum}, found {value!r}")
+    return value
+
+
+def _decision(name: object, value: Mapping[str, Any]) -> LayerDecision:
+    unknown = set(value) - {"w_bits", "a_bits", "rank"}
+    if unknown:
+        raise ValueError(f"layer {name}: unknown key {sorted(unknown)[0]!r}")
+    rank = value.get("rank")
+    return LayerDecision(
+        _count(f"w_bits of {name}", value["w_bits"]),
+        _count(f"a_bits of {name}", value["a_bits"]),
+        None if rank is None else _count(f"rank of {name}", rank),
+    )

@@ -1,0 +1,117 @@
+"""Pruning by channel group: which channels a policy keeps, and the network without the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from trimtab.errors import TrimtabError
+from trimtab.spaces.groups import ChannelGroup
+from trimtab.spaces.network import Array, Network, Op
+
+__all__ = ["importance_order", "kept_channels", "prune", "zero_channels"]
+
+
+def importance_order(network: Network, group: ChannelGroup) -> Array:
+    """Return the group's channels, most important first: (size,) ints.
+
+    The score is the L2 norm of everything that goes when the channel goes, each layer's normalised by its mean so
+    that wide layers do not outvote narrow ones (group norm importance; Fang et al. 2023, section 3.3). `network` is
+    folded, so batch-norm scales are part of the weights. Ties go to the lower channel.
+    """
+    score = np.zeros(group.size)
+    for name, positions in group.members.items():
+        op = network.op(name)
+        if op.weight is None:
+            continue
+        norms = np.sqrt((op.weight.reshape(op.weight.shape[0], -1).astype(np.float64) ** 2).sum(axis=1))
+        norms /= max(float(norms.mean()), 1e-12)
+        np.add.at(score, positions[positions >= 0], norms[positions >= 0])
+    return np.argsort(-score, kind="stable")
+
+
+def kept_channels(groups: Sequence[ChannelGroup], kept: Mapping[str, Array]) -> dict[str, Array]:
+    """Return for every producing layer the output channels that stay, ascending.
+
+    `kept` maps a group's name to the group channels that stay.
+    """
+    channels = {}
+    for group in groups:
+        stays = np.zeros(group.size + 1, dtype=bool)  # the last place answers for position -1: always kept
+        stays[kept[group.name]] = True
+        stays[-1] = True
+        for name, positions in group.members.items():
+            channels[name] = np.flatnonzero(stays[positions])
+    return channels
+
+
+def prune(network: Network, kept: Mapping[str, Array]) -> tuple[Network, dict[str, Array]]:
+    """Return the network with only the kept output channels of each producer, and what stays of every tensor.
+
+    `kept` maps producing layers and channel maps to ascending channel indices; absent ones stay whole. Inputs follow.
+    The second value holds every tensor's channels (C,) in the unpruned network's numbering.
+    """
+    selected = {network.input: np.arange(network.input_shape[0])}
+    ops = []
+    for op in network:
+        sources = [selected[name] for name in op.inputs]
+        out = _selection(network, op, sources, kept)
+        selected[op.name] = out
+        ops.append(_slice(op, sources[0], out))
+    return replace(network, ops=tuple(ops)), selected
+
+
+def zero_channels(network: Network, kept: Mapping[str, Array]) -> Network:
+    """Return the folded network at full width, with every pruned channel producing zero: what pruning must equal."""
+    ops = []
+    for op in network:
+        if op.weight is None or op.name not in kept:
+            ops.append(op)
+            continue
+        mask = np.zeros(op.weight.shape[0], np.float32)
+        mask[kept[op.name]] = 1
+        weight = op.weight * mask.reshape(-1, *[1] * (op.weight.ndim - 1))
+        ops.append(replace(op, weight=weight, bias=None if op.bias is None else op.bias * mask))
+    return replace(network, ops=tuple(ops))
+
+
+def _selection(network: Network, op: Op, sources: list[Array], kept: Mapping[str, Array]) -> Array:
+    source = sources[0]
+    if op.is_depthwise or op.kind == "flatten":
+        factor = op.shape[0] // network.shape_of(op.inputs[0])[0]
+        return np.asarray((source[:, None] * factor + np.arange(factor)).ravel())
+    if op.is_layer or op.kind == "channel_map":
+        return kept.get(op.name, np.arange(op.shape[0]))
+    if op.kind == "concat":
+        sizes = [network.shape_of(name)[0] for name in op.inputs]
+        starts = np.cumsum([0, *sizes[:-1]])
+        return np.concatenate([start + part for start, part in zip(starts, sources, strict=True)])
+    if op.kind == "add" and not np.array_equal(source, sources[1]):
+        raise TrimtabError(
+            f"the operands of {op.name!r} keep different channels: the channel groups are wrong"
+        )
+    return source
+
+
+def _slice(op: Op, source: Array, out: Array) -> Op:
+    shape = (len(out), *op.shape[1:])
+    if op.kind == "channel_map":
+        position = {int(channel): i for i, channel in enumerate(source)}
+        index = tuple(position.get(op.attrs["index"][channel], -1) for channel in out)
+        return replace(op, shape=shape, attrs={**op.attrs, "index": index})
+    if op.weight is None:
+        return replace(op, shape=shape)
+    attrs = op.attrs
+    weight = op.weight if len(out) == op.weight.shape[0] else op.weight[out]
+    if op.is_depthwise:
+        attrs = {**attrs, "groups": len(source)}
+    else:
+        # The groups of a convolution keep the same positions, so the first group's serve for all.
+        inputs = source[: len(source) // op.groups]
+        if len(inputs) != weight.shape[1]:
+            weight = weight[:, inputs]
+    bias = op.bias if op.bias is None else op.bias[out]
+    norm = op.norm if op.norm is None else op.norm.select(out)
+    return replace(op, shape=shape, attrs=attrs, weight=weight, bias=bias, norm=norm)

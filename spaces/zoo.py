@@ -1,0 +1,141 @@
+"""Networks that trimtab brings along: the CIFAR ResNets of He et al. 2016 (arXiv:1512.03385, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trimtab.errors import BadInput, unknown_name
+
+__all__ = ["ZOO", "ChannelPad", "CifarResNet", "build"]
+
+DEPTHS = (8, 20, 32, 56, 110)
+
+
+class ChannelPad(nn.Module):
+    """Zero channels before and after those of the input: (N, C, H, W) -> (N, before + C + after, H, W)."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad the channels."""
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+
+class PadShortcut(nn.Module):
+    """Option A: every second pixel, the missing channels zero on both sides."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        missing = channels_out - channels_in
+        self.pad = ChannelPad(missing // 2, missing - missing // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subsample and pad."""
+        padded: Tensor = self.pad(x[:, :, :: self.stride, :: self.stride])
+        return padded
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, option: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Sequential()
+        if stride != 1 or channels_in != channels_out:
+            if option == "A":
+                self.shortcut = PadShortcut(channels_in, channels_out, stride)
+            else:
+                self.shortcut = nn.Sequential(
+                    nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+                )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the block."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """The 6n+2-layer ResNet for small images: three stages of n blocks, then a global mean and one linear layer.
+
+    `depth` is one of 8, 20, 32, 56, 110; `option` is the shortcut, "A" (padding, no parameters) or "B" (1x1
+    convolution); `width` is the first stage's channels, doubled in each stage; `head` names the linear layer.
+    """
+
+    def __init__(
+        self,
+        depth: int = 20,
+        option: str = "A",
+        classes: int = 10,
+        width: int = 16,
+        channels: int = 3,
+        head: str = "linear",
+    ) -> None:
+        super().__init__()
+        if depth not in DEPTHS:
+            raise BadInput(f"a CIFAR ResNet has {', '.join(map(str, DEPTHS))} layers, not {depth}")
+        if option not in ("A", "B"):
+            raise BadInput(f"the shortcut option is 'A' or 'B', not {option!r}")
+        blocks = (depth - 2) // 6
+        self.head = head
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        channels_in = width
+        for stage in range(3):
+            channels_out = width << stage
+            layers = []
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(BasicBlock(channels_in, channels_out, stride, option))
+                channels_in = channels_out
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        setattr(self, head, nn.Linear(channels_in, classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, channels, H, W) to logits (N, classes)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x = stage(x)
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        logits: Tensor = getattr(self, self.head)(x)
+        return logits
+
+
+def _resnet(depth: int, option: str) -> Callable[..., nn.Module]:
+    # The published option-B checkpoints call the last layer `fc`, the option-A ones `linear`.
+    def make(**options: Any) -> nn.Module:
+        return CifarResNet(depth, option, **{"head": "linear" if option == "A" else "fc", **options})
+
+    return make
+
+
+#: Name -> constructor; keyword arguments go to the class.
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    f"resnet{depth}{suffix}": _resnet(depth, option)
+    for depth in DEPTHS
+    for suffix, option in (("", "A"), ("-b", "B"))
+}
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """Build a zoo network with fresh weights from torch's current random state; an unknown name is a `BadInput`."""
+    if name not in ZOO:
+        raise unknown_name("zoo network", name, ZOO)
+    try:
+        return ZOO[name](**options)
+    except TypeError as error:
+        raise BadInput(f"zoo network {name!r}: {error}") from error
