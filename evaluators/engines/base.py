@@ -1,0 +1,73 @@
+"""What an engine is: it compiles a program into a session that runs it and can be timed."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trimtab.kernels.graph import Graph
+
+__all__ = ["Engine", "EngineSession", "Images", "TimeSlice", "cpu_name"]
+
+Images = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TimeSlice:
+    """One uninterrupted stretch of runs: how many, how many seconds they took together, and how often the operating
+    system took the core away meanwhile."""
+
+    runs: int
+    seconds: float
+    involuntary_switches: int
+
+
+class EngineSession(Protocol):
+    """A compiled network."""
+
+    def run(self, x: Images) -> Images:
+        """Return the output (N, ...) for inputs (N, C, H, W), any N, float32."""
+        ...
+
+    def time(self, inputs: Images, seconds: float) -> TimeSlice:
+        """Run on inputs (R, batch, C, H, W) in rotation until `seconds` have passed."""
+        ...
+
+
+class Engine(Protocol):
+    """What runs a network. Latency belongs to (candidate, engine, threads, batch)."""
+
+    name: str
+    threads: int
+
+    @property
+    def signature(self) -> str:
+        """What the latency table is keyed by: engine, version or kernel level, and threads."""
+        ...
+
+    def compile(self, graph: Graph, batch: int = 1) -> EngineSession:
+        """Compile a program; one that the engine lacks an operator for is a `BadInput`."""
+        ...
+
+    def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
+        """Time one layer of a small program, several slices of `seconds` each: seconds per run of each slice."""
+        ...
+
+
+@cache
+def cpu_name() -> str:
+    """Return the processor's model name, as the latency table is keyed by it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()

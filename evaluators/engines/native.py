@@ -1,0 +1,62 @@
+"""trimtab's own kernels as an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trimtab import kernels
+from trimtab.evaluators.engines.base import Images, TimeSlice
+from trimtab.kernels.graph import Graph
+
+__all__ = ["NativeEngine"]
+
+LAYER_SLICES = 7
+
+
+class NativeEngine:
+    """Runs programs on `trimtab.kernels`, at the best kernel level or the one that `TRIMTAB_ISA` forces."""
+
+    name = "native"
+
+    def __init__(self, threads: int = 1, level: str | None = None) -> None:
+        self.threads = threads
+        self.level = level or kernels.active_level()
+
+    @property
+    def signature(self) -> str:
+        """Engine, kernel level, threads."""
+        return f"native {self.level} threads={self.threads}"
+
+    def compile(self, graph: Graph, batch: int = 1) -> NativeSession:
+        """Compile a program for batches of up to `batch` images."""
+        return NativeSession(kernels.Session(graph, threads=self.threads, batch=batch, level=self.level))
+
+    def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
+        """Time one layer in place, inside runs of the whole small program."""
+        session = kernels.Session(graph, threads=self.threads, level=self.level)
+        inputs = np.random.default_rng(0).normal(size=(4, 1, *graph.input_shape)).astype(np.float32)
+        first = session.time(inputs, seconds / 2)
+        runs = max(3, int(seconds * first.runs / first.seconds))
+        times = []
+        for _ in range(LAYER_SLICES):
+            steps = dict(session.profile(inputs, runs))
+            times.append(steps[layer])
+        return times
+
+
+class NativeSession:
+    """A `trimtab.kernels.Session` as an `EngineSession`."""
+
+    def __init__(self, session: kernels.Session) -> None:
+        self.session = session
+
+    def run(self, x: Images) -> Images:
+        """Return the output for (N, C, H, W)."""
+        return self.session.run(x)
+
+    def time(self, inputs: Images, seconds: float) -> TimeSlice:
+        """Time runs in the native loop."""
+        piece = self.session.time(inputs, seconds)
+        return TimeSlice(piece.runs, piece.seconds, piece.involuntary_switches)
