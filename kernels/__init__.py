@@ -1,0 +1,22 @@
+"""The native engine: graphs of operators, compiled for this machine's kernels."""
+
+from trimtab.kernels.errors import ArtefactError, UnsupportedOperator
+from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.kernels.levels import active_level, cpu, emulated_levels, levels
+from trimtab.kernels.passes import fuse
+from trimtab.kernels.session import Session, Slice
+
+__all__ = [
+    "ArtefactError",
+    "Graph",
+    "Node",
+    "Quant",
+    "Session",
+    "Slice",
+    "UnsupportedOperator",
+    "active_level",
+    "cpu",
+    "emulated_levels",
+    "fuse",
+    "levels",
+]

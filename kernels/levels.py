@@ -1,0 +1,44 @@
+"""Kernel levels: the instruction sets that the engine has kernels for."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from trimtab.errors import BadInput
+from trimtab.kernels import _native
+
+__all__ = ["active_level", "cpu", "emulated_levels", "levels", "resolve_level"]
+
+
+def levels() -> list[str]:
+    """Return the levels that this machine has, best first."""
+    return list(_native.levels())
+
+
+def emulated_levels() -> list[str]:
+    """Return the levels that exist to test the logic of others anywhere; slow, and used only when named."""
+    return list(_native.emulated_levels())
+
+
+def cpu() -> dict[str, Any]:
+    """Return `vendor`, `model`, `features` (those that levels need) and `logical_cpus` of this machine."""
+    return dict(_native.cpu())
+
+
+def active_level() -> str:
+    """Return the level that sessions use: the best, or what the environment variable TRIMTAB_ISA names.
+
+    Raises BadInput where TRIMTAB_ISA names a level that is unknown or that this machine lacks.
+    """
+    return resolve_level(os.environ.get("TRIMTAB_ISA") or None)
+
+
+def resolve_level(level: str | None) -> str:
+    """Return `level` if this machine can run it, or the best level for None; raises BadInput otherwise."""
+    if level is None:
+        return levels()[0]
+    if level in levels() or level in emulated_levels():
+        return level
+    known = ", ".join([*levels(), *emulated_levels()])
+    raise BadInput(f"kernel level {level!r} is unknown, or this machine lacks it (here: {known})")

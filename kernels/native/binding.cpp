@@ -1,0 +1,193 @@
+// The Python module trimtab.kernels._native. Its callers have checked shapes and values; see _native.pyi.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <limits>
+#include <optional>
+
+#include "cpu.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace trimtab {
+namespace {
+
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const int8_t, nb::c_contig, nb::device::cpu>;
+using NewFloats = nb::ndarray<nb::numpy, float>;
+using Ints = std::vector<int32_t>;
+
+Activation activation_of(const std::string& name) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  if (name == "relu") return {0.0f, kInfinity};
+  if (name == "relu6") return {0.0f, 6.0f};
+  return {-kInfinity, kInfinity};
+}
+
+const Kernels& kernels_of(const std::string& level) {
+  const Kernels* kernels = find_kernels(level);
+  if (kernels == nullptr) throw nb::value_error("this machine lacks the kernel level");
+  return *kernels;
+}
+
+void check_input(const Program& p, const Floats& x, size_t leading) {
+  if (x.ndim() < leading) throw nb::value_error("input has too few dimensions");
+  size_t elements = 1;
+  for (size_t i = leading; i < x.ndim(); ++i) elements *= x.shape(i);
+  if (elements != p.input().elements()) throw nb::value_error("input has the wrong shape");
+}
+
+NewFloats new_floats(const Tensor& t, size_t images, bool flat) {
+  std::vector<size_t> shape{images, static_cast<size_t>(t.c)};
+  if (!flat) shape.insert(shape.end(), {static_cast<size_t>(t.h), static_cast<size_t>(t.w)});
+  auto* data = new float[t.elements() * images];
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return NewFloats(data, shape.size(), shape.data(), owner);
+}
+
+NewFloats run(Program& p, const Floats& x, bool flat) {
+  check_input(p, x, 1);
+  const size_t images = x.shape(0);
+  NewFloats y = new_floats(p.output(), images, flat);
+  float* out = y.data();
+  const float* in = x.data();
+  nb::gil_scoped_release unlocked;
+  p.run(in, images, out);
+  return y;
+}
+
+std::vector<std::pair<int, NewFloats>> trace(Program& p, const Floats& x) {
+  check_input(p, x, 1);
+  if (x.shape(0) > static_cast<size_t>(p.batch())) throw nb::value_error("more images than the batch");
+  const size_t images = x.shape(0);
+  std::vector<std::pair<int, NewFloats>> values;
+  p.trace(x.data(), static_cast<int>(images), [&](int tensor, const float* data) {
+    NewFloats copy = new_floats(p.tensor(tensor), images, false);
+    std::memcpy(copy.data(), data, p.tensor(tensor).elements() * images * sizeof(float));
+    values.emplace_back(tensor, copy);
+  });
+  return values;
+}
+
+nb::tuple time_runs(Program& p, const Floats& inputs, double seconds) {
+  check_input(p, inputs, 2);
+  Slice slice;
+  {
+    nb::gil_scoped_release unlocked;
+    slice = p.time(inputs.data(), inputs.shape(0), seconds);
+  }
+  return nb::make_tuple(slice.runs, slice.seconds, slice.involuntary_switches);
+}
+
+std::vector<std::pair<std::string, double>> profile(Program& p, const Floats& inputs, long runs) {
+  check_input(p, inputs, 2);
+  nb::gil_scoped_release unlocked;
+  return p.profile(inputs.data(), inputs.shape(0), runs);
+}
+
+// geometry: kernel, stride, dilation (h, w each), padding (top, left, bottom, right), groups.
+ConvSpec spec_of(const Program& p, int in, int out, const Ints& geometry) {
+  const Tensor &from = p.tensor(in), &to = p.tensor(out);
+  const auto at = [&](size_t i) { return geometry.at(i); };
+  ConvSpec s{};
+  s.ic = from.c, s.ih = from.h, s.iw = from.w, s.oc = to.c, s.oh = to.h, s.ow = to.w;
+  s.kh = at(0), s.kw = at(1), s.stride_h = at(2), s.stride_w = at(3), s.dilation_h = at(4), s.dilation_w = at(5);
+  s.pad_top = at(6), s.pad_left = at(7), s.groups = at(10);
+  s.pads = (at(6) | at(7) | at(8) | at(9)) != 0;
+  return s;
+}
+
+void add_conv_float(Program& p, const std::string& name, int in, int out, int residual, const Ints& geometry,
+                    const Floats& weights, const Floats& bias, const std::string& activation) {
+  ConvSpec s = spec_of(p, in, out, geometry);
+  s.float_weights = weights.data();
+  s.bias = bias.data();
+  p.add_conv(name, in, out, residual, s, activation_of(activation));
+}
+
+void add_conv_int(Program& p, const std::string& name, int in, int out, int residual, const Ints& geometry,
+                  const Bytes& weights, const Floats& weight_scale, const Floats& bias,
+                  const std::string& activation) {
+  ConvSpec s = spec_of(p, in, out, geometry);
+  s.int_weights = weights.data();
+  s.weight_scale = weight_scale.data();
+  s.bias = bias.data();
+  p.add_conv(name, in, out, residual, s, activation_of(activation));
+}
+
+// geometry: kernel, stride (h, w each), padding (top, left).
+void add_pool(Program& p, const std::string& name, int in, int out, const Ints& geometry, bool maximum,
+              bool include_pad) {
+  const Tensor &from = p.tensor(in), &to = p.tensor(out);
+  const auto at = [&](size_t i) { return geometry.at(i); };
+  const PoolArgs args{from.h, from.w, from.c, to.h,  to.w,  at(0),
+                      at(1),  at(2),  at(3),  at(4), at(5), include_pad};
+  if (maximum)
+    p.add_max_pool(name, in, out, args);
+  else
+    p.add_avg_pool(name, in, out, args);
+}
+
+nb::dict cpu_dict() {
+  const Cpu cpu = detect_cpu();
+  nb::dict d;
+  d["vendor"] = cpu.vendor;
+  d["model"] = cpu.model;
+  d["features"] = cpu.features;
+  d["logical_cpus"] = cpu.logical;
+  return d;
+}
+
+double stream_rate(const std::string& level, size_t bytes, double seconds) {
+  const Memory buffer(bytes);
+  nb::gil_scoped_release unlocked;
+  return kernels_of(level).stream(buffer.data(), bytes, seconds);
+}
+
+}  // namespace
+}  // namespace trimtab
+
+NB_MODULE(_native, m) {
+  using namespace trimtab;
+  m.def("levels", &available_levels);
+  m.def("emulated_levels", &emulated_levels);
+  m.def("cpu", &cpu_dict);
+  m.def("peak_int", [](const std::string& level, double s) { return kernels_of(level).peak_int(s); }, "level"_a,
+        "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("peak_float", [](const std::string& level, double s) { return kernels_of(level).peak_float(s); }, "level"_a,
+        "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("stream_rate", &stream_rate, "level"_a, "bytes"_a, "seconds"_a);
+  nb::class_<Program>(m, "Program")
+      .def("__init__", [](Program* p, const std::string& level, int threads,
+                          int batch) { new (p) Program(kernels_of(level), threads, batch); },
+           "level"_a, "threads"_a, "batch"_a)
+      .def("add_tensor", &Program::add_tensor, "c"_a, "h"_a, "w"_a, "offset"_a, "is_u8"_a, "scale"_a, "zero"_a)
+      .def("add_conv_float", &add_conv_float, "name"_a, "input"_a, "output"_a, "residual"_a, "geometry"_a,
+           "weights"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)
+      .def("add_conv_int", &add_conv_int, "name"_a, "input"_a, "output"_a, "residual"_a, "geometry"_a,
+           "weights"_a.noconvert(), "weight_scale"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)
+      .def("add_sum", [](Program& p, const std::string& name, int a, int b, int out,
+                         const std::string& activation) { p.add_sum(name, a, b, out, activation_of(activation)); },
+           "name"_a, "a"_a, "b"_a, "output"_a, "activation"_a)
+      .def("add_convert", [](Program& p, const std::string& name, int in, int out,
+                             const std::string& activation) { p.add_convert(name, in, out, activation_of(activation)); },
+           "name"_a, "input"_a, "output"_a, "activation"_a)
+      .def("add_concat", &Program::add_concat, "name"_a, "inputs"_a, "output"_a)
+      .def("add_pool", &add_pool, "name"_a, "input"_a, "output"_a, "geometry"_a, "maximum"_a, "include_pad"_a)
+      .def("add_flatten", &Program::add_flatten, "name"_a, "input"_a, "output"_a)
+      .def("add_channel_map", &Program::add_channel_map, "name"_a, "input"_a, "output"_a, "index"_a)
+      .def("add_subsample", &Program::add_subsample, "name"_a, "input"_a, "output"_a, "stride_h"_a, "stride_w"_a)
+      .def("finish", &Program::finish, "input"_a, "output"_a, "arena_bytes"_a)
+      .def("run", &run, "x"_a.noconvert(), "flat"_a)
+      .def("trace", &trace, "x"_a.noconvert())
+      .def("time", &time_runs, "inputs"_a.noconvert(), "seconds"_a)
+      .def("profile", &profile, "inputs"_a.noconvert(), "runs"_a)
+      .def_prop_ro("arena_bytes", &Program::arena_bytes)
+      .def_prop_ro("weight_bytes", &Program::weight_bytes);
+}

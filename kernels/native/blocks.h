@@ -1,0 +1,90 @@
+// Which output rows a thread computes, and the input rows under them in scratch, with their border of zeros.
+#pragma once
+
+#include "epilogue.h"
+
+namespace trimtab {
+namespace {
+
+// One block of output rows of one image: `pixels` output pixels whose inputs lie at base + offset[pixel].
+template <class A>
+struct Block {
+  const A* base;
+  const int32_t* offset;
+  int pixels;
+  size_t first_pixel;  // in the output, over all images
+};
+
+struct Span {
+  int first, last;
+};
+
+TRIMTAB_INLINE Span share(int count, int thread, int threads) {
+  return {static_cast<int>(int64_t{count} * thread / threads),
+          static_cast<int>(int64_t{count} * (thread + 1) / threads)};
+}
+
+template <class A, class T>
+static void copy_inputs(A* to, const T* from, size_t count, int32_t zero) {
+  if constexpr (sizeof(A) == sizeof(T)) {
+    std::memcpy(to, from, count * sizeof(A));
+  } else {
+    for (size_t i = 0; i < count; ++i) to[i] = static_cast<A>(from[i] - zero);
+  }
+}
+
+// Copies the input rows under output rows [y0, y1), with padding, as A: float, (q - zero) or q itself.
+template <class A, class T>
+static void fill_scratch(const Conv& g, const T* image, int y0, int y1, A* scratch, A padding, int32_t zero) {
+  const int row = g.scratch_w * g.ic, left = g.pad_left * g.ic;
+  const int width = least(g.iw, g.scratch_w - g.pad_left) * g.ic;
+  const int top = y0 * g.stride_h - g.pad_top, rows = (y1 - y0 - 1) * g.stride_h + g.reach_h;
+  if (left == 0 && width == row && g.iw == g.scratch_w && top >= 0 && top + rows <= g.ih) {
+    copy_inputs(scratch, image + static_cast<size_t>(top) * row, static_cast<size_t>(rows) * row, zero);
+    return;
+  }
+  for (int r = 0; r < rows; ++r, scratch += row) {
+    const int y = top + r;
+    const bool inside = y >= 0 && y < g.ih && width > 0;
+    const int before = inside ? left : row, after = inside ? row - left - width : 0;
+    for (int i = 0; i < before; ++i) scratch[i] = padding;
+    if (inside) copy_inputs(scratch + left, image + static_cast<size_t>(y) * g.iw * g.ic, width, zero);
+    for (int i = 0; i < after; ++i) scratch[row - after + i] = padding;
+  }
+}
+
+// Calls body(block) for every block of this thread. A pointwise convolution is one image of n * h * w rows.
+template <class A, class T, class Body>
+TRIMTAB_INLINE void for_blocks(const Conv& conv, const Operand& in, const Task& task, bool split, A padding,
+                               const Body& body) {
+  Conv g = conv;
+  int images = task.images;
+  if (g.pointwise) {
+    g.ih = g.oh = images * g.oh * g.ow;
+    g.iw = g.ow = g.scratch_w = 1;
+    images = 1;
+  }
+  const int per_image = (g.oh + g.block_rows - 1) / g.block_rows;
+  const Span units = split ? share(images * per_image, task.thread, task.threads) : Span{0, images * per_image};
+  int32_t* offset = reinterpret_cast<int32_t*>(task.scratch);
+  const size_t table = (static_cast<size_t>(g.block_rows) * g.ow * sizeof(int32_t) + 63) / 64 * 64;
+  A* const scratch = reinterpret_cast<A*>(task.scratch + table);
+  const int row = (g.direct ? g.iw : g.scratch_w) * g.ic;
+  for (int y = 0, i = 0; y < least(g.block_rows, g.oh); ++y)
+    for (int x = 0; x < g.ow; ++x) offset[i++] = y * g.stride_h * row + x * g.stride_w * g.ic;
+  const T* const data = static_cast<const T*>(in.data);
+  for (int unit = units.first; unit < units.last; ++unit) {
+    const int n = unit / per_image, y0 = unit % per_image * g.block_rows;
+    const int y1 = least(g.oh, y0 + g.block_rows);
+    const T* image = data + static_cast<size_t>(n) * g.ih * g.iw * g.ic;
+    const A* base = scratch;
+    if (g.direct)
+      base = reinterpret_cast<const A*>(image + static_cast<size_t>(y0) * g.stride_h * row);
+    else
+      fill_scratch<A, T>(g, image, y0, y1, scratch, padding, in.zero);
+    body(Block<A>{base, offset, (y1 - y0) * g.ow, (static_cast<size_t>(n) * g.oh + y0) * g.ow});
+  }
+}
+
+}  // namespace
+}  // namespace trimtab

@@ -1,0 +1,35 @@
+// A convolution as the caller gives it, and packed for one level.
+#pragma once
+
+#include <vector>
+
+#include "memory.h"
+#include "table.h"
+
+namespace trimtab {
+
+// Shapes are per image; weights are (oc, ic / groups, kh, kw), float or int8.
+struct ConvSpec {
+  int32_t ic, ih, iw, oc, oh, ow, kh, kw;
+  int32_t stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, groups;
+  bool pads;  // any of the four sides
+  const float* float_weights;   // one of the two is null
+  const int8_t* int_weights;
+  const float* weight_scale;    // (oc,), with int_weights
+  const float* bias;            // (oc,)
+};
+
+struct PackedConv {
+  Conv conv{};
+  Memory weights, start, scale;
+  std::vector<int32_t> segment_offset;
+  bool integer = false, depthwise = false;
+  size_t scratch_bytes = 0;  // per thread
+};
+
+// `batch` images and `threads` bound the block size; `in` and `out` give the scales. With `requantize` the
+// per-channel scales go straight to the output's integers.
+PackedConv pack_conv(const ConvSpec& spec, const Kernels& kernels, const Operand& in, const Operand& out,
+                     bool requantize, int batch, int threads);
+
+}  // namespace trimtab

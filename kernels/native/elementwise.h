@@ -1,0 +1,116 @@
+// Conversion, addition, pooling and the network's input.
+#pragma once
+
+#include "epilogue.h"
+
+namespace trimtab {
+namespace {
+
+template <class S>
+static void convert(const Operand& in, const Store& s, size_t rows, size_t width, size_t stride) {
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t i = 0; i < width; i += S::kLanes) {
+      const int count = static_cast<int>(least<size_t>(S::kLanes, width - i));
+      finish_real<S>(s, r * stride + i, load_real<S>(in, r * width + i, count), count);
+    }
+  }
+}
+
+template <class S>
+static void add(const Operand& a, const Operand& b, const Store& s, size_t first, size_t last) {
+  for (size_t i = first; i < last; i += S::kLanes) {
+    const int count = static_cast<int>(least<size_t>(S::kLanes, last - i));
+    finish_real<S>(s, i, load_real<S>(a, i, count) + load_real<S>(b, i, count), count);
+  }
+}
+
+// The part of a pooling window that lies inside its image.
+struct Window {
+  int y0, y1, x0, x1, count;
+  size_t image;  // first pixel of the image
+};
+
+TRIMTAB_INLINE Window window_of(const PoolArgs& g, size_t pixel) {
+  const int x = static_cast<int>(pixel % g.ow), y = static_cast<int>(pixel / g.ow % g.oh);
+  const int top = y * g.stride_h - g.pad_top, left = x * g.stride_w - g.pad_left;
+  Window w{greatest(top, 0), least(top + g.kh, g.ih), greatest(left, 0), least(left + g.kw, g.iw), 0, 0};
+  w.count = g.include_pad ? g.kh * g.kw : (w.y1 - w.y0) * (w.x1 - w.x0);
+  w.image = pixel / (static_cast<size_t>(g.ow) * g.oh) * g.ih * g.iw;
+  return w;
+}
+
+template <class T>
+static void max_pool_typed(const PoolArgs& g, const T* in, T* out, size_t first, size_t last) {
+  for (size_t pixel = first; pixel < last; ++pixel) {
+    const Window w = window_of(g, pixel);
+    T* const to = out + pixel * g.c;
+    std::memcpy(to, in + (w.image + static_cast<size_t>(w.y0) * g.iw + w.x0) * g.c, g.c * sizeof(T));
+    for (int y = w.y0; y < w.y1; ++y) {
+      for (int x = w.x0; x < w.x1; ++x) {
+        const T* from = in + (w.image + static_cast<size_t>(y) * g.iw + x) * g.c;
+        for (int c = 0; c < g.c; ++c) to[c] = to[c] < from[c] ? from[c] : to[c];
+      }
+    }
+  }
+}
+
+template <class S>
+static void max_pool(const PoolArgs& g, const Operand& in, const Operand& out, size_t first, size_t last) {
+  if (in.is_u8)
+    max_pool_typed(g, static_cast<const uint8_t*>(in.data), static_cast<uint8_t*>(out.data), first, last);
+  else
+    max_pool_typed(g, static_cast<const float*>(in.data), static_cast<float*>(out.data), first, last);
+}
+
+// The mean over a window of up to one vector of channels, from channel c.
+template <class S>
+TRIMTAB_INLINE typename S::F window_mean(const PoolArgs& g, const Operand& in, const Window& w, int c, int lanes) {
+  typename S::I integers = S::set(int32_t{0});
+  typename S::F reals = S::set(0.0f);
+  for (int y = w.y0; y < w.y1; ++y) {
+    for (int x = w.x0; x < w.x1; ++x) {
+      const size_t i = (w.image + static_cast<size_t>(y) * g.iw + x) * g.c + c;
+      if (in.is_u8)
+        integers += load_u8_some<S>(static_cast<const uint8_t*>(in.data) + i, lanes) - S::set(in.zero);
+      else
+        reals += load_some<S, typename S::F>(static_cast<const float*>(in.data) + i, lanes);
+    }
+  }
+  if (!in.is_u8) return reals / S::set(static_cast<float>(w.count));
+  return S::to_float(integers) * S::set(static_cast<float>(static_cast<double>(in.scale) / w.count));
+}
+
+template <class S>
+static void avg_pool(const PoolArgs& g, const Operand& in, const Store& s, size_t first, size_t last) {
+  for (size_t pixel = first; pixel < last; ++pixel) {
+    const Window w = window_of(g, pixel);
+    for (int c = 0; c < g.c; c += S::kLanes) {
+      const int lanes = least(S::kLanes, g.c - c);
+      finish_real<S>(s, pixel * g.c + c, window_mean<S>(g, in, w, c, lanes), lanes);
+    }
+  }
+}
+
+// One image from planes of float32 to stored pixels: whole vectors of one plane, scattered by channel.
+template <class S>
+static void input(const float* nchw, const Store& s, int32_t channels, int32_t pixels) {
+  for (int c = 0; c < channels; ++c) {
+    const float* plane = nchw + static_cast<size_t>(c) * pixels;
+    for (int p = 0; p < pixels; p += S::kLanes) {
+      const int count = least(S::kLanes, pixels - p);
+      const size_t to = static_cast<size_t>(p) * channels + c;
+      if (s.out.is_u8) {
+        uint8_t q[S::kLanes];
+        S::store_u8(q, quantize<S>(s.out, load_some<S, typename S::F>(plane + p, count)));
+        uint8_t* out = static_cast<uint8_t*>(s.out.data) + to;
+        for (int i = 0; i < count; ++i) out[static_cast<size_t>(i) * channels] = q[i];
+      } else {
+        float* out = static_cast<float*>(s.out.data) + to;
+        for (int i = 0; i < count; ++i) out[static_cast<size_t>(i) * channels] = plane[p + i];
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trimtab

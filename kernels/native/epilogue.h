@@ -1,0 +1,131 @@
+// From accumulators or real values to memory: scale, residual, activation, rounding (docs/arithmetic.md).
+#pragma once
+
+#include "isa_vector.h"
+#include "table.h"
+
+namespace trimtab {
+namespace {
+
+template <class T>
+TRIMTAB_INLINE T least(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+TRIMTAB_INLINE T greatest(T a, T b) {
+  return a < b ? b : a;
+}
+
+// `count` elements at p as one vector; elements past `count` are not touched.
+template <class S, class V, class T>
+TRIMTAB_INLINE V load_some(const T* p, int count) {
+  if (count >= S::kLanes) return S::template load<V>(p);
+  T part[S::kLanes] = {};
+  std::memcpy(part, p, count * sizeof(T));
+  return S::template load<V>(part);
+}
+
+template <class S>
+TRIMTAB_INLINE typename S::I load_u8_some(const uint8_t* p, int count) {
+  if (count >= S::kLanes) return S::load_u8(p);
+  uint8_t part[S::kLanes] = {};
+  std::memcpy(part, p, count);
+  return S::load_u8(part);
+}
+
+template <class S>
+TRIMTAB_INLINE typename S::F load_real(const Operand& o, size_t i, int count) {
+  if (!o.is_u8) return load_some<S, typename S::F>(static_cast<const float*>(o.data) + i, count);
+  const auto q = load_u8_some<S>(static_cast<const uint8_t*>(o.data) + i, count);
+  return S::to_float(q - S::set(o.zero)) * S::set(o.scale);
+}
+
+template <class S>
+TRIMTAB_INLINE void store_u8_some(uint8_t* p, typename S::I q, int count) {
+  if (count >= S::kLanes) return S::store_u8(p, q);
+  uint8_t part[S::kLanes];
+  S::store_u8(part, q);
+  std::memcpy(p, part, count);
+}
+
+template <class S>
+TRIMTAB_INLINE typename S::I quantize(const Operand& o, typename S::F x) {
+  const auto low = S::set(static_cast<float>(-o.zero)), high = S::set(static_cast<float>(255 - o.zero));
+  return S::round(S::clamp(x * S::set(o.inverse), low, high)) + S::set(o.zero);
+}
+
+template <class S>
+TRIMTAB_INLINE void store_real(const Operand& o, size_t i, typename S::F x, int count) {
+  if (o.is_u8) {
+    store_u8_some<S>(static_cast<uint8_t*>(o.data) + i, quantize<S>(o, x), count);
+  } else if (count >= S::kLanes) {
+    S::store(static_cast<float*>(o.data) + i, x);
+  } else {
+    std::memcpy(static_cast<float*>(o.data) + i, &x, count * sizeof(float));
+  }
+}
+
+// Residual, activation and store of `count` real values that go to element i.
+template <class S>
+TRIMTAB_INLINE void finish_real(const Store& s, size_t i, typename S::F x, int count) {
+  if (s.has_residual) x = x + load_real<S>(s.residual, i, count);
+  store_real<S>(s.out, i, S::activate(x, S::set(s.floor), S::set(s.ceil)), count);
+}
+
+template <class S>
+TRIMTAB_INLINE typename S::F as_real(typename S::I acc, const float* scale) {
+  return S::to_float(acc) * S::template load<typename S::F>(scale);
+}
+template <class S>
+TRIMTAB_INLINE typename S::F as_real(typename S::F acc, const float*) {
+  return acc;
+}
+
+template <class S>
+TRIMTAB_INLINE void store_requantized(const Store& s, const int32_t* acc, int row, int rows, int columns,
+                                      size_t first, size_t step, int channel) {
+  using F = typename S::F;
+  const F low = S::set(s.low), high = S::set(s.high);
+  const auto zero = S::set(s.out.zero);
+  uint8_t* out = static_cast<uint8_t*>(s.out.data) + first;
+  for (int c = 0; c < columns; c += S::kLanes) {
+    const F scale = S::template load<F>(s.scale + channel + c);
+    const int count = columns - c;
+    for (int r = 0; r < rows; ++r) {
+      const auto a = S::template load<typename S::I>(acc + r * row + c);
+      const auto q = S::round(S::clamp(S::to_float(a) * scale, low, high)) + zero;
+      store_u8_some<S>(out + r * step + c, q, count);
+    }
+  }
+}
+
+// Stores `rows` pixels of `columns` channels. acc[r * row + c]; pixel r's first element is `first + r * step`;
+// `channel` indexes the padded per-channel scales.
+template <class S, class Acc, class V>
+TRIMTAB_INLINE void store_block(const Store& s, const Acc* acc, int row, int rows, int columns, size_t first,
+                                size_t step, int channel) {
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < columns; c += S::kLanes) {
+      const V a = S::template load<V>(acc + r * row + c);
+      finish_real<S>(s, first + r * step + c, as_real<S>(a, s.scale + channel + c), columns - c);
+    }
+  }
+}
+
+template <class S>
+static void emit(const Store& s, const int32_t* acc, int row, int rows, int columns, size_t first, size_t step,
+                 int channel) {
+  if (s.requantize)
+    store_requantized<S>(s, acc, row, rows, columns, first, step, channel);
+  else
+    store_block<S, int32_t, typename S::I>(s, acc, row, rows, columns, first, step, channel);
+}
+
+template <class S>
+static void emit(const Store& s, const float* acc, int row, int rows, int columns, size_t first, size_t step,
+                 int channel) {
+  store_block<S, float, typename S::F>(s, acc, row, rows, columns, first, step, channel);
+}
+
+}  // namespace
+}  // namespace trimtab

@@ -1,0 +1,144 @@
+// Convolutions and linear layers as a matrix product whose left rows are read in place, tap row by tap row.
+#pragma once
+
+#include "blocks.h"
+
+namespace trimtab {
+namespace {
+
+// MR pixels times NV vectors of output channels, over every segment of the filter.
+template <class P, int MR, int NV, int Lanes>
+static void micro(const typename P::A* base, const int32_t* offset, const Conv& g, const typename P::B* b,
+                  const typename P::Acc* start, typename P::Acc* out) {
+  using V = typename P::V;
+  using A = typename P::A;
+  V acc[MR][NV];
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) {
+    V first;
+    std::memcpy(&first, start + j * Lanes, sizeof first);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) acc[i][j] = first;
+  }
+  const int steps = g.steps;
+  for (int s = 0; s < g.segments; ++s) {
+    const A* a[MR];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) a[i] = base + offset[i] + g.segment_offset[s];
+    for (int k = 0; k < steps; ++k) {
+      V right[NV];
+      std::memcpy(right, b, sizeof right);
+      b += NV * Lanes * P::kDot;
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        const V left = P::broadcast(a[i] + static_cast<ptrdiff_t>(k) * P::kDot);
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) acc[i][j] = P::dot(acc[i][j], left, right[j]);
+      }
+    }
+  }
+  std::memcpy(out, acc, sizeof acc);
+}
+
+template <class P>
+using Micro = void (*)(const typename P::A*, const int32_t*, const Conv&, const typename P::B*,
+                       const typename P::Acc*, typename P::Acc*);
+
+// The micro-kernels for 1, 2, 4 and S::kRows pixels with NV vectors.
+template <class S, class P, int NV>
+struct Heights {
+  static constexpr int kCount = S::kRows > 4 ? 4 : 3;
+  static constexpr Micro<P> kernel(int i) {
+    return i == 0   ? &micro<P, 1, NV, S::kLanes>
+           : i == 1 ? &micro<P, 2, NV, S::kLanes>
+           : i == 2 ? &micro<P, 4, NV, S::kLanes>
+                    : &micro<P, S::kRows, NV, S::kLanes>;
+  }
+};
+
+template <class S, class P>
+static Micro<P> micro_kernel(int height, int vectors) {
+  static constexpr Micro<P> one[] = {Heights<S, P, 1>::kernel(0), Heights<S, P, 1>::kernel(1),
+                                     Heights<S, P, 1>::kernel(2), Heights<S, P, 1>::kernel(3)};
+  static constexpr Micro<P> two[] = {Heights<S, P, 2>::kernel(0), Heights<S, P, 2>::kernel(1),
+                                     Heights<S, P, 2>::kernel(2), Heights<S, P, 2>::kernel(3)};
+  const int index = height == 1 ? 0 : height == 2 ? 1 : height == 4 ? 2 : 3;
+  if constexpr (S::kVectors > 2) {
+    static constexpr Micro<P> three[] = {Heights<S, P, 3>::kernel(0), Heights<S, P, 3>::kernel(1),
+                                         Heights<S, P, 3>::kernel(2), Heights<S, P, 3>::kernel(3)};
+    static constexpr Micro<P> four[] = {Heights<S, P, 4>::kernel(0), Heights<S, P, 4>::kernel(1),
+                                        Heights<S, P, 4>::kernel(2), Heights<S, P, 4>::kernel(3)};
+    if (vectors == 4) return four[index];
+    if (vectors == 3) return three[index];
+  }
+  return vectors == 2 ? two[index] : one[index];
+}
+
+// How many pixels the next tile takes: the least height that covers what is left and fits, else the largest below.
+template <class S>
+TRIMTAB_INLINE int tile_height(int left, int pixels) {
+  if (left >= S::kRows) return S::kRows;
+  for (int h = 1; h <= 4; h *= 2) {
+    if (h >= left && h <= pixels) return h;
+  }
+  if (S::kRows <= pixels) return S::kRows;
+  return left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+struct Panels {
+  int per_group, vectors;  // vectors: of one group
+};
+
+template <class S>
+TRIMTAB_INLINE Panels panels_of(const Conv& g) {
+  const int vectors = g.group_width / S::kLanes;
+  return {(vectors + S::kVectors - 1) / S::kVectors, vectors};
+}
+
+// One panel of output channels over all pixels of a block; the last tile may overlap the one before it.
+template <class S, class P>
+static void panel_over_block(const Conv& g, const Store& store, const Block<typename P::A>& block, int group,
+                             int panel) {
+  using Acc = typename P::Acc;
+  constexpr int kWidth = S::kVectors * S::kLanes;
+  const Panels shape = panels_of<S>(g);
+  const int vectors = least(S::kVectors, shape.vectors - panel * S::kVectors), row = vectors * S::kLanes;
+  const size_t panel_size = static_cast<size_t>(g.segments) * g.steps * P::kDot * kWidth;
+  const auto* b = reinterpret_cast<const typename P::B*>(static_cast<const char*>(g.weights) + group * g.group_bytes) +
+                  panel * panel_size;
+  const int channel = group * g.group_width + panel * kWidth, per_group = g.oc / g.groups;
+  const int columns = least(row, per_group - panel * kWidth);
+  const auto* base = block.base + group * (g.ic / g.groups);
+  alignas(64) Acc acc[S::kRows * kWidth];
+  for (int m = 0; m < block.pixels;) {
+    const int height = tile_height<S>(block.pixels - m, block.pixels);
+    const int first = least(m, block.pixels - height);
+    micro_kernel<S, P>(height, vectors)(base, block.offset + first, g, b,
+                                        static_cast<const Acc*>(g.start) + channel, acc);
+    emit<S>(store, acc, row, height, columns, (block.first_pixel + first) * g.oc + group * per_group + panel * kWidth,
+            g.oc, channel);
+    m = first + height;
+  }
+}
+
+// Threads share the blocks of rows; where there are fewer blocks than threads, they share the panels.
+TRIMTAB_INLINE bool shares_blocks(const Conv& g, const Task& task) {
+  const int rows = g.pointwise ? task.images * g.oh * g.ow : g.oh;
+  const int images = g.pointwise ? 1 : task.images;
+  return images * ((rows + g.block_rows - 1) / g.block_rows) >= task.threads;
+}
+
+template <class S, class P, class T>
+static void conv_gemm(const Conv& g, const Store& store, const Operand& in, const Task& task) {
+  using A = typename P::A;
+  const bool by_block = shares_blocks(g, task);
+  const int panels = panels_of<S>(g).per_group;
+  const Span mine = by_block ? Span{0, g.groups * panels} : share(g.groups * panels, task.thread, task.threads);
+  const A padding = sizeof(A) == 1 ? static_cast<A>(in.zero) : A{0};
+  for_blocks<A, T>(g, in, task, by_block, padding, [&](const Block<A>& block) {
+    for (int p = mine.first; p < mine.last; ++p) panel_over_block<S, P>(g, store, block, p / panels, p % panels);
+  });
+}
+
+}  // namespace
+}  // namespace trimtab

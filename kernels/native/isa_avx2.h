@@ -1,0 +1,51 @@
+// AVX2 and FMA: 8 lanes; int16 pairs and vpmaddwd, because vpmaddubsw saturates.
+#pragma once
+
+#include <immintrin.h>
+
+#include "isa_vector.h"
+
+namespace trimtab {
+namespace {
+
+struct Avx2 : Vector<Lanes8> {
+  static constexpr int kRows = 6, kVectors = 2;
+  static constexpr bool kTiles = false;
+
+  TRIMTAB_INLINE I round(F x) { return (I)_mm256_cvtps_epi32((__m256)x); }
+  TRIMTAB_INLINE I load_u8(const uint8_t* p) {
+    return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  TRIMTAB_INLINE void store_u8(uint8_t* p, I x) {
+    const __m128i low = _mm256_castsi256_si128((__m256i)x), high = _mm256_extracti128_si256((__m256i)x, 1);
+    const __m128i words = _mm_packs_epi32(low, high);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+
+  struct Int {
+    using A = int16_t;
+    using B = int16_t;
+    using Acc = int32_t;
+    using V = I;
+    static constexpr int kDot = 2;
+    TRIMTAB_INLINE V broadcast(const A* a) {
+      int32_t pair;
+      std::memcpy(&pair, a, sizeof pair);
+      return (V)_mm256_set1_epi32(pair);
+    }
+    TRIMTAB_INLINE V dot(V acc, V a, V b) { return acc + (V)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+  };
+
+  struct Float {
+    using A = float;
+    using B = float;
+    using Acc = float;
+    using V = F;
+    static constexpr int kDot = 1;
+    TRIMTAB_INLINE V broadcast(const A* a) { return (V)_mm256_broadcast_ss(a); }
+    TRIMTAB_INLINE V dot(V acc, V a, V b) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)acc); }
+  };
+};
+
+}  // namespace
+}  // namespace trimtab

@@ -1,0 +1,51 @@
+// AVX-512 with VNNI: 16 lanes, vpdpbusd over four uint8 x int8 products.
+#pragma once
+
+#include <immintrin.h>
+
+#include "isa_vector.h"
+
+namespace trimtab {
+namespace {
+
+struct Avx512 : Vector<Lanes16> {
+  static constexpr int kRows = 6, kVectors = 4;
+  static constexpr bool kTiles = false;
+
+  TRIMTAB_INLINE I round(F x) { return (I)_mm512_cvtps_epi32((__m512)x); }
+  TRIMTAB_INLINE I load_u8(const uint8_t* p) {
+    return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  TRIMTAB_INLINE void store_u8(uint8_t* p, I x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)x));
+  }
+
+  struct Int {
+    using A = uint8_t;
+    using B = int8_t;
+    using Acc = int32_t;
+    using V = I;
+    static constexpr int kDot = 4;
+    TRIMTAB_INLINE V broadcast(const A* a) {
+      int32_t four;
+      std::memcpy(&four, a, sizeof four);
+      return (V)_mm512_set1_epi32(four);
+    }
+    TRIMTAB_INLINE V dot(V acc, V a, V b) {
+      return (V)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+    }
+  };
+
+  struct Float {
+    using A = float;
+    using B = float;
+    using Acc = float;
+    using V = F;
+    static constexpr int kDot = 1;
+    TRIMTAB_INLINE V broadcast(const A* a) { return (V)_mm512_set1_ps(*a); }
+    TRIMTAB_INLINE V dot(V acc, V a, V b) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)acc); }
+  };
+};
+
+}  // namespace
+}  // namespace trimtab

@@ -1,0 +1,84 @@
+// The primitives of the AVX-512 VNNI and AMX levels in plain code, so that their logic is tested on any machine.
+#pragma once
+
+#include "isa_vector.h"
+
+namespace trimtab {
+namespace {
+
+struct EmulatedAvx512 : Vector<Lanes16> {
+  static constexpr int kRows = 6, kVectors = 4;
+  static constexpr bool kTiles = false;
+
+  struct Int {
+    using A = uint8_t;
+    using B = int8_t;
+    using Acc = int32_t;
+    using V = I;
+    static constexpr int kDot = 4;
+    TRIMTAB_INLINE V broadcast(const A* a) {
+      int32_t four;
+      std::memcpy(&four, a, sizeof four);
+      return set(four);
+    }
+    TRIMTAB_INLINE V dot(V acc, V a, V b) {
+      for (int j = 0; j < 4; ++j) {
+        const V bytes = (a >> (8 * j)) & 255;
+        const V weights = (b << (24 - 8 * j)) >> 24;
+        acc += bytes * weights;
+      }
+      return acc;
+    }
+  };
+
+  struct Float {
+    using A = float;
+    using B = float;
+    using Acc = float;
+    using V = F;
+    static constexpr int kDot = 1;
+    TRIMTAB_INLINE V broadcast(const A* a) { return set(*a); }
+    TRIMTAB_INLINE V dot(V acc, V a, V b) { return acc + a * b; }
+  };
+};
+
+struct EmulatedTiles {
+  struct State {
+    char tile[8][16][64];
+  };
+  TRIMTAB_INLINE State& state() {
+    static thread_local State s;
+    return s;
+  }
+  TRIMTAB_INLINE void configure() {}
+  TRIMTAB_INLINE void release() {}
+  template <int T>
+  TRIMTAB_INLINE void load(const void* p, size_t stride) {
+    for (int r = 0; r < 16; ++r) std::memcpy(state().tile[T][r], static_cast<const char*>(p) + r * stride, 64);
+  }
+  template <int T>
+  TRIMTAB_INLINE void store(void* p, size_t stride) {
+    for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(p) + r * stride, state().tile[T][r], 64);
+  }
+  // Tile C += A (16 x 64 uint8) times B (16 x 16 groups of four int8).
+  template <int C, int A, int B>
+  TRIMTAB_INLINE void dot() {
+    for (int m = 0; m < 16; ++m) {
+      int32_t acc[16];
+      std::memcpy(acc, state().tile[C][m], 64);
+      for (int k = 0; k < 64; ++k) {
+        const int32_t a = static_cast<uint8_t>(state().tile[A][m][k]);
+        for (int n = 0; n < 16; ++n) acc[n] += a * static_cast<int8_t>(state().tile[B][k / 4][4 * n + k % 4]);
+      }
+      std::memcpy(state().tile[C][m], acc, 64);
+    }
+  }
+};
+
+struct EmulatedAmx : EmulatedAvx512 {
+  static constexpr bool kTiles = true;
+  using Tiles = EmulatedTiles;
+};
+
+}  // namespace
+}  // namespace trimtab

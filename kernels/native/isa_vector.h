@@ -1,0 +1,70 @@
+// Vectors of 4, 8 or 16 lanes of 32 bits in the compiler's own vector types; levels override what it does badly.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define TRIMTAB_INLINE static inline __attribute__((always_inline))
+
+namespace trimtab {
+namespace {
+
+// The vector types stand apart from the template: GCC 12 cannot convert vectors of a dependent size.
+struct Lanes4 {
+  static constexpr int kLanes = 4;
+  typedef float F __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  typedef uint8_t Bytes __attribute__((vector_size(4)));
+};
+struct Lanes8 {
+  static constexpr int kLanes = 8;
+  typedef float F __attribute__((vector_size(32)));
+  typedef int32_t I __attribute__((vector_size(32)));
+  typedef uint8_t Bytes __attribute__((vector_size(8)));
+};
+struct Lanes16 {
+  static constexpr int kLanes = 16;
+  typedef float F __attribute__((vector_size(64)));
+  typedef int32_t I __attribute__((vector_size(64)));
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+};
+
+template <class Types>
+struct Vector : Types {
+  using F = typename Types::F;
+  using I = typename Types::I;
+  using Bytes = typename Types::Bytes;
+
+  template <class V, class T>
+  TRIMTAB_INLINE V load(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  template <class V, class T>
+  TRIMTAB_INLINE void store(T* p, V v) {
+    std::memcpy(p, &v, sizeof v);
+  }
+  TRIMTAB_INLINE F set(float x) { return x - F{}; }  // x - 0 keeps the sign of zero
+  TRIMTAB_INLINE I set(int32_t x) { return x - I{}; }
+  // Where x is not a number, `clamp` gives the lower bound, `activate` keeps it.
+  TRIMTAB_INLINE F clamp(F x, F low, F high) {
+    const F above = x > low ? x : low;
+    return above < high ? above : high;
+  }
+  TRIMTAB_INLINE F activate(F x, F low, F high) {
+    const F above = x < low ? low : x;
+    return above > high ? high : above;
+  }
+  TRIMTAB_INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
+  // Half to even for |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits.
+  TRIMTAB_INLINE I round(F x) {
+    const F shifted = x + set(12582912.0f);
+    return load<I>(&shifted) - set(int32_t{0x4B400000});
+  }
+  TRIMTAB_INLINE I load_u8(const uint8_t* p) { return __builtin_convertvector(load<Bytes>(p), I); }
+  TRIMTAB_INLINE void store_u8(uint8_t* p, I x) { store(p, __builtin_convertvector(x, Bytes)); }
+};
+
+}  // namespace
+}  // namespace trimtab

@@ -1,0 +1,51 @@
+// Assembles the table of one level from its primitives S.
+#pragma once
+
+#include "depthwise.h"
+#include "elementwise.h"
+#include "gemm.h"
+#include "peak.h"
+#include "tiles.h"
+
+namespace trimtab {
+namespace {
+
+template <class S>
+static void conv_int(const Conv& g, const Store& store, const Operand& in, const Task& task) {
+  if constexpr (S::kTiles) {
+    if (g.tiles) return conv_tiles<S>(g, store, in, task);
+  }
+  conv_gemm<S, typename S::Int, uint8_t>(g, store, in, task);
+}
+
+template <class S>
+static double peak_int(double seconds) {
+  if constexpr (S::kTiles) return tile_peak<S>(seconds);
+  return peak<S, typename S::Int>(seconds);
+}
+
+template <class S>
+constexpr Kernels make_kernels(const char* name) {
+  return {name,
+          S::kLanes,
+          S::kRows,
+          S::kVectors,
+          S::Int::kDot,
+          sizeof(typename S::Int::A) == 2,
+          S::kTiles,
+          &conv_int<S>,
+          &conv_gemm<S, typename S::Float, float>,
+          &depthwise<S, IntTaps<S>>,
+          &depthwise<S, FloatTaps<S>>,
+          &convert<S>,
+          &add<S>,
+          &max_pool<S>,
+          &avg_pool<S>,
+          &input<S>,
+          &peak_int<S>,
+          &peak<S, typename S::Float>,
+          &stream<S>};
+}
+
+}  // namespace
+}  // namespace trimtab

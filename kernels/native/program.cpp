@@ -1,0 +1,196 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace trimtab {
+namespace {
+
+struct Range {
+  size_t first, last;
+};
+
+Range share(size_t count, const Task& t) { return {count * t.thread / t.threads, count * (t.thread + 1) / t.threads}; }
+
+size_t element_bytes(const Operand& o) { return o.is_u8 ? 1 : sizeof(float); }
+
+Operand advanced(Operand o, size_t elements) {
+  o.data = static_cast<char*>(o.data) + elements * element_bytes(o);
+  return o;
+}
+
+// The bounds of an activation among the integers of a store, relative to the zero point.
+void bound_integers(Store& s) {
+  const double zero = s.out.zero;
+  s.low = static_cast<float>(s.floor == 0 ? 0.0 : -zero);
+  s.high = static_cast<float>(255 - zero);
+  if (std::isfinite(s.ceil))
+    s.high = static_cast<float>(std::min(255 - zero, std::nearbyint(static_cast<double>(s.ceil) / s.out.scale)));
+}
+
+}  // namespace
+
+Program::Program(const Kernels& kernels, int threads, int batch)
+    : kernels_(kernels), batch_(batch), level_(kernels.name), crew_(threads) {}
+
+int Program::add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero) {
+  const auto inverse = static_cast<float>(1.0 / static_cast<double>(scale));
+  tensors_.push_back({c, h, w, offset, {nullptr, scale, inverse, zero, is_u8}});
+  return static_cast<int>(tensors_.size()) - 1;
+}
+
+Operand Program::operand(int i) const {
+  Operand o = tensors_[i].operand;
+  o.data = arena_.data() + tensors_[i].offset;
+  return o;
+}
+
+Store Program::store(int out, int residual, Activation activation) const {
+  Store s{};
+  s.out = operand(out);
+  s.has_residual = residual >= 0;
+  if (s.has_residual) s.residual = operand(residual);
+  s.floor = activation.floor;
+  s.ceil = activation.ceil;
+  return s;
+}
+
+template <class Body>
+void Program::add_step(const std::string& name, int output, Body body) {
+  steps_.push_back({name, output, std::move(body)});
+}
+
+void Program::add_conv(const std::string& name, int in, int out, int residual, const ConvSpec& spec,
+                       Activation activation) {
+  const Operand from = tensors_[in].operand, to = tensors_[out].operand;
+  const bool requantize = spec.int_weights != nullptr && residual < 0 && to.is_u8;
+  auto packed = std::make_shared<PackedConv>(
+      pack_conv(spec, kernels_, from, to, requantize, batch_, crew_.size()));
+  weight_bytes_ += packed->weights.bytes();
+  scratch_per_thread_ = std::max(scratch_per_thread_, packed->scratch_bytes);
+  const auto kernel = packed->depthwise ? (packed->integer ? kernels_.depthwise_int : kernels_.depthwise_float)
+                                        : (packed->integer ? kernels_.conv_int : kernels_.conv_float);
+  add_step(name, out, [=](const Task& t) {
+    Store s = store(out, residual, activation);
+    s.requantize = requantize;
+    s.scale = reinterpret_cast<const float*>(packed->scale.data());
+    if (requantize) bound_integers(s);
+    kernel(packed->conv, s, operand(in), t);
+  });
+}
+
+void Program::add_sum(const std::string& name, int a, int b, int out, Activation activation) {
+  add_step(name, out, [=](const Task& t) {
+    const Range r = share(tensors_[out].elements() * t.images, t);
+    kernels_.add(operand(a), operand(b), store(out, -1, activation), r.first, r.last);
+  });
+}
+
+void Program::add_convert(const std::string& name, int in, int out, Activation activation) {
+  add_step(name, out, [=](const Task& t) {
+    const Range r = share(tensors_[out].elements() * t.images, t);
+    Store s = store(out, -1, activation);
+    s.out = advanced(s.out, r.first);
+    kernels_.convert(advanced(operand(in), r.first), s, 1, r.last - r.first, 0);
+  });
+}
+
+void Program::add_concat(const std::string& name, const std::vector<int>& in, int out) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  add_step(name, out, [=](const Task& t) {
+    const Tensor& to = tensors_[out];
+    const Range r = share(static_cast<size_t>(to.h) * to.w * t.images, t);
+    size_t first = 0;
+    for (const int i : in) {
+      const size_t width = tensors_[i].c;
+      Store s = store(out, -1, {-kInfinity, kInfinity});
+      s.out = advanced(s.out, r.first * to.c + first);
+      kernels_.convert(advanced(operand(i), r.first * width), s, r.last - r.first, width, to.c);
+      first += width;
+    }
+  });
+}
+
+void Program::add_max_pool(const std::string& name, int in, int out, const PoolArgs& args) {
+  add_step(name, out, [=](const Task& t) {
+    const Range r = share(static_cast<size_t>(args.oh) * args.ow * t.images, t);
+    kernels_.max_pool(args, operand(in), operand(out), r.first, r.last);
+  });
+}
+
+void Program::add_avg_pool(const std::string& name, int in, int out, const PoolArgs& args) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  add_step(name, out, [=](const Task& t) {
+    const Range r = share(static_cast<size_t>(args.oh) * args.ow * t.images, t);
+    kernels_.avg_pool(args, operand(in), store(out, -1, {-kInfinity, kInfinity}), r.first, r.last);
+  });
+}
+
+// Moves elements of `size` bytes: to[i] = from[index(i)], or `zero` where that is negative.
+template <class Index>
+static void move_elements(const Operand& from, const Operand& to, Range r, const Index& index) {
+  if (to.is_u8) {
+    const auto* source = static_cast<const uint8_t*>(from.data);
+    auto* target = static_cast<uint8_t*>(to.data);
+    for (size_t i = r.first; i < r.last; ++i) {
+      const int64_t j = index(i);
+      target[i] = j < 0 ? static_cast<uint8_t>(to.zero) : source[j];
+    }
+  } else {
+    const auto* source = static_cast<const float*>(from.data);
+    auto* target = static_cast<float*>(to.data);
+    for (size_t i = r.first; i < r.last; ++i) {
+      const int64_t j = index(i);
+      target[i] = j < 0 ? 0.0f : source[j];
+    }
+  }
+}
+
+void Program::add_flatten(const std::string& name, int in, int out) {
+  add_step(name, out, [=](const Task& t) {
+    const Tensor& from = tensors_[in];
+    const size_t pixels = static_cast<size_t>(from.h) * from.w, features = from.elements(), c = from.c;
+    move_elements(operand(in), operand(out), share(features * t.images, t), [=](size_t i) {
+      const size_t image = i / features, f = i % features;
+      return static_cast<int64_t>(image * features + f % pixels * c + f / pixels);
+    });
+  });
+}
+
+void Program::add_channel_map(const std::string& name, int in, int out, std::vector<int32_t> index) {
+  add_step(name, out, [=, index = std::move(index)](const Task& t) {
+    const size_t from = tensors_[in].c, to = tensors_[out].c;
+    const Range r = share(static_cast<size_t>(tensors_[out].h) * tensors_[out].w * t.images, t);
+    const int32_t* source = index.data();
+    move_elements(operand(in), operand(out), {r.first * to, r.last * to}, [=](size_t i) {
+      const int32_t c = source[i % to];
+      return c < 0 ? int64_t{-1} : static_cast<int64_t>(i / to * from + c);
+    });
+  });
+}
+
+void Program::add_subsample(const std::string& name, int in, int out, int stride_h, int stride_w) {
+  add_step(name, out, [=](const Task& t) {
+    const Tensor &from = tensors_[in], &to = tensors_[out];
+    const size_t bytes = element_bytes(from.operand) * from.c;
+    const Range r = share(static_cast<size_t>(to.h) * t.images, t);
+    const char* source = static_cast<const char*>(operand(in).data);
+    char* target = static_cast<char*>(operand(out).data) + r.first * to.w * bytes;
+    for (size_t row = r.first; row < r.last; ++row) {
+      const size_t y = row / to.h * from.h + row % to.h * stride_h;
+      for (int x = 0; x < to.w; ++x, target += bytes)
+        std::memcpy(target, source + (y * from.w + static_cast<size_t>(x) * stride_w) * bytes, bytes);
+    }
+  });
+}
+
+void Program::finish(int input, int output, size_t arena_bytes) {
+  input_ = input;
+  output_ = output;
+  arena_ = Memory(arena_bytes + kSlack);
+  scratch_per_thread_ = round_up(scratch_per_thread_, 4096);
+  scratch_ = Memory(scratch_per_thread_ * crew_.size());
+}
+
+}  // namespace trimtab

@@ -1,0 +1,95 @@
+// A compiled network: tensors in one arena and the steps between them.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "conv.h"
+#include "crew.h"
+#include "table.h"
+
+namespace trimtab {
+
+struct Tensor {
+  int32_t c, h, w;
+  size_t offset;    // in the arena, for the whole batch
+  Operand operand;  // data is null until the arena exists
+  size_t elements() const { return static_cast<size_t>(c) * h * w; }
+};
+
+struct Activation {
+  float floor, ceil;
+};
+
+struct Slice {
+  long runs;
+  double seconds;
+  long involuntary_switches;
+};
+
+// The caller (trimtab.kernels.plan) has checked every shape; tensors are named by their index.
+class Program {
+ public:
+  Program(const Kernels& kernels, int threads, int batch);
+
+  int add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero);
+  void add_conv(const std::string& name, int in, int out, int residual, const ConvSpec& spec, Activation activation);
+  void add_sum(const std::string& name, int a, int b, int out, Activation activation);
+  void add_convert(const std::string& name, int in, int out, Activation activation);
+  void add_concat(const std::string& name, const std::vector<int>& in, int out);
+  void add_max_pool(const std::string& name, int in, int out, const PoolArgs& args);
+  void add_avg_pool(const std::string& name, int in, int out, const PoolArgs& args);
+  void add_flatten(const std::string& name, int in, int out);
+  void add_channel_map(const std::string& name, int in, int out, std::vector<int32_t> index);
+  void add_subsample(const std::string& name, int in, int out, int stride_h, int stride_w);
+  void finish(int input, int output, size_t arena_bytes);
+
+  const Tensor& input() const { return tensors_[input_]; }
+  const Tensor& output() const { return tensors_[output_]; }
+  const Tensor& tensor(int i) const { return tensors_[i]; }
+  int batch() const { return batch_; }
+  int threads() const { return crew_.size(); }
+  size_t arena_bytes() const { return arena_.bytes() + scratch_.bytes(); }
+  size_t weight_bytes() const { return weight_bytes_; }
+  const std::string& level() const { return level_; }
+
+  // x: (images, C, H, W); y: (images, ...), both float32 and any number of images.
+  void run(const float* x, size_t images, float* y);
+  Slice time(const float* inputs, size_t count, double seconds);
+  std::vector<std::pair<std::string, double>> profile(const float* inputs, size_t count, long runs);
+  // Values of every step's output, in order, for up to `batch` images; visit(tensor, values in NCHW).
+  void trace(const float* x, int images, const std::function<void(int, const float*)>& visit);
+
+ private:
+  struct Step {
+    std::string name;
+    int output;
+    std::function<void(const Task&)> run;
+  };
+
+  template <class Body>
+  void add_step(const std::string& name, int output, Body body);
+  Operand operand(int i) const;
+  Store store(int out, int residual, Activation activation) const;
+  void load_input(const float* x, const Task& task) const;
+  void save_output(int tensor, float* y, const Task& task) const;
+  Task task(int images, int thread) const;
+  void run_chunk(const float* x, int images, float* y);
+
+  const Kernels& kernels_;
+  const int batch_;
+  const std::string level_;
+  std::vector<Tensor> tensors_;
+  std::vector<Step> steps_;
+  int input_ = 0, output_ = 0;
+  size_t weight_bytes_ = 0, scratch_per_thread_ = kLine;
+  Memory arena_, scratch_;
+  std::mutex mutex_;  // one run at a time: the arena is shared
+  Crew crew_;
+};
+
+}  // namespace trimtab

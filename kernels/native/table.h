@@ -1,0 +1,99 @@
+// What the kernels of one instruction-set level offer, as a table of functions over plain structures.
+// Every level is compiled in its own translation unit with its own flags, so nothing here may have a body.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace trimtab {
+
+constexpr int kSlack = 256;  // bytes that a kernel may read past the end of a tensor or of its scratch
+
+// A stored tensor: float32, or uint8 with real = (q - zero) * scale.
+struct Operand {
+  void* data;
+  float scale;
+  float inverse;  // float32(1 / scale)
+  int32_t zero;
+  bool is_u8;
+};
+
+// What happens between an accumulator and memory.
+struct Store {
+  Operand out;
+  Operand residual;
+  bool has_residual;
+  bool requantize;     // integers straight to integers: q = round(clamp(acc * scale[c], low, high)) + zero
+  float low, high;     // clamp before rounding, relative to the zero point
+  float floor, ceil;   // the activation's bounds on real values
+  const float* scale;  // per channel, padded to whole vectors: acc -> real, or acc -> q where requantize
+};
+
+// A convolution (a linear layer is one of 1x1 pixel). Packed weights: [group][panel][step][vector][lane][dot];
+// a step is `dot` consecutive inputs; a filter row is a segment of whole steps.
+struct Conv {
+  int32_t ih, iw, ic, oh, ow, oc;
+  int32_t stride_h, stride_w, pad_top, pad_left;
+  int32_t reach_h, reach_w;  // (kernel - 1) * dilation + 1
+  int32_t groups;
+  bool pointwise;      // 1x1, stride 1, no padding: all pixels of the batch are one column of rows
+  bool direct;         // the kernel reads the stored input itself: no copy
+  bool tiles;          // the AMX path
+  int32_t block_rows;  // output rows that share one scratch
+  int32_t scratch_w;   // pixels in a scratch row
+  int32_t segments;    // filter taps (depthwise) or contiguous runs of the filter
+  const int32_t* segment_offset;  // in elements, from the pixel's first input
+  int32_t segment_length;         // in elements, before padding to whole steps
+  int32_t steps;                  // per segment
+  const void* weights;
+  const void* start;   // per output channel, padded: the accumulators' first value (int32 or float)
+  size_t group_bytes;  // of packed weights
+  int32_t group_width; // padded output channels of one group
+};
+
+// One thread's share of one step on `images` images.
+struct Task {
+  int32_t images;
+  int32_t thread, threads;
+  char* scratch;
+};
+
+struct PoolArgs {
+  int32_t ih, iw, c, oh, ow;
+  int32_t kh, kw, stride_h, stride_w, pad_top, pad_left;
+  bool include_pad;
+};
+
+struct Kernels {
+  const char* name;
+  int32_t lanes;        // of a 32-bit vector
+  int32_t rows;         // pixels of a full micro-tile
+  int32_t vectors;      // widest panel, in vectors
+  int32_t dot;          // inputs of one integer dot product
+  bool wide_inputs;     // the integer GEMM reads (q - zero) as int16; else q as uint8
+  bool has_tiles;
+  void (*conv_int)(const Conv&, const Store&, const Operand& in, const Task&);
+  void (*conv_float)(const Conv&, const Store&, const Operand& in, const Task&);
+  void (*depthwise_int)(const Conv&, const Store&, const Operand& in, const Task&);
+  void (*depthwise_float)(const Conv&, const Store&, const Operand& in, const Task&);
+  // out[r * stride + i] = store(activation(in[r * width + i]))
+  void (*convert)(const Operand& in, const Store&, size_t rows, size_t width, size_t stride);
+  void (*add)(const Operand& a, const Operand& b, const Store&, size_t first, size_t last);
+  void (*max_pool)(const PoolArgs&, const Operand& in, const Operand& out, size_t first, size_t last);
+  void (*avg_pool)(const PoolArgs&, const Operand& in, const Store&, size_t first, size_t last);
+  void (*input)(const float* nchw, const Store&, int32_t channels, int32_t pixels);
+  double (*peak_int)(double seconds);    // MAC/s of the dot product in registers
+  double (*peak_float)(double seconds);  // MAC/s of multiply-add in registers
+  double (*stream)(const void* data, size_t bytes, double seconds);  // bytes/s read
+};
+
+const Kernels& portable_kernels();
+const Kernels& emulated_avx512_kernels();
+const Kernels& emulated_amx_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& amx_kernels();
+#endif
+
+}  // namespace trimtab

@@ -1,0 +1,61 @@
+"""Where every tensor lies in the arena: two that are never needed at the same time may share bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from trimtab.kernels.graph import Graph
+from trimtab.kernels.validate import Shape
+
+__all__ = ["Placement", "place"]
+
+_ALIGNMENT = 64
+_SLACK = 256  # bytes that a kernel may read past a tensor's end (kSlack in native/table.h)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Byte offsets by tensor name, and the bytes of the whole arena."""
+
+    offsets: dict[str, int]
+    total: int
+
+
+@dataclass(frozen=True)
+class _Life:
+    name: str
+    size: int
+    first: int  # index of the step that writes it
+    last: int  # index of the last step that reads it
+
+
+def place(graph: Graph, shapes: dict[str, Shape], batch: int) -> Placement:
+    """Return offsets for `batch` images, largest tensors first, each in the lowest gap that is free all its life."""
+    placed: list[tuple[int, _Life]] = []
+    for life in sorted(_lives(graph, shapes, batch), key=lambda life: -life.size):
+        offset = 0
+        for start, other in sorted(
+            ((at, o) for at, o in placed if o.first <= life.last and life.first <= o.last), key=lambda p: p[0]
+        ):
+            if offset + life.size <= start:
+                break
+            offset = max(offset, start + other.size)
+        placed.append((offset, life))
+    return Placement({life.name: at for at, life in placed}, max(at + life.size for at, life in placed))
+
+
+def _lives(graph: Graph, shapes: dict[str, Shape], batch: int) -> list[_Life]:
+    first = {graph.input: -1}
+    last: dict[str, int] = {graph.input: -1}
+    for i, node in enumerate(graph.nodes):
+        first[node.name] = last[node.name] = i
+        for name in node.inputs:
+            last[name] = i
+    last[graph.output] = len(graph.nodes)
+    return [_Life(name, _bytes(graph, name, shapes[name], batch), first[name], last[name]) for name in first]
+
+
+def _bytes(graph: Graph, name: str, shape: Shape, batch: int) -> int:
+    raw = prod(shape) * batch * (1 if name in graph.quant else 4) + _SLACK
+    return -(-raw // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,197 @@
+"""A graph compiled for one kernel level, batch size and number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trimtab.errors import BadInput
+from trimtab.kernels import _native
+from trimtab.kernels.graph import Graph, Node
+from trimtab.kernels.levels import active_level, resolve_level
+from trimtab.kernels.passes import fuse, legalise
+from trimtab.kernels.plan import place
+from trimtab.kernels.validate import MAX_ELEMENTS, Shape, check_graph, is_integer
+
+__all__ = ["Session", "Slice"]
+
+Floats = npt.NDArray[np.float32]
+
+_MAX_ARENA = 2**36  # bytes: an error rather than a machine that swaps
+_MAX_THREADS = 256
+
+
+class Slice(NamedTuple):
+    """One stretch of timed runs: their number, the seconds they took, and how often this thread was interrupted."""
+
+    runs: int
+    seconds: float
+    involuntary_switches: int
+
+
+class Session:
+    """A compiled network. Safe to call from several threads; runs of one session wait for each other."""
+
+    def __init__(self, graph: Graph, *, threads: int = 1, batch: int = 1, level: str | None = None) -> None:
+        """Compile `graph` for runs of `batch` images on `threads` threads.
+
+        `level` is one of `levels()` or `emulated_levels()`; None takes `active_level()`. Raises BadInput, or
+        UnsupportedOperator, naming the layer that cannot be compiled.
+        """
+        if not 1 <= threads <= _MAX_THREADS:
+            raise BadInput(f"threads must be 1 to {_MAX_THREADS}, got {threads}")
+        if batch < 1:
+            raise BadInput(f"batch must be at least 1, got {batch}")
+        self.level = active_level() if level is None else resolve_level(level)
+        self.threads = threads
+        self.batch = batch
+        self._graph, self._shapes = check_graph(legalise(fuse(graph)))
+        largest = max(prod(shape) for shape in self._shapes.values())
+        if largest * batch > MAX_ELEMENTS:
+            raise BadInput(f"a batch of {batch} makes tensors of {largest * batch} elements: too large")
+        self._program, self._ids = self._compile()
+
+    @property
+    def steps(self) -> list[str]:
+        """Names of the layers that are left after fusion, in the order in which they run."""
+        return [node.name for node in self._graph.nodes]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of activations and scratch that a run uses."""
+        return self._program.arena_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights, as this level reads them."""
+        return self._program.weight_bytes
+
+    def run(self, x: Floats) -> Floats:
+        """Return the outputs (N, ...) of images x (N, C, H, W), any N >= 1, both C-contiguous float32."""
+        self._check(x, 1)
+        return self._program.run(x, len(self._shapes[self._graph.output]) == 1)
+
+    def time(self, inputs: Floats, seconds: float) -> Slice:
+        """Run the R batches of inputs (R, batch, C, H, W) in turn until `seconds` have passed."""
+        self._check(inputs, 2)
+        return Slice(*self._program.time(inputs, seconds))
+
+    def profile(self, inputs: Floats, runs: int) -> list[tuple[str, float]]:
+        """Return the mean seconds of every step in `runs` runs over inputs (R, batch, C, H, W).
+
+        The first entry, "<input>", is the conversion of the input, the last, "<output>", that of the output.
+        """
+        self._check(inputs, 2)
+        if runs < 1:
+            raise BadInput(f"runs must be at least 1, got {runs}")
+        return self._program.profile(inputs, runs)
+
+    def run_tensors(self, x: Floats) -> dict[str, Floats]:
+        """Return the value (N, ...) of every tensor that fusion leaves, as real numbers; slow, for inspection."""
+        self._check(x, 1)
+        names = {index: name for name, index in self._ids.items()}
+        parts: dict[str, list[Floats]] = {name: [] for name in self._ids}
+        for first in range(0, len(x), self.batch):
+            for index, values in self._program.trace(x[first : first + self.batch]):
+                parts[names[index]].append(values)
+        return {name: np.concatenate(p).reshape(-1, *self._shapes[name]) for name, p in parts.items()}
+
+    def _check(self, x: Floats, leading: int) -> None:
+        shape = self._graph.input_shape
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32 or not x.flags.c_contiguous:
+            raise BadInput("input must be a C-contiguous float32 array")
+        wanted = ("N", *shape) if leading == 1 else ("R", self.batch, *shape)
+        fits = x.ndim == len(wanted) and len(x) >= 1 and x.shape[leading:] == shape
+        if not fits or (leading == 2 and x.shape[1] != self.batch):
+            raise BadInput(f"input must have shape {wanted}, got {x.shape}")
+
+    def _compile(self) -> tuple[_native.Program, dict[str, int]]:
+        graph, shapes = self._graph, self._shapes
+        placement = place(graph, shapes, self.batch)
+        if placement.total > _MAX_ARENA:
+            raise BadInput(f"the activations would take {placement.total} bytes")
+        program = _native.Program(self.level, self.threads, self.batch)
+        ids = {}
+        for name in [graph.input, *(node.name for node in graph.nodes)]:
+            quant = graph.quant.get(name)
+            c, h, w = shapes[name] if len(shapes[name]) == 3 else (shapes[name][0], 1, 1)
+            stored = (False, 1.0, 0) if quant is None else (True, quant.scale, quant.zero_point)
+            ids[name] = program.add_tensor(c, h, w, placement.offsets[name], *stored)
+        for node in graph.nodes:
+            _ADDERS[node.op](program, graph, shapes, ids, node)
+        program.finish(ids[graph.input], ids[graph.output], placement.total)
+        return program, ids
+
+
+_Adder = Callable[[_native.Program, Graph, dict[str, Shape], dict[str, int], Node], None]
+
+
+def _add_conv(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    weights = {name: np.ascontiguousarray(w) for name, w in node.weights.items()}
+    weight = weights["weight"]
+    kernel = weight.shape[2:] if node.op == "conv2d" else (1, 1)
+    a = node.attrs if node.op == "conv2d" else {"stride": (1, 1), "dilation": (1, 1), "padding": (0,) * 4}
+    geometry = [*kernel, *a["stride"], *a["dilation"], *a["padding"], a.get("groups", 1)]
+    bias = weights.get("bias", np.zeros(len(weight), np.float32))
+    residual = ids[node.inputs[1]] if len(node.inputs) == 2 else -1
+    where = (node.name, ids[node.inputs[0]], ids[node.name], residual, geometry)
+    activation = node.attrs["activation"]
+    if is_integer(graph, node):
+        p.add_conv_int(*where, weight, weights["weight_scale"], bias, activation)
+    else:
+        p.add_conv_float(*where, weight, bias, activation)
+
+
+def _add_convert(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    p.add_convert(node.name, ids[node.inputs[0]], ids[node.name], node.attrs.get("activation", "none"))
+
+
+def _add_sum(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    a, b = node.inputs
+    p.add_sum(node.name, ids[a], ids[b], ids[node.name], node.attrs["activation"])
+
+
+def _add_concat(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    p.add_concat(node.name, [ids[name] for name in node.inputs], ids[node.name])
+
+
+def _add_pool(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    if node.op == "global_avg_pool2d":
+        geometry = [*shapes[node.inputs[0]][1:], 1, 1, 0, 0]
+    else:
+        geometry = [*node.attrs["kernel"], *node.attrs["stride"], *node.attrs["padding"][:2]]
+    include_pad = node.attrs.get("count_include_pad", True)
+    maximum = node.op == "max_pool2d"
+    p.add_pool(node.name, ids[node.inputs[0]], ids[node.name], geometry, maximum, include_pad)
+
+
+def _add_flatten(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    p.add_flatten(node.name, ids[node.inputs[0]], ids[node.name])
+
+
+def _add_map(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    p.add_channel_map(node.name, ids[node.inputs[0]], ids[node.name], node.attrs["index"])
+
+
+def _add_subsample(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    p.add_subsample(node.name, ids[node.inputs[0]], ids[node.name], *node.attrs["stride"])
+
+
+_ADDERS: dict[str, _Adder] = {
+    "quantize": _add_convert,
+    "conv2d": _add_conv,
+    "linear": _add_conv,
+    "activation": _add_convert,
+    "add": _add_sum,
+    "concat": _add_concat,
+    "max_pool2d": _add_pool,
+    "avg_pool2d": _add_pool,
+    "global_avg_pool2d": _add_pool,
+    "flatten": _add_flatten,
+    "channel_map": _add_map,
+    "subsample": _add_subsample,
+}

@@ -1,0 +1,277 @@
+"""Checks of a graph, node by node, and the shapes that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import isfinite, prod
+from typing import Any
+
+import numpy as np
+
+from trimtab.errors import BadInput, unknown_name
+from trimtab.kernels.errors import UnsupportedOperator
+from trimtab.kernels.graph import ACTIVATIONS, OPERATORS, Graph, Node, Quant
+
+__all__ = ["Shape", "check_graph", "is_integer", "with_defaults"]
+
+Shape = tuple[int, ...]
+
+MAX_ELEMENTS = 2**30  # of one tensor or weight, so that every index fits 32 bits
+MAX_INTEGER_INPUTS = 32768  # of one output: 255 * 128 * 32768 < 2^30, and the bias is within 2^30 too
+
+_DEFAULTS: Mapping[str, Any] = {
+    "stride": (1, 1),
+    "padding": (0, 0, 0, 0),
+    "dilation": (1, 1),
+    "groups": 1,
+    "activation": "none",
+    "count_include_pad": True,
+}
+_INPUTS = {"conv2d": (1, 2), "linear": (1, 2), "add": (2, 2), "concat": (1, 1024)}
+_WEIGHTS = {"conv2d": ("weight", "weight_scale", "bias"), "linear": ("weight", "weight_scale", "bias")}
+
+
+def check_graph(graph: Graph) -> tuple[Graph, dict[str, Shape]]:
+    """Return the graph with every attribute present and canonical, and the shape of every tensor.
+
+    Raises BadInput, or UnsupportedOperator, with the name of the layer that is wrong.
+    """
+    if not isinstance(graph.input, str) or not graph.nodes:
+        raise BadInput("a graph needs a named input and at least one node")
+    shape = tuple(graph.input_shape)
+    if len(shape) not in (1, 3) or not all(_is_int(n) and n > 0 for n in shape):
+        raise BadInput(f"input shape must be (C, H, W) or (F,) of positive integers, got {shape!r}")
+    shapes: dict[str, Shape] = {graph.input: _sized("input", shape)}
+    nodes = []
+    for node in graph.nodes:
+        checked = with_defaults(node)
+        if checked.name in shapes:
+            raise BadInput(f"layer {checked.name!r}: the name is used twice")
+        for name in checked.inputs:
+            if name not in shapes:
+                raise BadInput(f"layer {checked.name!r}: input {name!r} is not produced before it")
+        result = _SHAPES[checked.op](checked, [shapes[name] for name in checked.inputs])
+        if min(result) < 1:
+            raise BadInput(f"layer {checked.name!r}: its output would be empty: {result}")
+        shapes[checked.name] = _sized(checked.name, result)
+        nodes.append(checked)
+    if graph.output not in shapes:
+        raise BadInput(f"output {graph.output!r} is not produced by any layer")
+    _check_quants(graph.quant, shapes)
+    checked_graph = replace(graph, nodes=tuple(nodes), input_shape=shape)
+    for node in checked_graph.nodes:
+        _check_integer_size(checked_graph, node)
+    return checked_graph, shapes
+
+
+def is_integer(graph: Graph, node: Node) -> bool:
+    """Return whether the node is a convolution or linear layer that computes in integers."""
+    weight = node.weights.get("weight")
+    return weight is not None and weight.dtype == np.int8 and node.inputs[0] in graph.quant
+
+
+def with_defaults(node: Node) -> Node:
+    """Return the node with all attributes of its operator, canonical; raises where one is unknown or wrong."""
+    if node.op not in OPERATORS:
+        known = ", ".join(sorted(OPERATORS))
+        raise UnsupportedOperator(
+            f"layer {node.name!r}: operator {node.op!r} is not supported (supported: {known})"
+        )
+    if not isinstance(node.name, str) or not node.name:
+        raise BadInput(f"a {node.op} layer has no name")
+    low, high = _INPUTS.get(node.op, (1, 1))
+    if not low <= len(node.inputs) <= high:
+        raise BadInput(f"layer {node.name!r}: {node.op} takes {low} to {high} inputs, got {len(node.inputs)}")
+    for name in node.attrs:
+        if name not in OPERATORS[node.op]:
+            raise unknown_name(f"attribute of {node.op} layer {node.name!r}:", name, OPERATORS[node.op])
+    for name in node.weights:
+        if name not in _WEIGHTS.get(node.op, ()):
+            raise BadInput(f"layer {node.name!r}: {node.op} has no weight {name!r}")
+    attrs = {name: _attribute(node, name) for name in OPERATORS[node.op]}
+    return replace(node, attrs=attrs, inputs=tuple(node.inputs))
+
+
+def _attribute(node: Node, name: str) -> Any:
+    default = node.attrs.get("kernel") if name == "stride" and "kernel" in node.attrs else _DEFAULTS.get(name)
+    value = node.attrs.get(name, default)
+    if name == "activation":
+        if value not in ACTIVATIONS:
+            raise unknown_name(f"activation of layer {node.name!r}:", str(value), ACTIVATIONS)
+        return value
+    if name == "count_include_pad":
+        return bool(value)
+    if name == "groups":
+        return _ints(node, name, [value], 1, 1)[0]
+    if name == "index":
+        return _ints(node, name, value, None, -1)
+    if name == "padding":
+        return _ints(node, name, value, 4, 0)
+    return _ints(node, name, value, 2, 1)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _ints(node: Node, name: str, value: Any, count: int | None, least: int) -> tuple[int, ...]:
+    items = value.tolist() if isinstance(value, np.ndarray) else value
+    fits = isinstance(items, list | tuple) and len(items) == (len(items) if count is None else count)
+    if not fits or not items or not all(_is_int(i) and least <= i < MAX_ELEMENTS for i in items):
+        raise BadInput(
+            f"layer {node.name!r}: {name} must be {count or 'some'} integers of at least {least}, got {value!r}"
+        )
+    return tuple(int(i) for i in items)
+
+
+def _sized(name: str, shape: Shape) -> Shape:
+    if prod(shape) > MAX_ELEMENTS:
+        raise BadInput(f"layer {name!r}: a tensor of shape {shape} is too large")
+    return shape
+
+
+def _check_quants(quants: Mapping[str, Quant], shapes: Mapping[str, Shape]) -> None:
+    for name, quant in quants.items():
+        if name not in shapes:
+            raise BadInput(f"quantisation of {name!r}: no such tensor")
+        scale = float(np.float32(quant.scale)) if abs(quant.scale) < 1e38 else float("inf")
+        if not (isfinite(scale) and 1e-30 < scale < 1e30):
+            raise BadInput(f"quantisation of {name!r}: scale must be in (1e-30, 1e30), got {quant.scale!r}")
+        if not _is_int(quant.zero_point) or not 0 <= quant.zero_point <= 255:
+            raise BadInput(f"quantisation of {name!r}: zero point must be 0 to 255, got {quant.zero_point!r}")
+
+
+def _check_integer_size(graph: Graph, node: Node) -> None:
+    if not is_integer(graph, node):
+        return
+    inputs = prod(node.weights["weight"].shape[1:])
+    if inputs > MAX_INTEGER_INPUTS:
+        raise UnsupportedOperator(
+            f"layer {node.name!r}: integer {node.op} over {inputs} inputs could overflow 32 bits "
+            f"(supported: up to {MAX_INTEGER_INPUTS})"
+        )
+
+
+def _check_weights(node: Node, rank: int) -> None:
+    weights = node.weights
+    weight = weights.get("weight")
+    if not isinstance(weight, np.ndarray) or weight.ndim != rank or weight.size == 0:
+        raise BadInput(f"layer {node.name!r}: {node.op} needs weights['weight'] of {rank} dimensions")
+    if weight.size > MAX_ELEMENTS:
+        raise BadInput(f"layer {node.name!r}: weights of shape {weight.shape} are too large")
+    if weight.dtype not in (np.float32, np.int8):
+        raise BadInput(f"layer {node.name!r}: weights must be float32 or int8, got {weight.dtype}")
+    if (weight.dtype == np.int8) != ("weight_scale" in weights):
+        raise BadInput(f"layer {node.name!r}: int8 weights, and only they, need weights['weight_scale']")
+    for name in ("weight_scale", "bias"):
+        vector = weights.get(name)
+        if vector is None:
+            continue
+        if vector.dtype != np.float32 or vector.shape != weight.shape[:1] or not np.isfinite(vector).all():
+            raise BadInput(f"layer {node.name!r}: {name} must be {weight.shape[0]} finite float32 numbers")
+        if name == "weight_scale" and not (vector > 1e-30).all():
+            raise BadInput(f"layer {node.name!r}: weight scales must be greater than 1e-30")
+
+
+def _residual_fits(node: Node, result: Shape, inputs: list[Shape]) -> Shape:
+    if len(inputs) == 2 and inputs[1] != result:
+        raise BadInput(f"layer {node.name!r}: residual of shape {inputs[1]} is added to {result}")
+    return result
+
+
+def _image(node: Node, shape: Shape) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise BadInput(f"layer {node.name!r}: {node.op} needs an input of shape (C, H, W), got {shape}")
+    return shape[0], shape[1], shape[2]
+
+
+def _windows(node: Node, size: tuple[int, int], reach: tuple[int, int]) -> tuple[int, int]:
+    top, left, bottom, right = node.attrs["padding"]
+    stride_h, stride_w = node.attrs["stride"]
+    return (
+        (size[0] + top + bottom - reach[0]) // stride_h + 1,
+        (size[1] + left + right - reach[1]) // stride_w + 1,
+    )
+
+
+def _conv_shape(node: Node, inputs: list[Shape]) -> Shape:
+    _check_weights(node, 4)
+    c, h, w = _image(node, inputs[0])
+    out, per_group, kh, kw = node.weights["weight"].shape
+    groups = node.attrs["groups"]
+    if c % groups or out % groups or per_group * groups != c:
+        raise BadInput(
+            f"layer {node.name!r}: weights {(out, per_group, kh, kw)} with {groups} groups do not fit {c} channels"
+        )
+    dilation_h, dilation_w = node.attrs["dilation"]
+    reach = ((kh - 1) * dilation_h + 1, (kw - 1) * dilation_w + 1)
+    rows, columns = _windows(node, (h, w), reach)
+    _sized(node.name, (c, h + sum(node.attrs["padding"][::2]), w + sum(node.attrs["padding"][1::2])))
+    return _residual_fits(node, (out, rows, columns), inputs)
+
+
+def _linear_shape(node: Node, inputs: list[Shape]) -> Shape:
+    _check_weights(node, 2)
+    out, features = node.weights["weight"].shape
+    if inputs[0] != (features,):
+        raise BadInput(f"layer {node.name!r}: takes {features} features, its input has shape {inputs[0]}")
+    return _residual_fits(node, (out,), inputs)
+
+
+def _pool_shape(node: Node, inputs: list[Shape]) -> Shape:
+    c, h, w = _image(node, inputs[0])
+    kernel = node.attrs["kernel"]
+    if any(p >= kernel[i % 2] for i, p in enumerate(node.attrs["padding"])):
+        raise BadInput(f"layer {node.name!r}: padding must be smaller than the kernel")
+    rows, columns = _windows(node, (h, w), kernel)
+    return (c, rows, columns)
+
+
+def _add_shape(node: Node, inputs: list[Shape]) -> Shape:
+    if inputs[0] != inputs[1]:
+        raise BadInput(f"layer {node.name!r}: adds tensors of shapes {inputs[0]} and {inputs[1]}")
+    return inputs[0]
+
+
+def _concat_shape(node: Node, inputs: list[Shape]) -> Shape:
+    if any(len(s) != len(inputs[0]) or s[1:] != inputs[0][1:] for s in inputs):
+        raise BadInput(f"layer {node.name!r}: joins tensors of shapes {inputs}")
+    return (sum(s[0] for s in inputs), *inputs[0][1:])
+
+
+def _map_shape(node: Node, inputs: list[Shape]) -> Shape:
+    index = node.attrs["index"]
+    if max(index) >= inputs[0][0]:
+        raise BadInput(f"layer {node.name!r}: index {max(index)} of {inputs[0][0]} channels")
+    return (len(index), *inputs[0][1:])
+
+
+def _subsample_shape(node: Node, inputs: list[Shape]) -> Shape:
+    c, h, w = _image(node, inputs[0])
+    stride_h, stride_w = node.attrs["stride"]
+    return (c, -(-h // stride_h), -(-w // stride_w))
+
+
+def _global_shape(node: Node, inputs: list[Shape]) -> Shape:
+    return (_image(node, inputs[0])[0], 1, 1)
+
+
+def _same_shape(node: Node, inputs: list[Shape]) -> Shape:
+    return inputs[0]
+
+
+_SHAPES: Mapping[str, Callable[[Node, list[Shape]], Shape]] = {
+    "quantize": _same_shape,
+    "conv2d": _conv_shape,
+    "linear": _linear_shape,
+    "activation": _same_shape,
+    "add": _add_shape,
+    "concat": _concat_shape,
+    "max_pool2d": _pool_shape,
+    "avg_pool2d": _pool_shape,
+    "global_avg_pool2d": _global_shape,
+    "flatten": lambda node, inputs: (prod(inputs[0]),),
+    "channel_map": _map_shape,
+    "subsample": _subsample_shape,
+}

@@ -1,0 +1,168 @@
+"""A plain interpreter of graphs with the arithmetic of docs/arithmetic.md: exact integers, float32 step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from trimtab.kernels import Graph, Node, Quant, fuse
+
+Array = Any
+F32 = np.float32
+
+
+def interpret(graph: Graph, x: Array) -> dict[str, Array]:
+    """Return the real value, float32 (N, ...), of every tensor that is left after fusion."""
+    graph = fuse(graph)
+    stored: dict[str, Array] = {graph.input: store(x, graph.quant.get(graph.input))}
+    for node in graph.nodes:
+        inputs = [stored[name] for name in node.inputs]
+        quants = [graph.quant.get(name) for name in node.inputs]
+        stored[node.name] = evaluate(node, inputs, quants, graph.quant.get(node.name))
+    return {name: real(value, graph.quant.get(name)) for name, value in stored.items()}
+
+
+def output(graph: Graph, x: Array) -> Array:
+    return interpret(graph, x)[graph.output]
+
+
+def store(x: Array, quant: Quant | None) -> Array:
+    if quant is None:
+        return np.asarray(x, F32)
+    inverse = F32(1.0 / float(F32(quant.scale)))
+    z = quant.zero_point
+    return (np.rint(np.clip(np.asarray(x, F32) * inverse, F32(-z), F32(255 - z))) + F32(z)).astype(np.uint8)
+
+
+def real(q: Array, quant: Quant | None) -> Array:
+    if quant is None:
+        return q
+    return (q.astype(np.int32) - quant.zero_point).astype(F32) * F32(quant.scale)
+
+
+def activate(x: Array, name: str) -> Array:
+    if name == "none":
+        return x
+    x = np.maximum(x, F32(0))
+    return np.minimum(x, F32(6)) if name == "relu6" else x
+
+
+def move(x: Array, quant: Quant | None, to: Quant | None) -> Array:
+    return x if quant == to else store(real(x, quant), to)
+
+
+def channels(vector: Array, like: Array) -> Array:
+    return np.asarray(vector).reshape(1, -1, *([1] * (like.ndim - 2)))
+
+
+def product(node: Node, x: Array, weight: Array) -> Array:
+    """Return conv2d or linear without bias, in float64: exact for integers."""
+    a, w = torch.from_numpy(x.astype(np.float64)), torch.from_numpy(weight.astype(np.float64))
+    if node.op == "linear":
+        return (a @ w.T).numpy()
+    top, left, bottom, right = node.attrs["padding"]
+    a = functional.pad(a, (left, right, top, bottom))
+    attrs = node.attrs
+    return functional.conv2d(
+        a, w, None, tuple(attrs["stride"]), 0, tuple(attrs["dilation"]), attrs["groups"]
+    ).numpy()
+
+
+def layer(node: Node, inputs: list[Array], quants: list[Quant | None], to: Quant | None) -> Array:
+    weights = node.weights
+    weight = weights["weight"]
+    bias = weights.get("bias", np.zeros(len(weight), F32))
+    activation = node.attrs["activation"]
+    if weight.dtype == np.int8 and quants[0] is not None:
+        scale = float(F32(quants[0].scale)) * weights["weight_scale"].astype(np.float64)
+        acc = product(node, inputs[0].astype(np.int64) - quants[0].zero_point, weight)
+        acc = acc + channels(np.clip(np.rint(bias.astype(np.float64) / scale), -(2**30), 2**30), acc)
+        assert np.abs(acc).max() < 2**31
+        if len(inputs) == 1 and to is not None:
+            return requantize(acc.astype(np.int32), scale, activation, to)
+        value = acc.astype(np.int32).astype(F32) * channels(scale.astype(F32), acc)
+    else:
+        if weight.dtype == np.int8:
+            weight = weight.astype(F32) * weights["weight_scale"].reshape(-1, *([1] * (weight.ndim - 1)))
+        value = product(node, real(inputs[0], quants[0]), weight)
+        value = (value + channels(bias, value)).astype(F32)
+    if len(inputs) == 2:
+        value = value + real(inputs[1], quants[1])
+    return store(activate(value, activation), to)
+
+
+def requantize(acc: Array, scale: Array, activation: str, to: Quant) -> Array:
+    out_scale, z = float(F32(to.scale)), to.zero_point
+    low = z if activation != "none" else 0
+    high = min(255, np.rint(6.0 / out_scale) + z) if activation == "relu6" else 255
+    scaled = acc.astype(F32) * channels((scale / out_scale).astype(F32), acc)
+    return (np.rint(np.clip(scaled, F32(low - z), F32(high - z))) + F32(z)).astype(np.uint8)
+
+
+def windows(node: Node, x: Array, pad: Any) -> list[tuple[Array, Array]]:
+    """Return for every tap of a pool: its values, and whether each lies inside the image."""
+    (kh, kw), (sh, sw), (top, left, bottom, right) = (node.attrs[n] for n in ("kernel", "stride", "padding"))
+    width = ((0, 0), (0, 0), (top, bottom), (left, right))
+    padded = np.pad(x, width, constant_values=pad)
+    inside = np.pad(np.ones_like(x, dtype=bool), width)
+    rows, columns = (padded.shape[2] - kh) // sh + 1, (padded.shape[3] - kw) // sw + 1
+    taps = []
+    for i in range(kh):
+        for j in range(kw):
+            at = (slice(None), slice(None), slice(i, i + rows * sh, sh), slice(j, j + columns * sw, sw))
+            taps.append((padded[at][:, :, :rows, :columns], inside[at][:, :, :rows, :columns]))
+    return taps
+
+
+def max_pool(node: Node, x: Array) -> Array:
+    least = 0 if x.dtype == np.uint8 else -np.inf
+    return np.max([values for values, _ in windows(node, x, least)], axis=0)
+
+
+def avg_pool(node: Node, x: Array, quant: Quant | None) -> Array:
+    if node.op == "global_avg_pool2d":
+        kernel = x.shape[2:]
+        attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0, 0, 0), "count_include_pad": True}
+        node = Node("avg_pool2d", node.name, node.inputs, attrs)
+    values = x.astype(np.float64) if quant is None else x.astype(np.int64) - quant.zero_point
+    taps = windows(node, values, 0)
+    total = sum(v for v, _ in taps)
+    count = len(taps) if node.attrs["count_include_pad"] else sum(inside.astype(int) for _, inside in taps)
+    if quant is None:
+        return (total / count).astype(F32)
+    return total.astype(F32) * (float(F32(quant.scale)) / np.asarray(count)).astype(F32)
+
+
+def channel_map(node: Node, x: Array, zero: int) -> Array:
+    index = np.asarray(node.attrs["index"])
+    out = x[:, np.maximum(index, 0)].copy()
+    out[:, index < 0] = zero
+    return out
+
+
+def evaluate(node: Node, inputs: list[Array], quants: list[Quant | None], to: Quant | None) -> Array:
+    x, quant = inputs[0], quants[0]
+    if node.op in ("conv2d", "linear"):
+        return layer(node, inputs, quants, to)
+    if node.op == "add":
+        return store(activate(real(x, quant) + real(inputs[1], quants[1]), node.attrs["activation"]), to)
+    if node.op == "activation":
+        return store(activate(real(x, quant), node.attrs["activation"]), to)
+    if node.op in ("avg_pool2d", "global_avg_pool2d"):
+        return store(avg_pool(node, x, quant), to)
+    moved = [move(x, q, to) if q != to else x for x, q in zip(inputs, quants, strict=True)]
+    if node.op == "concat":
+        return np.concatenate(moved, axis=1)
+    x = moved[0]
+    if node.op == "max_pool2d":
+        return max_pool(node, x)
+    if node.op == "flatten":
+        return x.reshape(len(x), -1)
+    if node.op == "subsample":
+        return x[:, :, :: node.attrs["stride"][0], :: node.attrs["stride"][1]]
+    if node.op == "channel_map":
+        return channel_map(node, x, 0 if to is None else to.zero_point)
+    assert node.op == "quantize"
+    return x
