@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,8 +52,14 @@ class Engine(Protocol):
         """What the latency table is keyed by: engine, version or kernel level, and threads."""
         ...
 
-    def compile(self, graph: Graph, batch: int = 1) -> EngineSession:
-        """Compile a program; one that the engine lacks an operator for is a `BadInput`."""
+    def compile(
+        self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
+    ) -> EngineSession:
+        """Compile a program; one that the engine lacks an operator for is a `BadInput`.
+
+        `ranges` are the calibrated (low, high) of tensors, for engines that cannot fuse an addition into an integer
+        convolution and have to round its operand.
+        """
         ...
 
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,8 +29,10 @@ class NativeEngine:
         """Engine, kernel level, threads."""
         return f"native {self.level} threads={self.threads}"
 
-    def compile(self, graph: Graph, batch: int = 1) -> NativeSession:
-        """Compile a program for batches of up to `batch` images."""
+    def compile(
+        self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
+    ) -> NativeSession:
+        """Compile a program for batches of up to `batch` images; additions are fused, so `ranges` are not needed."""
         return NativeSession(kernels.Session(graph, threads=self.threads, batch=batch, level=self.level))
 
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:

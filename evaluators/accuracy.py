@@ -1,0 +1,104 @@
+"""Proxy accuracy: what a candidate is worth before any fine-tuning, on the engine that will run it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.evaluators.engines.base import EngineSession
+from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.evaluators.lowering import lower, stored_as_int8
+from trimtab.spaces.candidate import Calibration, Candidate, apply, compress
+from trimtab.spaces.execute import run
+from trimtab.spaces.network import Array, Op
+from trimtab.spaces.policy import Policy
+from trimtab.spaces.quantise import activation_quant
+from trimtab.spaces.space import Space
+
+__all__ = ["Judge", "Judgement", "accuracy_of", "timing_candidate", "top1", "torch_logits"]
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`accuracy` is top-1 in [0, 1]; `seconds` says where the evaluation's time went: repair, compile, run."""
+
+    accuracy: float
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """All that judging a policy needs; it is shipped to a worker once. `by` is "native" or "torch".
+
+    `images` (N, C, H, W) and `labels` (N,) are those that policies are chosen on.
+    """
+
+    space: Space
+    calibration: Calibration
+    images: Array
+    labels: Array
+    by: str = "native"
+
+    def candidate(self, policy: Policy) -> Candidate:
+        """Apply and repair a policy."""
+        return compress(self.space, policy, self.calibration)
+
+    def __call__(self, policy: Policy) -> Judgement:
+        """Return the policy's proxy accuracy; same policy, same result, on any worker."""
+        start = time.perf_counter()
+        candidate = self.candidate(policy)
+        repaired = time.perf_counter()
+        if self.by == "torch":
+            logits, compiled = torch_logits(candidate, self.images), repaired
+        else:
+            session = NativeEngine().compile(lower(candidate), BATCH)
+            compiled = time.perf_counter()
+            logits = session.run(self.images)
+        done = time.perf_counter()
+        seconds = {"repair": repaired - start, "compile": compiled - repaired, "run": done - compiled}
+        return Judgement(top1(logits, self.labels), seconds)
+
+
+def accuracy_of(session: EngineSession, images: Array, labels: Array) -> float:
+    """Return a session's top-1 accuracy in [0, 1]."""
+    return top1(session.run(images), labels)
+
+
+def top1(logits: Array, labels: Array) -> float:
+    """Return the share of rows (N, classes) whose largest value is at the label (N,)."""
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def timing_candidate(space: Space, policy: Policy) -> Candidate:
+    """Return a candidate to be timed: unrepaired, with made-up activation ranges, on which no engine's time depends."""
+    candidate = apply(space, policy)
+    tensors = [candidate.network.input, *(op.name for op in candidate.network)]
+    return replace(candidate, ranges=dict.fromkeys(tensors, (-4.0, 4.0)))
+
+
+def torch_logits(candidate: Candidate, images: Array, batch: int = 64) -> Array:
+    """Run a candidate in PyTorch with simulated quantisation: (N, C, H, W) -> (N, classes)."""
+    stored = stored_as_int8(candidate.network, candidate.decisions)
+
+    def observe(op: Op, y: Tensor) -> Tensor | None:
+        return _rounded(y, candidate.ranges[op.name]) if op.name in stored else None
+
+    outputs = []
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(np.array(images[start : start + batch]))
+        if candidate.network.input in stored:
+            x = _rounded(x, candidate.ranges[candidate.network.input])
+        outputs.append(run(candidate.network, x, observe).numpy())
+    return np.concatenate(outputs)
+
+
+def _rounded(y: Tensor, values: tuple[float, float]) -> Tensor:
+    scale, zero = activation_quant(*values)
+    return (torch.clamp(torch.round(y / scale) + zero, 0, 255) - zero) * scale

@@ -1,0 +1,116 @@
+"""The latency table: the time of every single step, measured once per machine and engine, filled as it is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from trimtab.evaluators.engines.base import Engine, cpu_name
+from trimtab.evaluators.steps import STEP, Step, step_graph
+from trimtab.evaluators.timing import cache_dir, timing_slot
+
+__all__ = ["LatencyTable"]
+
+#: Seconds per slice of a step's measurement.
+STEP_SECONDS = 0.002
+
+#: The step that every entry is measured beside: entries are stored as multiples of it, so that the table stays
+#: consistent while the machine's speed drifts.
+REFERENCE = Step(
+    "conv2d",
+    (16, 16, 16),
+    (16, 16, 16),
+    (
+        ("activation", "relu"),
+        ("dilation", (1, 1)),
+        ("groups", 1),
+        ("kernel", (3, 3)),
+        ("padding", (1, 1, 1, 1)),
+        ("stride", (1, 1)),
+    ),
+)
+
+
+class LatencyTable:
+    """Seconds per step, cached on disk by (engine, kernel level, processor, threads, operator signature).
+
+    `path` is the file (JSON lines, appended; a broken line is measured again); `filled` is called after every new
+    entry with the number of entries measured so far, for a progress bar.
+    """
+
+    def __init__(
+        self, engine: Engine, folder: Path | None = None, filled: Callable[[int], None] | None = None
+    ) -> None:
+        self.engine = engine
+        self.filled = filled
+        self.measured = 0
+        where = {"engine": engine.signature, "cpu": cpu_name(), "format": 1}
+        digest = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:12]
+        self.path = (folder or cache_dir() / "latency") / f"{engine.name}-{digest}.jsonl"
+        self._entries: dict[str, float] = {}
+        self._seconds: dict[Step, float] = {}
+        self._read()
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._append(where)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def seconds(self, step: Step) -> float:
+        """Return the step's seconds per run, measured now if it is not in the table."""
+        known = self._seconds.get(step)
+        if known is None:
+            known = self._seconds[step] = self._relative(step) * self.reference_seconds
+        return known
+
+    def total(self, steps: Iterable[Step]) -> float:
+        """Return the sum over steps, in seconds."""
+        return sum(self.seconds(step) for step in steps)
+
+    @property
+    def reference_seconds(self) -> float:
+        """Seconds of the reference step, as first measured on this machine."""
+        if "reference" not in self._entries:
+            with timing_slot(self.engine.threads):
+                self._add("reference", float(np.median(self._measure(REFERENCE))))
+        return self._entries["reference"]
+
+    def _relative(self, step: Step) -> float:
+        if step.key not in self._entries:
+            with timing_slot(self.engine.threads):
+                before = self._measure(REFERENCE)
+                own = self._measure(step)
+                after = self._measure(REFERENCE)
+            # Minima of slices repeat best on a shared machine; interference only ever adds.
+            self._add(step.key, float(np.median(own) / np.median([*before, *after])))
+            self.measured += 1
+            if self.filled is not None:
+                self.filled(self.measured)
+        return self._entries[step.key]
+
+    def _measure(self, step: Step) -> list[float]:
+        return list(self.engine.layer_seconds(step_graph(step), STEP, STEP_SECONDS))
+
+    def _add(self, key: str, value: float) -> None:
+        self._entries[key] = value
+        self._append({"key": key, "value": value})
+
+    def _append(self, entry: object) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def _read(self) -> None:
+        if not self.path.exists():
+            return
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # a line torn by a crash: its step is measured again
+            if isinstance(entry, dict) and isinstance(entry.get("value"), float) and entry["value"] > 0:
+                self._entries[str(entry.get("key"))] = entry["value"]

@@ -1,0 +1,150 @@
+"""The timing slot and the interleaved measurement: latency as a ratio with an interval."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trimtab.evaluators.engines.base import EngineSession, Images
+
+__all__ = ["Latency", "cache_dir", "measure", "median_interval", "noise_floor", "timing_cores", "timing_slot", "worker_cores"]
+
+SLICE_SECONDS = 0.005
+LEAST_SLICES = 20
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A measured latency: `ratio` to the reference's with its 95 % interval [`low`, `high`].
+
+    `seconds` and `reference_seconds` are the medians of this measurement; they differ from run to run, the ratio
+    hardly. `slices` counts the ratios used, `dropped` those that the operating system interrupted; `stopped_by` is
+    "interval" when the interval became narrow enough, "time" when the cap was reached.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    seconds: float
+    reference_seconds: float
+    slices: int
+    dropped: int
+    stopped_by: str
+
+
+def cache_dir() -> Path:
+    """Return the folder for what trimtab measures and trains: `TRIMTAB_CACHE`, or the user's cache folder."""
+    root = os.environ.get("TRIMTAB_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
+
+
+def timing_cores(threads: int = 1) -> frozenset[int]:
+    """Return the cores that measurements are pinned to: the last ones that this process may use."""
+    return frozenset(sorted(_allowed_cores())[-threads:])
+
+
+def worker_cores(threads: int = 1) -> frozenset[int]:
+    """Return the cores that are left to accuracy workers; all of them where nothing would be left."""
+    return frozenset(_allowed_cores() - timing_cores(threads)) or frozenset(_allowed_cores())
+
+
+def _allowed_cores() -> set[int]:
+    # The main thread's mask: a measuring thread is itself pinned while it asks.
+    return os.sched_getaffinity(os.getpid())
+
+
+@contextmanager
+def timing_slot(threads: int = 1) -> Iterator[None]:
+    """Hold the machine's one timing slot: an exclusive lock, the thread pinned, garbage collection off."""
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    before = os.sched_getaffinity(0)
+    collecting = gc.isenabled()
+    with open(folder / "timing.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.sched_setaffinity(0, timing_cores(threads))
+        gc.disable()
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+            if collecting:
+                gc.enable()
+
+
+def measure(
+    session: EngineSession,
+    reference: EngineSession,
+    inputs: Images,
+    *,
+    precision: float = 0.01,
+    seconds: float = 1.0,
+) -> Latency:
+    """Time a session against a reference in turn, A B A B ..., and return the ratio of their times per run.
+
+    `inputs` is (R, batch, C, H, W), rotated. Each slice of about 5 ms is divided by the mean of the reference slices
+    before and after it; slices with an involuntary context switch are dropped. Stops when half the interval of the
+    median ratio is at most `precision` of it, or after `seconds`. Call it inside `timing_slot`.
+    """
+    for warmed in (reference, session):
+        warmed.time(inputs, SLICE_SECONDS)
+    ratios: list[float] = []
+    times: list[float] = []
+    references: list[float] = []
+    dropped = 0
+    end = time.perf_counter() + seconds
+    before = reference.time(inputs, SLICE_SECONDS)
+    while True:
+        piece = session.time(inputs, SLICE_SECONDS)
+        after = reference.time(inputs, SLICE_SECONDS)
+        if piece.involuntary_switches or before.involuntary_switches or after.involuntary_switches:
+            dropped += 1
+        else:
+            per_run = piece.seconds / piece.runs
+            beside = (before.seconds / before.runs + after.seconds / after.runs) / 2
+            ratios.append(per_run / beside)
+            times.append(per_run)
+            references.append(beside)
+        before = after
+        late = time.perf_counter() >= end
+        if len(ratios) >= LEAST_SLICES or (late and len(ratios) >= 3):
+            median, low, high = median_interval(ratios)
+            narrow = (high - low) / 2 <= precision * median and len(ratios) >= LEAST_SLICES
+            if narrow or late:
+                stopped = "interval" if narrow else "time"
+                middle = (float(np.median(times)), float(np.median(references)))
+                return Latency(median, low, high, *middle, len(ratios), dropped, stopped)
+        if time.perf_counter() >= end + 10 * seconds:
+            raise TimeoutError(
+                f"only {len(ratios)} of {len(ratios) + dropped} time slices were left alone by the operating system: "
+                "the machine is too busy to measure"
+            )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return (median, low, high): the distribution-free 95 % interval of the median, by order statistics."""
+    ordered = sorted(values)
+    count = len(ordered)
+    spread = 0.98 * math.sqrt(count)
+    low = max(0, math.floor(count / 2 - spread))
+    high = min(count - 1, math.ceil(count / 2 + spread))
+    return float(np.median(ordered)), ordered[low], ordered[high]
+
+
+def noise_floor(
+    session: EngineSession, same: EngineSession, inputs: Images, *, repeats: int = 5, seconds: float = 0.3
+) -> float:
+    """Return the largest deviation from 1 over several measurements of a network against itself (A/A runs)."""
+    ratios = [measure(session, same, inputs, seconds=seconds).ratio for _ in range(repeats)]
+    return max(abs(ratio - 1) for ratio in ratios)

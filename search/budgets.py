@@ -1,0 +1,193 @@
+"""Budgets: what the user asked for, as limits that no proposal may exceed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trimtab.errors import BadInput, InfeasibleBudget, unknown_name
+from trimtab.evaluators.cost import CostModel
+from trimtab.spaces.policy import Policy
+
+__all__ = ["BUDGETS", "Budget", "BudgetLimits", "describe", "parse_budget", "resolve"]
+
+BUDGETS = ("latency", "size", "macs", "memory")
+
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
+    "size": {"B": 1, "kB": 1e3, "MB": 1e6, "KiB": 1024, "MiB": 1024**2},
+    "macs": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "MMAC": 1e6, "GMAC": 1e9},
+}
+
+_FORM = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-zµ]*)\s*(int8)?\s*")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One budget as given: `value` times the base network's ("base"), times its uniform int8 form's ("int8"), or
+    absolute ("absolute": seconds, bytes, MACs)."""
+
+    name: str
+    value: float
+    relative_to: str
+    text: str
+
+
+def parse_budget(name: str, text: object) -> Budget:
+    """Read "0.2x", "0.6x int8", "3 ms", "120 KiB" or "20 M"; anything else is a `BadInput` that shows the forms."""
+    if name not in BUDGETS:
+        raise unknown_name("budget", name, BUDGETS)
+    units = _UNITS["size" if name == "memory" else name]
+    forms = f"like '0.5x', '0.6x int8' or '3 {next(u for u in units if u)}'"
+    match = _FORM.fullmatch(text if isinstance(text, str) else f"{text}")
+    if isinstance(text, bool) or match is None:
+        raise BadInput(f"budget {name}: {text!r} is not a budget; write it {forms}")
+    number, unit, int8 = float(match[1]), match[2], match[3]
+    if not (math.isfinite(number) and number > 0):
+        raise BadInput(f"budget {name}: {text!r} has to be more than zero")
+    if unit == "x":
+        return Budget(name, number, "int8" if int8 else "base", str(text))
+    if int8 or unit not in units:
+        known = ", ".join(repr(u) for u in units if u)
+        raise BadInput(f"budget {name}: {text!r} has no unit that is known ({known} or 'x'); write it {forms}")
+    return Budget(name, number * units[unit], "absolute", str(text))
+
+
+def resolve(budgets: Sequence[Budget], base: Mapping[str, float], int8: Mapping[str, float]) -> dict[str, float]:
+    """Return each budget's limit in seconds, bytes or MACs, given the costs of the base and of its int8 form."""
+    references = {"base": base, "int8": int8}
+    return {
+        b.name: b.value if b.relative_to == "absolute" else b.value * references[b.relative_to][b.name] for b in budgets
+    }
+
+
+def describe(name: str, value: float) -> str:
+    """Return a cost with its unit: "0.123 ms", "61.2 KiB", "20.3 MMAC"."""
+    if name == "latency":
+        return f"{value * 1e3:.4g} ms"
+    if name == "macs":
+        return f"{value / 1e6:.4g} MMAC"
+    return f"{value / 1024:.4g} KiB"
+
+
+class BudgetLimits:
+    """The feasible set: says whether a policy fits by its predicted cost, and moves one that does not until it does.
+
+    `margin` is taken off the latency limit, because predictions have an error that the measurement will not forgive.
+    """
+
+    def __init__(self, model: CostModel, limits: Mapping[str, float], margin: float = 0.0, seed: int = 0) -> None:
+        self.model = model
+        self.space = model.space
+        self.limits = dict(limits)
+        self.margin = margin
+        self.seed = seed
+        self._violations: dict[str, dict[str, float]] = {}
+        self.cheapest = self._find_cheapest()
+
+    def violations(self, policy: Policy) -> Mapping[str, float]:
+        """Return for every budget predicted cost / limit - 1; at most 0 where it is met."""
+        known = self._violations.get(policy.id)
+        if known is None:
+            known = {}
+            for name, limit in self.limits.items():
+                allowed = limit * (1 - self.margin) if name == "latency" else limit
+                known[name] = self.model.get(policy, name) / allowed - 1
+            self._violations[policy.id] = known
+        return known
+
+    def feasible(self, policy: Policy) -> bool:
+        """Whether every budget is met."""
+        return all(v <= 0 for v in self.violations(policy).values())
+
+    def project(self, policy: Policy) -> Policy:
+        """Return a feasible policy near this one; a feasible one comes back unchanged.
+
+        One knob at a time, in an order drawn from the policy's identity, moves one choice towards the cheapest
+        policy; the first feasible policy on that way is found by bisection, and then moves that were not needed are
+        taken back. The way ends at the cheapest policy, so it always arrives.
+        """
+        if self.feasible(policy):
+            return policy
+        start, end = self.space.encode(policy), self.space.encode(self.cheapest)
+        moves = [i for i, (a, b) in enumerate(zip(start, end, strict=True)) for _ in range(abs(a - b))]
+        rng = np.random.default_rng([self.seed, int(policy.id, 16)])
+        moves = [int(i) for i in rng.permutation(moves)]
+        few, enough = 0, len(moves)
+        while enough - few > 1:
+            middle = (few + enough) // 2
+            if self.feasible(self._moved(start, end, moves[:middle])):
+                enough = middle
+            else:
+                few = middle
+        return self._relax(start, end, moves[:enough])
+
+    def _relax(self, start: list[int], end: list[int], moves: list[int]) -> Policy:
+        best = self._moved(start, end, moves)
+        for tried in range(min(len(moves), 12)):
+            fewer = moves[:tried] + moves[tried + 1 :]
+            policy = self._moved(start, end, fewer)
+            if self.feasible(policy):
+                best, moves = policy, fewer
+        # Ranks that stop paying make the way uneven: the end of it is feasible for certain.
+        return best if self.feasible(best) else self.cheapest
+
+    def _moved(self, start: list[int], end: list[int], moves: Sequence[int]) -> Policy:
+        vector = list(start)
+        for knob in moves:
+            vector[knob] += 1 if end[knob] > vector[knob] else -1
+        return self.space.decode(vector)
+
+    def smallest(self, name: str) -> tuple[Policy, float]:
+        """Return the policy with the smallest predicted cost of one kind that descent finds, and that cost."""
+        policy = self._descend(lambda p: self.model.get(p, name))
+        return policy, self.model.get(policy, name)
+
+    def _find_cheapest(self) -> Policy:
+        policy = self._descend(self._excess)
+        if not self.feasible(policy):
+            raise InfeasibleBudget(self._why_infeasible(policy))
+        return policy
+
+    def _excess(self, policy: Policy) -> float:
+        violations = self.violations(policy).values()
+        total = sum(max(v, 0.0) for v in violations)
+        return total if total > 0 else max(violations, default=-1.0)
+
+    def _why_infeasible(self, nearest: Policy) -> str:
+        lines = []
+        for name, limit in self.limits.items():
+            _, reachable = self.smallest(name)
+            if reachable > limit * (1 - (self.margin if name == "latency" else 0)):
+                lines.append(
+                    f"budget {name} = {describe(name, limit)} cannot be met: the smallest reachable {name} in this "
+                    f"space is {describe(name, reachable)} ({reachable / limit:.3g} times the budget)"
+                )
+        if lines:
+            return "; ".join(lines)
+        over = self.violations(nearest)
+        worst = max(over, key=lambda name: over[name])
+        reached = describe(worst, self.model.get(nearest, worst))
+        return (
+            f"each budget can be met, but not all at once: the nearest policy found needs {worst} = {reached}, "
+            f"{describe(worst, self.limits[worst])} is allowed"
+        )
+
+    def _descend(self, cost: Callable[[Policy], float]) -> Policy:
+        """Coordinate descent over ranks from the narrowest, int8 network: all else only ever gets cheaper downwards."""
+        vector = [len(k.choices) - 1 if k.kind == "rank" else 0 for k in self.space.knobs]
+        best = self.space.decode(vector)
+        lowest = cost(best)
+        for i, knob in enumerate(self.space.knobs):
+            if knob.kind != "rank":
+                continue
+            for choice in range(len(knob.choices) - 1):
+                trial = [*vector[:i], choice, *vector[i + 1 :]]
+                policy = self.space.decode(trial)
+                if policy.id != best.id and (value := cost(policy)) < lowest:
+                    vector, best, lowest = trial, policy, value
+        return best

@@ -1,0 +1,308 @@
+"""The configuration of a run: one YAML file, or keyword arguments, validated together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trimtab.agents.registry import AGENTS
+from trimtab.errors import BadInput, unknown_name
+from trimtab.evaluators.data import DATASETS
+from trimtab.evaluators.engines import ENGINES
+from trimtab.search.budgets import BUDGETS, Budget, parse_budget
+from trimtab.spaces.space import BITS, Options
+from trimtab.spaces.zoo import ZOO
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "MeasureConfig",
+    "NetworkConfig",
+    "SpaceConfig",
+    "TrainingConfig",
+    "default_config",
+    "load_config",
+    "make_config",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainingConfig(_Section):
+    """Training on first use, for a network without a checkpoint; the result is cached."""
+
+    epochs: int = Field(30, ge=1)
+    batch: int = Field(64, ge=2)
+    learning_rate: float = Field(0.01, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+
+
+class NetworkConfig(_Section):
+    """Exactly one of `zoo` (a name), `torchvision` (a model's name) and `import` ("package.module:factory").
+
+    `options` are the constructor's keyword arguments, `checkpoint` a state dict (.safetensors, .pt, .pth). Without a
+    checkpoint, `training` says how the network is trained on first use. Importing runs the code that is named.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    zoo: str | None = None
+    torchvision: str | None = None
+    import_: str | None = Field(None, alias="import")
+    options: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    training: TrainingConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> NetworkConfig:
+        given = [name for name in ("zoo", "torchvision", "import_") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of 'zoo', 'torchvision' and 'import'")
+        if self.zoo is not None and self.zoo not in ZOO:
+            raise ValueError(str(unknown_name("zoo network", self.zoo, ZOO)))
+        return self
+
+
+class DataConfig(_Section):
+    """A data set by name, and how it is split.
+
+    `judge`: "held-out" chooses policies on training images that are left out of training, "test-half" (for a network
+    that has seen every training image) on a seeded half of the test split. `selection` and `calibration` count
+    images. `mean` and `std` are per channel, of images scaled to [0, 1]. `root` defaults to `TRIMTAB_DATA`.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    judge: Literal["held-out", "test-half"] = "held-out"
+    selection: int = Field(1000, ge=1)
+    calibration: int = Field(256, ge=16)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = Field(None, ge=8)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in DATASETS:
+            raise ValueError(str(unknown_name("data set", name, DATASETS)))
+        return name
+
+
+class EngineConfig(_Section):
+    """What runs and times the network."""
+
+    name: str = "native"
+    threads: int = Field(1, ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ENGINES:
+            raise ValueError(str(unknown_name("engine", name, ENGINES)))
+        return name
+
+
+class SpaceConfig(_Section):
+    """What may be decided: see `trimtab.spaces.Options`. `bits` are [w_bits, a_bits] pairs."""
+
+    channels: int = Field(8, ge=1, le=64)
+    min_keep: float = Field(0.25, gt=0, le=1)
+    bits: tuple[tuple[int, int], ...] = BITS
+    ranks: tuple[float, ...] = (0.25, 0.5)
+    fixed: tuple[str, ...] = ()
+
+    @field_validator("bits")
+    @classmethod
+    def _offered(cls, bits: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        for pair in bits:
+            if pair not in BITS:
+                raise ValueError(f"{list(pair)} is not offered (offered: {[list(b) for b in BITS]})")
+        if not bits:
+            raise ValueError("give at least one [w_bits, a_bits] pair")
+        return bits
+
+    @field_validator("ranks")
+    @classmethod
+    def _fractions(cls, ranks: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < rank <= 1 for rank in ranks):
+            raise ValueError("ranks are fractions of the full rank, above 0 and at most 1")
+        return ranks
+
+    def options(self) -> Options:
+        """Return these settings as the space takes them."""
+        return Options(self.channels, self.min_keep, self.bits, self.ranks, self.fixed)
+
+
+class MeasureConfig(_Section):
+    """How long to measure: each end-to-end measurement stops when half its 95 % interval is at most `precision` of
+    the ratio, or after `seconds`; the winner gets `final_seconds`. `probes` networks calibrate the latency table."""
+
+    precision: float = Field(0.01, gt=0, lt=1)
+    seconds: float = Field(0.4, gt=0)
+    final_seconds: float = Field(2.0, gt=0)
+    probes: int = Field(6, ge=2)
+
+
+class Config(_Section):
+    """A run. `budgets` maps latency, size, macs and memory to values like "0.5x", "0.6x int8" or "3 ms".
+
+    `trials` is the number of evaluations of every agent, the `baselines` included; `workers` counts Ray workers for
+    accuracy (0: no Ray); `judge` runs accuracy on the "native" engine or in "torch". `time_limit` in seconds.
+    """
+
+    network: NetworkConfig
+    data: DataConfig = DataConfig()
+    budgets: dict[str, str | float]
+    engine: EngineConfig = EngineConfig()
+    space: SpaceConfig = SpaceConfig()
+    agent: str = "tpe"
+    baselines: tuple[str, ...] = ("uniform", "random")
+    trials: int = Field(200, ge=1)
+    workers: int = Field(1, ge=0)
+    judge: Literal["native", "torch"] = "native"
+    measure: MeasureConfig = MeasureConfig()
+    seed: int = Field(0, ge=0)
+
+    @field_validator("network", "engine", mode="before")
+    @classmethod
+    def _by_name(cls, value: object, info: Any) -> object:
+        if isinstance(value, str):
+            return {"zoo" if info.field_name == "network" else "name": value}
+        return value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_by_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("budgets")
+    @classmethod
+    def _parsed(cls, budgets: dict[str, str | float]) -> dict[str, str | float]:
+        if not budgets:
+            raise ValueError(f"give at least one of {', '.join(BUDGETS)}")
+        for name, text in budgets.items():
+            parse_budget(name, text)
+        return budgets
+
+    @model_validator(mode="after")
+    def _known_agents(self) -> Config:
+        for name in (self.agent, *self.baselines):
+            if name not in AGENTS:
+                raise ValueError(str(unknown_name("agent", name, AGENTS)))
+        return self
+
+    @property
+    def parsed_budgets(self) -> tuple[Budget, ...]:
+        """The budgets, read."""
+        return tuple(parse_budget(name, text) for name, text in self.budgets.items())
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """All agents of the run, the baselines first, each once."""
+        return tuple(dict.fromkeys((*self.baselines, self.agent)))
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        text: str = yaml.safe_dump(data, sort_keys=False)
+        return text
+
+
+def make_config(data: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Validate a mapping; every problem is one line of a `BadInput`, unknown keys with the nearest known one."""
+    try:
+        return Config.model_validate(dict(data))
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise BadInput(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
+
+
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `a.b=c` settings to it."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise BadInput(f"cannot read the configuration {path}: {error.strerror}") from error
+    return _from_text(text, str(path), settings)
+
+
+def default_config(settings: Sequence[str] = ()) -> Config:
+    """Return the embedded default, `configs/digits.yaml`, with `a.b=c` settings applied."""
+    path = Path(__file__).resolve()
+    import trimtab.configs
+
+    path = Path(trimtab.configs.__path__[0]) / "digits.yaml"
+    return _from_text(path.read_text(), "the default configuration", settings)
+
+
+def _from_text(text: str, source: str, settings: Sequence[str]) -> Config:
+    try:
+        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise BadInput(f"{source}: expected keys and values, found {type(data).__name__}")
+    for setting in settings:
+        _apply_setting(data, setting)
+    return make_config(data, source)
+
+
+def _apply_setting(data: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise BadInput(f"--set takes key=value, for example trials=50 or budgets.latency=0.5x; found {setting!r}")
+    *path, last = key.strip().split(".")
+    for part in path:
+        if not isinstance(data.get(part), dict):
+            # "data: digits" is short for a mapping whose first key names it.
+            short = {"network": "zoo", "engine": "name", "data": "name"}.get(part)
+            data[part] = {short: data[part]} if short and isinstance(data.get(part), str) else {}
+        data = data[part]
+    try:
+        data[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--set {key}: {text!r} is not a YAML value") from error
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return str(unknown_name("key", ".".join(location), [".".join([*location[:-1], k]) for k in known]))
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"the key {'.'.join(location)!r} is missing"
+    return f"{'.'.join(location)}: {message}" if location else message
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    section: Any = Config
+    for part in path:
+        field = section.model_fields.get(part)
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Config)
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses duplicate keys, of which YAML silently takes the last."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
