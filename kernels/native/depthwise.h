@@ -52,7 +52,8 @@ TRIMTAB_INLINE void depthwise_pixels(const Conv& g, const typename P::A* base, c
     for (int i = 0; i < N; ++i)
       acc[i] = P::dot(acc[i], P::gather(base + offset[i], g.segment_offset + k * P::kTaps), w);
   }
-  std::memcpy(out, acc, sizeof acc);
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) S::store(out + i * S::kLanes, acc[i]);
 }
 
 template <class S, class P>

@@ -27,7 +27,8 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
     for (int i = 0; i < MR; ++i) a[i] = base + offset[i] + g.segment_offset[s];
     for (int k = 0; k < steps; ++k) {
       V right[NV];
-      std::memcpy(right, b, sizeof right);
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) std::memcpy(&right[j], b + j * Lanes * P::kDot, sizeof(V));
       b += NV * Lanes * P::kDot;
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
@@ -37,7 +38,12 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
       }
     }
   }
-  std::memcpy(out, acc, sizeof acc);
+  // Not one copy of the array: that would keep the accumulators in memory throughout.
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) std::memcpy(out + (i * NV + j) * Lanes, &acc[i][j], sizeof(V));
+  }
 }
 
 template <class P>
