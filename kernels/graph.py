@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 __all__ = ["ACTIVATIONS", "OPERATORS", "Graph", "Node", "Quant"]

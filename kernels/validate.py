@@ -75,9 +75,7 @@ def with_defaults(node: Node) -> Node:
     """Return the node with all attributes of its operator, canonical; raises where one is unknown or wrong."""
     if node.op not in OPERATORS:
         known = ", ".join(sorted(OPERATORS))
-        raise UnsupportedOperator(
-            f"layer {node.name!r}: operator {node.op!r} is not supported (supported: {known})"
-        )
+        raise UnsupportedOperator(f"layer {node.name!r}: operator {node.op!r} is not supported (supported: {known})")
     if not isinstance(node.name, str) or not node.name:
         raise BadInput(f"a {node.op} layer has no name")
     low, high = _INPUTS.get(node.op, (1, 1))

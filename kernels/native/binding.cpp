@@ -162,28 +162,28 @@ NB_MODULE(_native, m) {
         "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("peak_float", [](const std::string& level, double s) { return kernels_of(level).peak_float(s); }, "level"_a,
         "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
-  m.def("stream_rate", &stream_rate, "level"_a, "bytes"_a, "seconds"_a);
+  m.def("stream_rate", &stream_rate, "level"_a, "size"_a, "seconds"_a);
   nb::class_<Program>(m, "Program")
       .def("__init__", [](Program* p, const std::string& level, int threads,
                           int batch) { new (p) Program(kernels_of(level), threads, batch); },
            "level"_a, "threads"_a, "batch"_a)
       .def("add_tensor", &Program::add_tensor, "c"_a, "h"_a, "w"_a, "offset"_a, "is_u8"_a, "scale"_a, "zero"_a)
-      .def("add_conv_float", &add_conv_float, "name"_a, "input"_a, "output"_a, "residual"_a, "geometry"_a,
+      .def("add_conv_float", &add_conv_float, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,
            "weights"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)
-      .def("add_conv_int", &add_conv_int, "name"_a, "input"_a, "output"_a, "residual"_a, "geometry"_a,
+      .def("add_conv_int", &add_conv_int, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,
            "weights"_a.noconvert(), "weight_scale"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)
       .def("add_sum", [](Program& p, const std::string& name, int a, int b, int out,
                          const std::string& activation) { p.add_sum(name, a, b, out, activation_of(activation)); },
-           "name"_a, "a"_a, "b"_a, "output"_a, "activation"_a)
+           "name"_a, "a"_a, "b"_a, "target"_a, "activation"_a)
       .def("add_convert", [](Program& p, const std::string& name, int in, int out,
                              const std::string& activation) { p.add_convert(name, in, out, activation_of(activation)); },
-           "name"_a, "input"_a, "output"_a, "activation"_a)
-      .def("add_concat", &Program::add_concat, "name"_a, "inputs"_a, "output"_a)
-      .def("add_pool", &add_pool, "name"_a, "input"_a, "output"_a, "geometry"_a, "maximum"_a, "include_pad"_a)
-      .def("add_flatten", &Program::add_flatten, "name"_a, "input"_a, "output"_a)
-      .def("add_channel_map", &Program::add_channel_map, "name"_a, "input"_a, "output"_a, "index"_a)
-      .def("add_subsample", &Program::add_subsample, "name"_a, "input"_a, "output"_a, "stride_h"_a, "stride_w"_a)
-      .def("finish", &Program::finish, "input"_a, "output"_a, "arena_bytes"_a)
+           "name"_a, "source"_a, "target"_a, "activation"_a)
+      .def("add_concat", &Program::add_concat, "name"_a, "inputs"_a, "target"_a)
+      .def("add_pool", &add_pool, "name"_a, "source"_a, "target"_a, "geometry"_a, "maximum"_a, "include_pad"_a)
+      .def("add_flatten", &Program::add_flatten, "name"_a, "source"_a, "target"_a)
+      .def("add_channel_map", &Program::add_channel_map, "name"_a, "source"_a, "target"_a, "index"_a)
+      .def("add_subsample", &Program::add_subsample, "name"_a, "source"_a, "target"_a, "stride_h"_a, "stride_w"_a)
+      .def("finish", &Program::finish, "source"_a, "target"_a, "arena_bytes"_a)
       .def("run", &run, "x"_a.noconvert(), "flat"_a)
       .def("trace", &trace, "x"_a.noconvert())
       .def("time", &time_runs, "inputs"_a.noconvert(), "seconds"_a)

@@ -29,20 +29,46 @@ TRIMTAB_INLINE double best_rate(double seconds, double work, const Body& body) {
   return best;
 }
 
+#if defined(__AVX512F__)
+constexpr size_t kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr size_t kRegisterBytes = 32;
+#elif defined(__SSE2__)
+constexpr size_t kRegisterBytes = 16;
+#else
+constexpr size_t kRegisterBytes = 0;
+#endif
+
+// Makes the compiler forget what v holds, so that nothing is computed once and reused.
+template <class V>
+TRIMTAB_INLINE void forget(V& v) {
+  if constexpr (sizeof(V) <= kRegisterBytes) {
+#if defined(__x86_64__)
+    asm volatile("" : "+x"(v));
+#endif
+  } else {
+    asm volatile("" : "+m"(v));
+  }
+}
+
 template <class S, class P>
 static double peak(double seconds) {
   using V = typename P::V;
   constexpr int kChains = S::kRows * S::kVectors, kRounds = 4000;
-  V acc[kChains] = {};
-  V left = {}, right = {};
+  V left = {}, right = {}, total = {};
   const double work = 1.0 * kRounds * kChains * S::kLanes * P::kDot;
   return best_rate(seconds, work, [&] {
+    V acc[kChains] = {};
     for (int r = 0; r < kRounds; ++r) {
-      asm volatile("" : "+m"(left), "+m"(right));  // nothing may be computed once and reused
 #pragma GCC unroll 32
-      for (int i = 0; i < kChains; ++i) acc[i] = P::dot(acc[i], left, right);
+      for (int i = 0; i < kChains; ++i) {
+        forget(left);
+        acc[i] = P::dot(acc[i], left, right);
+      }
     }
-    asm volatile("" : : "m"(acc) : "memory");
+#pragma GCC unroll 32
+    for (int i = 0; i < kChains; ++i) total += acc[i];
+    forget(total);
   });
 }
 
@@ -56,7 +82,8 @@ static double stream(const void* data, size_t bytes, double seconds) {
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) sum[j] += S::template load<typename S::I>(p + i + j * sizeof(sum[0]));
     }
-    asm volatile("" : : "m"(sum) : "memory");
+    typename S::I total = sum[0] + sum[1] + sum[2] + sum[3];
+    forget(total);
   });
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from trimtab.kernels import Graph, Node, Quant
 
 IN = Quant(0.02, 119)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as functional
+
 from trimtab.kernels import Graph, Node, Quant, fuse
 
 Array = Any
@@ -65,9 +66,7 @@ def product(node: Node, x: Array, weight: Array) -> Array:
     top, left, bottom, right = node.attrs["padding"]
     a = functional.pad(a, (left, right, top, bottom))
     attrs = node.attrs
-    return functional.conv2d(
-        a, w, None, tuple(attrs["stride"]), 0, tuple(attrs["dilation"]), attrs["groups"]
-    ).numpy()
+    return functional.conv2d(a, w, None, tuple(attrs["stride"]), 0, tuple(attrs["dilation"]), attrs["groups"]).numpy()
 
 
 def layer(node: Node, inputs: list[Array], quants: list[Quant | None], to: Quant | None) -> Array:

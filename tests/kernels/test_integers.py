@@ -1,0 +1,156 @@
+"""Integer layers equal the reference bit for bit at every level."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.kernels import build, reference
+from tests.kernels.build import IN, OUT
+
+from trimtab.kernels import Graph, Node, Quant, Session
+
+PAD = {"padding": (1, 1, 1, 1)}
+
+CASES = {
+    "odd channels": ((7, 9, 8), 11, (3, 3), PAD),
+    "one channel": ((1, 6, 6), 1, (3, 3), PAD),
+    "three channels": ((3, 12, 12), 17, (3, 3), PAD),
+    "more than a panel": ((5, 6, 7), 33, (3, 3), PAD),
+    "several panels": ((16, 6, 6), 70, (3, 3), PAD),
+    "strides": ((8, 11, 13), 16, (3, 3), {"stride": (2, 3), "padding": (1, 0, 2, 1)}),
+    "asymmetric padding": ((5, 7, 6), 9, (3, 2), {"padding": (0, 2, 1, 3)}),
+    "dilation": ((4, 11, 12), 6, (3, 3), {"dilation": (2, 3), "padding": (2, 3, 2, 3)}),
+    "pointwise": ((13, 7, 5), 19, (1, 1), {}),
+    "pointwise wide": ((64, 8, 8), 40, (1, 1), {}),
+    "pointwise strided": ((9, 8, 8), 5, (1, 1), {"stride": (2, 2)}),
+    "groups": ((12, 6, 6), 20, (3, 3), {"groups": 4, **PAD}),
+    "depthwise": ((11, 9, 9), 11, (3, 3), {"groups": 11, **PAD}),
+    "depthwise wide": ((33, 8, 7), 33, (5, 5), {"groups": 33, "stride": (2, 2), "padding": (2, 2, 2, 2)}),
+    "depthwise dilated": ((8, 9, 9), 8, (3, 3), {"groups": 8, "dilation": (2, 2)}),
+    "multiplier": ((6, 7, 7), 18, (3, 3), {"groups": 6, **PAD}),
+    "even width": ((32, 4, 32), 32, (3, 3), PAD),
+    "kernel as large as the image": ((20, 5, 5), 6, (5, 5), {}),
+    "seven by seven": ((3, 20, 20), 8, (7, 7), {"stride": (2, 2), "padding": (3, 3, 3, 3)}),
+    "only padding on one side": ((4, 3, 3), 4, (1, 1), {"padding": (2, 0, 0, 0)}),
+}
+
+
+def agree(graph: Graph, x: np.ndarray, level: str | None, **options: int) -> None:
+    got = Session(graph, level=level, **options).run_tensors(x)
+    for name, values in reference.interpret(graph, x).items():
+        np.testing.assert_array_equal(got[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
+def test_conv_to_integers(case: str, activation: str, level: str, rng: np.random.Generator) -> None:
+    shape, out, kernel, attrs = CASES[case]
+    node = build.conv(rng, "x", shape[0], out, kernel, activation=activation, **attrs)
+    graph = build.graph(shape, node, quant={"x": IN, "conv": OUT})
+    x = build.images(rng, 3, shape)
+    agree(graph, x, level, batch=2)
+    assert len(np.unique(Session(graph, level=level).run(x))) > 5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_conv_to_floats(case: str, level: str, rng: np.random.Generator) -> None:
+    shape, out, kernel, attrs = CASES[case]
+    node = build.conv(rng, "x", shape[0], out, kernel, bias=False, **attrs)
+    agree(build.graph(shape, node, quant={"x": IN}), build.images(rng, 2, shape), level)
+
+
+@pytest.mark.parametrize("stored", [None, Quant(0.03, 200)])
+@pytest.mark.parametrize("to", [None, OUT])
+@pytest.mark.parametrize("explicit", [True, False])
+def test_residual(stored: Quant | None, to: Quant | None, explicit: bool, level: str, rng: np.random.Generator) -> None:
+    quant = {name: q for name, q in (("x", IN), ("short", stored), ("out", to)) if q is not None}
+    short = build.conv(rng, "x", 5, 11, (1, 1), name="short", activation="relu")
+    if explicit:
+        last = (build.conv(rng, "x", 5, 11, name="out", residual="short", activation="relu", **PAD),)
+    else:
+        last = (
+            build.conv(rng, "x", 5, 11, name="b", **PAD),
+            Node("add", "sum", ("short", "b")),
+            Node("activation", "out", ("sum",), {"activation": "relu6"}),
+        )
+    graph = build.graph((5, 7, 6), short, *last, quant=quant)
+    assert Session(graph).steps == ["short", "out"]
+    agree(graph, build.images(rng, 3, (5, 7, 6)), level, batch=2)
+
+
+@pytest.mark.parametrize("features", [1, 10, 64, 333])
+@pytest.mark.parametrize("to", [None, OUT])
+def test_linear(features: int, to: Quant | None, level: str, rng: np.random.Generator) -> None:
+    node = build.linear(rng, "x", features, 27)
+    quant = {"x": IN} if to is None else {"x": IN, "linear": to}
+    for batch, threads in ((1, 1), (20, 1), (1, 2)):
+        graph = build.graph((features,), node, quant=quant)
+        agree(graph, build.images(rng, 21, (features,)), level, batch=batch, threads=threads)
+
+
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize("zero", [0, 255])
+@pytest.mark.parametrize("groups", [1, 64])
+def test_extremes_do_not_saturate(weight: int, zero: int, groups: int, level: str, rng: np.random.Generator) -> None:
+    weights = {
+        "weight": np.full((64, 64 // groups, 3, 3), weight, np.int8),
+        "weight_scale": np.full(64, 1e-3, np.float32),
+        "bias": np.full(64, 3e9, np.float32),
+    }
+    node = Node("conv2d", "conv", ("x",), {"padding": (1, 1, 1, 1), "groups": groups}, weights)
+    graph = build.graph((64, 5, 5), node, quant={"x": Quant(1.0, zero)})
+    for value in (-1e9, 1e9):
+        agree(graph, np.full((1, 64, 5, 5), value, np.float32), level)
+
+
+def test_resnet(level: str, rng: np.random.Generator) -> None:
+    graph = build.resnet20(rng, integer=True)
+    x = build.images(rng, 3, (3, 32, 32))
+    agree(graph, x, level, batch=2)
+    logits = Session(graph, level=level).run(x)
+    assert logits.shape == (3, 10)
+    assert logits.std() > 0.1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_threads_change_nothing(batch: int, level: str, rng: np.random.Generator) -> None:
+    x = build.images(rng, 4, (3, 32, 32))
+    for integer in (True, False):
+        graph = build.resnet20(rng, integer)
+        one = Session(graph, level=level, batch=batch).run(x)
+        for _ in range(3):
+            np.testing.assert_array_equal(Session(graph, level=level, batch=batch, threads=2).run(x), one)
+
+
+@st.composite
+def random_case(draw: st.DrawFn) -> tuple[Graph, int, int]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    channels, out = (groups * draw(st.integers(1, 12)) for _ in range(2))
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    attrs = {
+        "groups": groups,
+        "stride": (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        "dilation": (draw(st.integers(1, 2)), draw(st.integers(1, 2))),
+        "padding": tuple(draw(st.lists(st.integers(0, 3), min_size=4, max_size=4))),
+        "activation": draw(st.sampled_from(["none", "relu", "relu6"])),
+    }
+    shape = (channels, draw(st.integers(7, 12)), draw(st.integers(7, 12)))
+    first = build.conv(rng, "x", channels, out, kernel, name="first", **attrs)
+    second = build.conv(rng, "first", out, out, name="second", padding=(1, 1, 1, 1))
+    join = Node(draw(st.sampled_from(["add", "concat"])), "join", ("second", "first"))
+    quant = {"x": Quant(draw(st.floats(0.005, 0.1)), draw(st.integers(0, 255)))}
+    quant["first"] = Quant(draw(st.floats(0.005, 0.1)), draw(st.integers(0, 255)))
+    if draw(st.booleans()):
+        quant["join"] = Quant(draw(st.floats(0.005, 0.1)), draw(st.integers(0, 255)))
+    return build.graph(shape, first, second, join, quant=quant), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=random_case())
+def test_random_graphs(case: tuple[Graph, int, int], level: str) -> None:
+    graph, batch, threads = case
+    x = build.images(np.random.default_rng(1), 3, graph.input_shape)
+    agree(graph, x, level, batch=batch, threads=threads)
