@@ -56,24 +56,26 @@ TRIMTAB_INLINE void depthwise_pixels(const Conv& g, const typename P::A* base, c
   for (int i = 0; i < N; ++i) S::store(out + i * S::kLanes, acc[i]);
 }
 
-template <class S, class P>
-static void depthwise_block(const Conv& g, const Store& store, const Block<typename P::A>& block, Span vectors) {
-  alignas(64) typename P::Acc acc[kPixels * S::kLanes];
+// All channels of a few pixels before the next pixels: their inputs stay in the first-level cache.
+template <class S, class P, int N>
+TRIMTAB_INLINE void depthwise_strip(const Conv& g, const Store& store, const Block<typename P::A>& block, int m,
+                                    Span vectors) {
+  alignas(64) typename P::Acc acc[N * S::kLanes];
+  const size_t vector_size = static_cast<size_t>(g.steps) * P::kTaps * S::kLanes;
   for (int v = vectors.first; v < vectors.last; ++v) {
     const int channel = v * S::kLanes, columns = least(S::kLanes, g.oc - channel);
-    const auto* weights = static_cast<const typename P::B*>(g.weights) +
-                          static_cast<size_t>(v) * g.steps * P::kTaps * S::kLanes;
+    const auto* weights = static_cast<const typename P::B*>(g.weights) + v * vector_size;
     const auto* start = static_cast<const typename P::Acc*>(g.start) + channel;
-    int m = 0;
-    for (; m + kPixels <= block.pixels; m += kPixels) {
-      depthwise_pixels<S, P, kPixels>(g, block.base + channel, block.offset + m, weights, start, acc);
-      emit<S>(store, acc, S::kLanes, kPixels, columns, (block.first_pixel + m) * g.oc + channel, g.oc, channel);
-    }
-    for (; m < block.pixels; ++m) {
-      depthwise_pixels<S, P, 1>(g, block.base + channel, block.offset + m, weights, start, acc);
-      emit<S>(store, acc, S::kLanes, 1, columns, (block.first_pixel + m) * g.oc + channel, g.oc, channel);
-    }
+    depthwise_pixels<S, P, N>(g, block.base + channel, block.offset + m, weights, start, acc);
+    emit<S>(store, acc, S::kLanes, N, columns, (block.first_pixel + m) * g.oc + channel, g.oc, channel);
   }
+}
+
+template <class S, class P>
+static void depthwise_block(const Conv& g, const Store& store, const Block<typename P::A>& block, Span vectors) {
+  int m = 0;
+  for (; m + kPixels <= block.pixels; m += kPixels) depthwise_strip<S, P, kPixels>(g, store, block, m, vectors);
+  for (; m < block.pixels; ++m) depthwise_strip<S, P, 1>(g, store, block, m, vectors);
 }
 
 template <class S, class P>

@@ -99,16 +99,31 @@ TRIMTAB_INLINE void store_requantized(const Store& s, const int32_t* acc, int ro
   }
 }
 
-// Stores `rows` pixels of `columns` channels. acc[r * row + c]; pixel r's first element is `first + r * step`;
-// `channel` indexes the padded per-channel scales.
 template <class S, class Acc, class V>
-TRIMTAB_INLINE void store_block(const Store& s, const Acc* acc, int row, int rows, int columns, size_t first,
-                                size_t step, int channel) {
+TRIMTAB_INLINE void store_rows(const Store& s, const Acc* acc, int row, int rows, int columns, size_t first,
+                               size_t step, int channel) {
   for (int r = 0; r < rows; ++r) {
     for (int c = 0; c < columns; c += S::kLanes) {
       const V a = S::template load<V>(acc + r * row + c);
       finish_real<S>(s, first + r * step + c, as_real<S>(a, s.scale + channel + c), columns - c);
     }
+  }
+}
+
+// Stores `rows` pixels of `columns` channels. acc[r * row + c]; pixel r's first element is `first + r * step`;
+// `channel` indexes the padded per-channel scales. The kinds are set again so that the loops hold no branches.
+template <class S, class Acc, class V>
+TRIMTAB_INLINE void store_block(const Store& s, const Acc* acc, int row, int rows, int columns, size_t first,
+                                size_t step, int channel) {
+  Store known = s;
+  if (s.has_residual && s.residual.is_u8 && s.out.is_u8) {
+    known.has_residual = known.residual.is_u8 = known.out.is_u8 = true;
+    store_rows<S, Acc, V>(known, acc, row, rows, columns, first, step, channel);
+  } else if (!s.has_residual && !s.out.is_u8) {
+    known.has_residual = known.out.is_u8 = false;
+    store_rows<S, Acc, V>(known, acc, row, rows, columns, first, step, channel);
+  } else {
+    store_rows<S, Acc, V>(s, acc, row, rows, columns, first, step, channel);
   }
 }
 

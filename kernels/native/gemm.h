@@ -25,6 +25,7 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
     const A* a[MR];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) a[i] = base + offset[i] + g.segment_offset[s];
+#pragma GCC unroll 2
     for (int k = 0; k < steps; ++k) {
       V right[NV];
 #pragma GCC unroll 8

@@ -59,6 +59,7 @@ static double peak(double seconds) {
   const double work = 1.0 * kRounds * kChains * S::kLanes * P::kDot;
   return best_rate(seconds, work, [&] {
     V acc[kChains] = {};
+    forget(right);
     for (int r = 0; r < kRounds; ++r) {
 #pragma GCC unroll 32
       for (int i = 0; i < kChains; ++i) {

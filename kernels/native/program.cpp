@@ -127,46 +127,50 @@ void Program::add_avg_pool(const std::string& name, int in, int out, const PoolA
   });
 }
 
-// Moves elements of `size` bytes: to[i] = from[index(i)], or `zero` where that is negative.
-template <class Index>
-static void move_elements(const Operand& from, const Operand& to, Range r, const Index& index) {
-  if (to.is_u8) {
-    const auto* source = static_cast<const uint8_t*>(from.data);
-    auto* target = static_cast<uint8_t*>(to.data);
-    for (size_t i = r.first; i < r.last; ++i) {
-      const int64_t j = index(i);
-      target[i] = j < 0 ? static_cast<uint8_t>(to.zero) : source[j];
-    }
-  } else {
-    const auto* source = static_cast<const float*>(from.data);
-    auto* target = static_cast<float*>(to.data);
-    for (size_t i = r.first; i < r.last; ++i) {
-      const int64_t j = index(i);
-      target[i] = j < 0 ? 0.0f : source[j];
+// (H, W, C) to (C, H, W), image by image.
+template <class T>
+static void transpose(const T* from, T* to, size_t pixels, size_t channels, Range images) {
+  for (size_t n = images.first; n < images.last; ++n) {
+    const size_t base = n * pixels * channels;
+    for (size_t c = 0; c < channels; ++c) {
+      for (size_t p = 0; p < pixels; ++p) to[base + c * pixels + p] = from[base + p * channels + c];
     }
   }
 }
 
 void Program::add_flatten(const std::string& name, int in, int out) {
   add_step(name, out, [=](const Task& t) {
-    const Tensor& from = tensors_[in];
-    const size_t pixels = static_cast<size_t>(from.h) * from.w, features = from.elements(), c = from.c;
-    move_elements(operand(in), operand(out), share(features * t.images, t), [=](size_t i) {
-      const size_t image = i / features, f = i % features;
-      return static_cast<int64_t>(image * features + f % pixels * c + f / pixels);
-    });
+    const Tensor& shape = tensors_[in];
+    const size_t pixels = static_cast<size_t>(shape.h) * shape.w;
+    const Operand from = operand(in), to = operand(out);
+    const Range r = share(t.images, t);
+    if (to.is_u8)
+      transpose(static_cast<const uint8_t*>(from.data), static_cast<uint8_t*>(to.data), pixels, shape.c, r);
+    else
+      transpose(static_cast<const float*>(from.data), static_cast<float*>(to.data), pixels, shape.c, r);
   });
+}
+
+template <class T>
+static void map_channels(const T* from, T* to, T zero, size_t width, Range pixels, const std::vector<int32_t>& index) {
+  const size_t channels = index.size();
+  from += pixels.first * width;
+  to += pixels.first * channels;
+  for (size_t p = pixels.first; p < pixels.last; ++p, from += width, to += channels) {
+    for (size_t c = 0; c < channels; ++c) to[c] = index[c] < 0 ? zero : from[index[c]];
+  }
 }
 
 void Program::add_channel_map(const std::string& name, int in, int out, std::vector<int32_t> index) {
   add_step(name, out, [=, index = std::move(index)](const Task& t) {
-    const size_t from = tensors_[in].c, to = tensors_[out].c;
+    const size_t width = tensors_[in].c;
     const Range r = share(static_cast<size_t>(tensors_[out].h) * tensors_[out].w * t.images, t);
-    const int32_t* source = index.data();
-    move_elements(operand(in), operand(out), {r.first * to, r.last * to}, [=](size_t i) {
-      const int32_t c = source[i % to];
-      return c < 0 ? int64_t{-1} : static_cast<int64_t>(i / to * from + c);
-    });
+    const Operand from = operand(in), to = operand(out);
+    if (to.is_u8)
+      map_channels(static_cast<const uint8_t*>(from.data), static_cast<uint8_t*>(to.data),
+                   static_cast<uint8_t>(to.zero), width, r, index);
+    else
+      map_channels(static_cast<const float*>(from.data), static_cast<float*>(to.data), 0.0f, width, r, index);
   });
 }
 
