@@ -46,7 +46,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Images (N, C, H, W) for repairs, and the untouched network's output moments on them: per layer (mean, std), (O,)."""
+    """Images (N, C, H, W) for repairs, and the untouched network's moments on them: per layer (mean, std), (O,)."""
 
     images: Tensor
     moments: Mapping[str, tuple[Tensor, Tensor]]
@@ -102,9 +102,7 @@ def compress(space: Space, policy: Policy, calibration: Calibration) -> Candidat
 
     def repair(op: Op, y: Tensor) -> Tensor:
         if op.name in calibration.moments and not untouched:
-            factor, shift = _correction(
-                op.name, y, channels[op.name], calibration, op.name in space.normalised
-            )
+            factor, shift = _correction(op.name, y, channels[op.name], calibration, op.name in space.normalised)
             y = y * _per_channel(factor, y) + _per_channel(shift, y)
             ops[op.name], scale = _corrected(ops[op.name], factor.numpy(), shift.numpy(), int8.get(op.name))
             if scale is not None:
@@ -149,9 +147,7 @@ def _correction(
     return factor, target_mean - mean * factor
 
 
-def _corrected(
-    op: Op, factor: Array, shift: Array, int8: tuple[Array, Array] | None
-) -> tuple[Op, Array | None]:
+def _corrected(op: Op, factor: Array, shift: Array, int8: tuple[Array, Array] | None) -> tuple[Op, Array | None]:
     """The layer with the correction folded in, and its new int8 scale (the int8 values themselves stay)."""
     bias = shift if op.bias is None else op.bias * factor + shift
     scale = None
@@ -174,7 +170,7 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _range(y: Tensor) -> tuple[float, float]:
-    slices = [part.aminmax() for part in y.split(RANGE_SLICE)]
+    slices = [y[start : start + RANGE_SLICE].aminmax() for start in range(0, len(y), RANGE_SLICE)]
     low = float(torch.stack([part.min for part in slices]).mean())
     high = float(torch.stack([part.max for part in slices]).mean())
     return low, high

@@ -34,9 +34,7 @@ class ChannelGroup:
     members: Mapping[str, Array]
 
 
-def channel_groups(
-    module: fx.GraphModule, network: Network, example: torch.Tensor
-) -> tuple[ChannelGroup, ...]:
+def channel_groups(module: fx.GraphModule, network: Network, example: torch.Tensor) -> tuple[ChannelGroup, ...]:
     """Return the prunable groups of a traced module and its network, in the order of their first layers."""
     ties = _Ties(network)
     ties.add_dependency_graph(module, example)
@@ -90,14 +88,11 @@ class _Ties:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.producers = [
-            op for op in network if (op.is_layer and not op.is_depthwise) or op.kind == "channel_map"
-        ]
+        self.producers = [op for op in network if (op.is_layer and not op.is_depthwise) or op.kind == "channel_map"]
         starts = np.cumsum([0, *[op.shape[0] for op in self.producers]])
         self.parent = list(range(int(starts[-1])))
         self.own = {
-            op.name: np.arange(start, start + op.shape[0])
-            for op, start in zip(self.producers, starts, strict=False)
+            op.name: np.arange(start, start + op.shape[0]) for op, start in zip(self.producers, starts, strict=False)
         }
         self.atoms = propagate(network, self.own)
         self.frozen = set(self.atoms[network.output].tolist())
@@ -117,20 +112,24 @@ class _Ties:
     def add_dependency_graph(self, module: fx.GraphModule, example: torch.Tensor) -> None:
         """Tie the output channels that Torch-Pruning would prune together with each layer's."""
         names = {layer: name for name, layer in module.named_modules()}
-        pads = {
+        pads: dict[nn.Module, tuple[int, int]] = {
             layer: (len(self.atoms[self.network.op(name).inputs[0]]), self.network.op(name).shape[0])
             for layer, name in names.items()
             if isinstance(layer, ChannelPad)
         }
-        graph = tp.DependencyGraph().build_dependency(
-            module,
-            example_inputs=example,
-            customized_pruners={ChannelPad: _ChannelPadPruner(pads)},
-            verbose=False,
-        )
+        with torch.enable_grad():
+            graph = tp.DependencyGraph().build_dependency(
+                module,
+                example_inputs=example,
+                customized_pruners={ChannelPad: _ChannelPadPruner(pads)},
+                verbose=False,
+            )
+        misled = {self._find(atom) for atom in self._flattened_behind_concat()}
         for op in self.producers:
             layer = module.get_submodule(op.name) if op.is_layer else None
             if not isinstance(layer, nn.Conv2d | nn.Linear):
+                continue
+            if misled.intersection(self._find(atom) for atom in self.own[op.name].tolist()):
                 continue
             prune = tp.prune_linear_out_channels if op.kind == "linear" else tp.prune_conv_out_channels
             root = self.own[op.name]
@@ -139,27 +138,35 @@ class _Ties:
                 if target is None:
                     continue
                 for index, root_index in zip(indices, roots, strict=True):
-                    # Behind a concatenation that is flattened, Torch-Pruning loses the offsets and over-runs.
                     if index < len(target):
                         self._tie(root[root_index : root_index + 1], target[index : index + 1])
+
+    def _flattened_behind_concat(self) -> set[int]:
+        """Atoms that are flattened behind a concatenation: there Torch-Pruning loses the offsets.
+
+        It would tie channels of one operand to others of the next; our own walk has all that is tied.
+        """
+        concatenated: set[str] = set()
+        found: set[int] = set()
+        for op in self.network:
+            if op.kind == "concat" or (op.name not in self.own and not concatenated.isdisjoint(op.inputs)):
+                concatenated.add(op.name)
+            if op.kind == "flatten" and op.inputs[0] in concatenated:
+                found.update(atom for atom in self.atoms[op.inputs[0]].tolist() if atom >= 0)
+        return found
 
     def groups(self) -> tuple[ChannelGroup, ...]:
         """Collect the tied channels into groups of the layers that share them."""
         frozen = {self._find(atom) for atom in self.frozen if atom >= 0}
-        classes = {
-            op.name: np.array([self._find(atom) for atom in self.own[op.name]]) for op in self.producers
-        }
+        classes = {op.name: np.array([self._find(atom) for atom in self.own[op.name]]) for op in self.producers}
         open_classes = {
-            name: [c for c in dict.fromkeys(labels.tolist()) if c not in frozen]
-            for name, labels in classes.items()
+            name: [c for c in dict.fromkeys(labels.tolist()) if c not in frozen] for name, labels in classes.items()
         }
         groups = []
         for names in _components(open_classes):
             numbers = list(dict.fromkeys(c for name in names for c in open_classes[name]))
             position = {c: i for i, c in enumerate(numbers)}
-            members = {
-                name: np.array([position.get(c, -1) for c in classes[name].tolist()]) for name in names
-            }
+            members = {name: np.array([position.get(c, -1) for c in classes[name].tolist()]) for name in names}
             layers = [name for name in names if self.network.op(name).is_layer]
             if layers and len(numbers) > 1:
                 groups.append(ChannelGroup(layers[0], len(numbers), members))
@@ -195,6 +202,7 @@ def _components(classes: Mapping[str, list[int]]) -> list[list[str]]:
     """Layers that share a class, directly or over others; in the order of their first layers."""
     component: dict[str, list[str]] = {}
     owner: dict[int, str] = {}
+    position = {name: i for i, name in enumerate(classes)}
     for name, numbers in classes.items():
         if not numbers:
             continue
@@ -202,7 +210,7 @@ def _components(classes: Mapping[str, list[int]]) -> list[list[str]]:
         for number in numbers:
             other = owner.setdefault(number, name)
             if component[other] is not component[name]:
-                merged = component[other] + component[name]
+                merged = sorted(component[other] + component[name], key=position.__getitem__)
                 for member in merged:
                     component[member] = merged
     unique = {id(names): names for names in component.values()}

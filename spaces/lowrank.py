@@ -25,14 +25,22 @@ def pays(out_channels: int, in_features: int, rank: int) -> bool:
 def svd_factors(weight: Array, rank: int) -> tuple[Array, Array]:
     """Return (left (O, rank), right (rank, ...)) whose product is the nearest matrix of that rank to `weight` (O, ...).
 
-    The optimum of Eckart and Young, from the eigenvectors of W W^T, which is small where the SVD of W is wide; left
-    has orthonormal columns. float32, computed in float64.
+    The optimum of Eckart and Young, from the eigenvectors of the smaller of W W^T and W^T W; the factor on that side
+    is orthonormal. float32, computed in float64.
     """
     matrix = weight.reshape(weight.shape[0], -1).astype(np.float64)
-    _, vectors = np.linalg.eigh(matrix @ matrix.T)
-    left = vectors[:, ::-1][:, :rank]
-    right = left.T @ matrix
-    return left.astype(np.float32), right.astype(np.float32).reshape(rank, *weight.shape[1:])
+    if matrix.shape[0] <= matrix.shape[1]:
+        left = _leading(matrix @ matrix.T, rank)
+        right = left.T @ matrix
+    else:
+        right = _leading(matrix.T @ matrix, rank).T
+        left = matrix @ right.T
+    return left.astype(np.float32, order="C"), right.astype(np.float32, order="C").reshape(rank, *weight.shape[1:])
+
+
+def _leading(gram: Array, count: int) -> Array:
+    """The eigenvectors (n, count) of the largest eigenvalues of a symmetric matrix (n, n)."""
+    return np.asarray(np.linalg.eigh(gram)[1][:, ::-1][:, :count])
 
 
 def factorise(network: Network, ranks: dict[str, int]) -> Network:
@@ -49,9 +57,7 @@ def factorise(network: Network, ranks: dict[str, int]) -> Network:
 
 def _two(op: Op, rank: int) -> list[Op]:
     if op.weight is None or op.groups != 1:
-        raise BadInput(
-            f"layer {op.name!r} cannot be factorised: only dense convolutions and linear layers can"
-        )
+        raise BadInput(f"layer {op.name!r} cannot be factorised: only dense convolutions and linear layers can")
     limit = full_rank(op.weight.shape[0], op.weight[0].size)
     if not 1 <= rank <= limit:
         raise BadInput(f"layer {op.name!r}: rank {rank} is not between 1 and {limit}")

@@ -37,9 +37,7 @@ class Norm:
 
     def select(self, channels: Array) -> Norm:
         """Return the norm of these channels only."""
-        return Norm(
-            self.weight[channels], self.bias[channels], self.mean[channels], self.var[channels], self.eps
-        )
+        return Norm(self.weight[channels], self.bias[channels], self.mean[channels], self.var[channels], self.eps)
 
 
 @dataclass(frozen=True, eq=False)

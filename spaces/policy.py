@@ -73,22 +73,26 @@ class Policy:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise BadInput(f"{source}: expected a policy with schema {SCHEMA}, found {found!r}")
         try:
-            channels = {str(name): _count(name, kept) for name, kept in data["channels"].items()}
-            layers = {str(name): _decision(name, layer) for name, layer in data["layers"].items()}
-            return cls(str(data["network"]), channels, layers)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            channels = {
+                str(name): _count(f"channels of {name}", kept) for name, kept in _object(data, "channels").items()
+            }
+            layers = {str(name): _decision(name, layer) for name, layer in _object(data, "layers").items()}
+            if not isinstance(data.get("network"), str):
+                raise ValueError(f"network: expected a fingerprint, found {data.get('network')!r}")
+            return cls(data["network"], channels, layers)
+        except ValueError as error:
             raise BadInput(f"{source}: not a policy: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
         """Read a policy file; a missing or malformed one is a `BadInput`."""
         try:
-            text = Path(path).read_text()
+            content = Path(path).read_bytes()
         except OSError as error:
             raise BadInput(f"cannot read the policy {path}: {error.strerror}") from error
         try:
-            data = json.loads(text)
-        except ValueError as error:
+            data = json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{path} is not JSON: {error}") from error
         return cls.from_json(data, str(path))
 
@@ -99,13 +103,22 @@ def _count(name: object, value: Any, minimum: int = 1) -> int:
     return value
 
 
-def _decision(name: object, value: Mapping[str, Any]) -> LayerDecision:
+def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = data.get(key)
+    if not isinstance(value, dict):
+        raise ValueError(f"{key}: expected an object, found {value!r}")
+    return value
+
+
+def _decision(name: object, value: Any) -> LayerDecision:
+    if not isinstance(value, dict):
+        raise ValueError(f"layer {name}: expected an object, found {value!r}")
     unknown = set(value) - {"w_bits", "a_bits", "rank"}
     if unknown:
         raise ValueError(f"layer {name}: unknown key {sorted(unknown)[0]!r}")
     rank = value.get("rank")
     return LayerDecision(
-        _count(f"w_bits of {name}", value["w_bits"]),
-        _count(f"a_bits of {name}", value["a_bits"]),
+        _count(f"w_bits of {name}", value.get("w_bits")),
+        _count(f"a_bits of {name}", value.get("a_bits")),
         None if rank is None else _count(f"rank of {name}", rank),
     )

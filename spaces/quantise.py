@@ -10,10 +10,11 @@ __all__ = ["activation_quant", "dequantise", "quantise_weight"]
 
 
 def quantise_weight(weight: Array) -> tuple[Array, Array]:
-    """Return (int8 weight, float32 scale (O,)): symmetric per output channel, scale = max|w| / 127, round half to even."""
+    """Return (int8 weight, float32 scale (O,)): symmetric per channel, scale = max|w| / 127, round half to even."""
     rows = weight.reshape(weight.shape[0], -1)
     largest = np.abs(rows).max(axis=1)
-    scale = np.where(largest > 0, largest / 127.0, 1.0).astype(np.float32)
+    # Below the smallest normal number the scale itself would lose its digits: such weights become zero.
+    scale = np.where(largest > 127.0 * np.finfo(np.float32).tiny, largest / 127.0, 1.0).astype(np.float32)
     quantised = np.clip(np.rint(rows / scale[:, None]), -127, 127).astype(np.int8)
     return quantised.reshape(weight.shape), scale
 

@@ -11,7 +11,7 @@ from trimtab.errors import TrimtabError
 from trimtab.spaces.groups import ChannelGroup
 from trimtab.spaces.network import Array, Network, Op
 
-__all__ = ["importance_order", "kept_channels", "prune", "zero_channels"]
+__all__ = ["importance_order", "kept_channels", "prune", "smallest_kept", "zero_channels"]
 
 
 def importance_order(network: Network, group: ChannelGroup) -> Array:
@@ -20,6 +20,9 @@ def importance_order(network: Network, group: ChannelGroup) -> Array:
     The score is the L2 norm of everything that goes when the channel goes, each layer's normalised by its mean so
     that wide layers do not outvote narrow ones (group norm importance; Fang et al. 2023, section 3.3). `network` is
     folded, so batch-norm scales are part of the weights. Ties go to the lower channel.
+
+    Members may hold only a part of the group (the operands of a concatenation that is added to something): the best
+    channel of each comes before all others, so that the first `smallest_kept` channels leave no layer empty.
     """
     score = np.zeros(group.size)
     for name, positions in group.members.items():
@@ -29,7 +32,26 @@ def importance_order(network: Network, group: ChannelGroup) -> Array:
         norms = np.sqrt((op.weight.reshape(op.weight.shape[0], -1).astype(np.float64) ** 2).sum(axis=1))
         norms /= max(float(norms.mean()), 1e-12)
         np.add.at(score, positions[positions >= 0], norms[positions >= 0])
-    return np.argsort(-score, kind="stable")
+    order = np.argsort(-score, kind="stable")
+    uncovered = _uncovered(group)
+    first = []
+    for channel in order.tolist():
+        covered = {name for name in uncovered if channel in uncovered[name]}
+        if covered:
+            first.append(channel)
+            uncovered = {name: channels for name, channels in uncovered.items() if name not in covered}
+    return np.array(first + [channel for channel in order.tolist() if channel not in set(first)])
+
+
+def smallest_kept(group: ChannelGroup, order: Array) -> int:
+    """Return how many channels of `importance_order` have to stay so that no member loses all of its channels."""
+    rank = {channel: i for i, channel in enumerate(order.tolist())}
+    return max((min(rank[channel] for channel in channels) + 1 for channels in _uncovered(group).values()), default=1)
+
+
+def _uncovered(group: ChannelGroup) -> dict[str, set[int]]:
+    """The group channels of every member that has no channel that always stays."""
+    return {name: set(positions.tolist()) for name, positions in group.members.items() if (positions >= 0).all()}
 
 
 def kept_channels(groups: Sequence[ChannelGroup], kept: Mapping[str, Array]) -> dict[str, Array]:
@@ -64,17 +86,26 @@ def prune(network: Network, kept: Mapping[str, Array]) -> tuple[Network, dict[st
 
 
 def zero_channels(network: Network, kept: Mapping[str, Array]) -> Network:
-    """Return the folded network at full width, with every pruned channel producing zero: what pruning must equal."""
-    ops = []
-    for op in network:
-        if op.weight is None or op.name not in kept:
-            ops.append(op)
-            continue
-        mask = np.zeros(op.weight.shape[0], np.float32)
-        mask[kept[op.name]] = 1
-        weight = op.weight * mask.reshape(-1, *[1] * (op.weight.ndim - 1))
-        ops.append(replace(op, weight=weight, bias=None if op.bias is None else op.bias * mask))
-    return replace(network, ops=tuple(ops))
+    """Return the folded network at full width, with every pruned channel producing zero: what pruning must equal.
+
+    Depthwise layers behind a pruned channel would revive it by their bias, and channel maps by their input: they
+    produce zeros there too.
+    """
+    _, selected = prune(network, kept)
+    return replace(network, ops=tuple(_zero(op, selected[op.name]) for op in network))
+
+
+def _zero(op: Op, stays: Array) -> Op:
+    if op.kind == "channel_map":
+        kept = set(stays.tolist())
+        index = tuple(source if channel in kept else -1 for channel, source in enumerate(op.attrs["index"]))
+        return replace(op, attrs={**op.attrs, "index": index})
+    if op.weight is None:
+        return op
+    mask = np.zeros(op.weight.shape[0], np.float32)
+    mask[stays] = 1
+    weight = op.weight * mask.reshape(-1, *[1] * (op.weight.ndim - 1))
+    return replace(op, weight=weight, bias=None if op.bias is None else op.bias * mask)
 
 
 def _selection(network: Network, op: Op, sources: list[Array], kept: Mapping[str, Array]) -> Array:
@@ -89,9 +120,7 @@ def _selection(network: Network, op: Op, sources: list[Array], kept: Mapping[str
         starts = np.cumsum([0, *sizes[:-1]])
         return np.concatenate([start + part for start, part in zip(starts, sources, strict=True)])
     if op.kind == "add" and not np.array_equal(source, sources[1]):
-        raise TrimtabError(
-            f"the operands of {op.name!r} keep different channels: the channel groups are wrong"
-        )
+        raise TrimtabError(f"the operands of {op.name!r} keep different channels: the channel groups are wrong")
     return source
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from trimtab.errors import BadInput
+from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces import lowrank
-from trimtab.spaces.groups import ChannelGroup, channel_groups
+from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.select import importance_order
-from trimtab.spaces.trace import convert, trace_module
+from trimtab.spaces.select import importance_order, smallest_kept
+from trimtab.spaces.trace import trace_both
 
 __all__ = ["BITS", "Knob", "LayerShape", "Options", "Space", "build_space"]
 
@@ -81,6 +81,7 @@ class Space:
     knobs: tuple[Knob, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        _check_options(self.options, self.network)
         object.__setattr__(self, "knobs", (*self._channel_knobs(), *self._layer_knobs()))
         if not self.knobs:
             raise BadInput("the space is empty: no channel group, bit width or rank is left to decide")
@@ -97,31 +98,46 @@ class Space:
         """Per group its channels, most important first."""
         return {group.name: importance_order(self.network, group) for group in self.groups}
 
+    @cached_property
+    def smallest(self) -> dict[str, int]:
+        """Per group the fewest channels that leave no layer empty: nearly always 1."""
+        return {group.name: smallest_kept(group, self.order[group.name]) for group in self.groups}
+
     @property
     def size(self) -> int:
         """The number of vectors; several may encode the same policy."""
         return math.prod(len(knob.choices) for knob in self.knobs)
 
     def _channel_knobs(self) -> list[Knob]:
-        return [
-            Knob(
-                "channels",
-                group.name,
-                channel_steps(group.size, self.options.channels, self.options.min_keep),
-            )
-            for group in self.groups
-            if not any(name in self.options.fixed for name in group.members) and self.options.channels > 1
-        ]
+        fixed = self._fixed_groups()
+        knobs = []
+        for group in self.groups:
+            steps = channel_steps(group.size, self.options.channels, self.options.min_keep)
+            steps = tuple(count for count in steps if count >= self.smallest[group.name])
+            if len(steps) > 1 and group.name not in fixed:
+                knobs.append(Knob("channels", group.name, steps))
+        return knobs
+
+    def _fixed_groups(self) -> set[str]:
+        # Depthwise layers are no members of a group, but their channels go with it.
+        number = {name: i for i, group in enumerate(self.groups) for name in group.members}
+        produced = {name: np.full(op.shape[0], number.get(name, -1)) for name, op in self._producers.items()}
+        labels = propagate(self.network, produced)
+        reached = {i for name in self.options.fixed for i in labels[name].tolist()}
+        return {group.name for i, group in enumerate(self.groups) if i in reached}
+
+    @cached_property
+    def _producers(self) -> dict[str, Op]:
+        return {op.name: op for op in self.network if (op.is_layer and not op.is_depthwise) or op.kind == "channel_map"}
 
     def _layer_knobs(self) -> list[Knob]:
         knobs: list[Knob] = []
-        bits = tuple(pair for pair in BITS if pair in self.options.bits)
         ranks = tuple(sorted(set(self.options.ranks) - {1.0}))
         for op in self.network.layers:
             if op.name in self.options.fixed:
                 continue
-            if len(bits) > 1:
-                knobs.append(Knob("bits", op.name, bits))
+            if len(self._bits) > 1:
+                knobs.append(Knob("bits", op.name, self._bits))
             if ranks and self._can_factorise(op):
                 knobs.append(Knob("rank", op.name, (*ranks, 1.0)))
         return knobs
@@ -147,6 +163,8 @@ class Space:
         bits = {op.name: self._default_bits(op.name) for op in self.network.layers}
         fractions: dict[str, float] = {}
         for knob, index in zip(self.knobs, vector, strict=True):
+            if not 0 <= index < len(knob.choices):
+                raise BadInput(f"{knob.name}: choice {index} is not between 0 and {len(knob.choices) - 1}")
             choice = knob.choices[index]
             if knob.kind == "channels":
                 channels[knob.target] = int(choice)  # type: ignore[arg-type]
@@ -178,11 +196,12 @@ class Space:
                 wanted = policy.layers[knob.target].rank
                 values = [self._rank(op, widths, float(c)) for c in knob.choices]  # type: ignore[arg-type]
             if wanted not in values:
-                raise BadInput(
-                    f"the policy's {knob.name} = {wanted} is not one of the space's choices {list(values)}"
-                )
+                raise BadInput(f"the policy's {knob.name} = {wanted} is not one of the space's choices {list(values)}")
             # The last match is the choice nearest to the network as given.
             vector.append(len(values) - 1 - list(reversed(values)).index(wanted))
+        decoded = self.decode(vector)
+        if decoded != policy:  # it decides something for which there is no knob
+            raise BadInput(f"the policy is outside the space: {_difference(policy, decoded)}")
         return vector
 
     def base(self) -> Policy:
@@ -224,8 +243,11 @@ class Space:
             if odd:
                 raise BadInput(f"the policy's {what} are not the network's: {sorted(odd)[0]!r}")
         for name, kept in policy.channels.items():
-            if not 1 <= kept <= sizes[name]:
-                raise BadInput(f"the policy keeps {kept} of {sizes[name]} channels in group {name!r}")
+            if not self.smallest[name] <= kept <= sizes[name]:
+                raise BadInput(
+                    f"the policy keeps {kept} of {sizes[name]} channels in group {name!r}, which keeps at least "
+                    f"{self.smallest[name]}"
+                )
         widths = self.widths(policy.channels)
         for name, decision in policy.layers.items():
             self._check_layer(self.network.op(name), decision, widths)
@@ -266,18 +288,13 @@ class Space:
         """Return every layer's widths and decision, in network order."""
         widths = self.widths(policy.channels)
         return [
-            LayerShape(op, widths[op.inputs[0]], widths[op.name], policy.layers[op.name])
-            for op in self.network.layers
+            LayerShape(op, widths[op.inputs[0]], widths[op.name], policy.layers[op.name]) for op in self.network.layers
         ]
 
     @cached_property
     def _width_plan(self) -> dict[str, tuple[int, str | None]]:
         group_of = {name: group.name for group in self.groups for name in group.members}
-        return {
-            op.name: (op.shape[0], group_of.get(op.name))
-            for op in self.network
-            if (op.is_layer and not op.is_depthwise) or op.kind == "channel_map"
-        }
+        return {name: (op.shape[0], group_of.get(name)) for name, op in self._producers.items()}
 
     @cached_property
     def _kept_widths(self) -> dict[tuple[str, str], Array]:
@@ -309,10 +326,13 @@ class Space:
         rank = max(1, round(fraction * lowrank.full_rank(outputs, inputs)))
         return rank if lowrank.pays(outputs, inputs, rank) else None
 
+    @cached_property
+    def _bits(self) -> tuple[tuple[int, int], ...]:
+        offered = {tuple(pair) for pair in self.options.bits}
+        return tuple(pair for pair in BITS if pair in offered)
+
     def _default_bits(self, layer: str) -> tuple[int, int]:
-        return (
-            (32, 32) if layer in self.options.fixed or len(self.options.bits) != 1 else self.options.bits[0]
-        )
+        return (32, 32) if layer in self.options.fixed or len(self._bits) != 1 else self._bits[0]
 
 
 def channel_steps(size: int, choices: int, min_keep: float) -> tuple[int, ...]:
@@ -330,17 +350,38 @@ def channel_steps(size: int, choices: int, min_keep: float) -> tuple[int, ...]:
     return tuple(sorted(counts))
 
 
-def build_space(model: nn.Module, example: torch.Tensor, options: Options | None = None) -> Space:
-    """Trace a model with an example input (1, C, H, W) and list what may be decided about it."""
-    module = trace_module(model, example)
-    network = convert(module)
-    groups = channel_groups(module, network, example)
-    options = options or Options()
+def _check_options(options: Options, network: Network) -> None:
+    if options.channels < 1 or not 0 < options.min_keep <= 1:
+        raise BadInput(
+            "options: channels must be at least 1 and min_keep above 0 and at most 1, "
+            f"not {options.channels} and {options.min_keep}"
+        )
+    for pair in options.bits:
+        if tuple(pair) not in BITS:
+            raise BadInput(f"options: bits {pair} are not offered (offered: {', '.join(f'{w}/{a}' for w, a in BITS)})")
+    for rank in options.ranks:
+        if not 0 < rank <= 1:
+            raise BadInput(f"options: a rank is a fraction of the full rank above 0 and at most 1, not {rank}")
     layers = {op.name for op in network.layers}
     for name in options.fixed:
         if name not in layers:
-            raise BadInput(
-                f"fixed layer {name!r} is not a layer of the network (layers: {', '.join(sorted(layers))})"
-            )
+            raise unknown_name("fixed layer", name, layers)
+
+
+def _difference(policy: Policy, decoded: Policy) -> str:
+    for name, kept in policy.channels.items():
+        if kept != decoded.channels[name]:
+            return f"group {name!r} keeps {kept} channels, where only {decoded.channels[name]} can be reached"
+    for name, decision in policy.layers.items():
+        if decision != decoded.layers[name]:
+            return f"layer {name!r} has {decision}, where only {decoded.layers[name]} can be reached"
+    return "its groups and layers differ"
+
+
+def build_space(model: nn.Module, example: torch.Tensor, options: Options | None = None) -> Space:
+    """Trace a model with an example input (1, C, H, W) and list what may be decided about it."""
+    module, network = trace_both(model, example)
+    groups = channel_groups(module, network, example)
+    options = options or Options()
     normalised = frozenset(op.name for op in network.layers if op.norm is not None)
     return Space(network.folded(), normalised, groups, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from trimtab.errors import BadInput
+from trimtab.spaces.execute import run
 from trimtab.spaces.network import Array, Network, Norm, Op
 from trimtab.spaces.zoo import ChannelPad
 
-__all__ = ["UnsupportedNetwork", "convert", "trace", "trace_module"]
+__all__ = ["UnsupportedNetwork", "convert", "trace", "trace_both", "trace_module"]
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm, ReLU, ReLU6, add, cat on channels, max/avg/adaptive average pooling, mean over "
@@ -36,7 +38,10 @@ class _Tracer(fx.Tracer):
 
 
 def trace_module(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
-    """Trace a module in evaluation mode, with every node's shape for `example` (1, C, H, W) or (1, F) in its metadata."""
+    """Trace a module, with every node's shape for `example` (1, C, H, W) or (1, F) in its metadata.
+
+    The module is put into evaluation mode, and the traced one shares its weights; `trace_both` works on a copy.
+    """
     model = model.eval()
     try:
         graph = _Tracer().trace(model)
@@ -45,12 +50,17 @@ def trace_module(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
             f"torch.fx cannot trace {type(model).__name__}: {error}; control flow that depends on the data "
             "has to be rewritten"
         ) from error
+    if sum(node.op == "placeholder" for node in graph.nodes) > 1:
+        raise UnsupportedNetwork("a network with more than one input cannot be compressed")
     module = fx.GraphModule(model, graph)
-    module.graph.eliminate_dead_code()
+    modules = dict(module.named_modules())
+    graph = module.graph
+    graph.eliminate_dead_code(lambda node: node.is_impure() or _is_in_place(node, modules.get(str(node.target))))
     _make_channel_pads_modules(module)
     try:
         with torch.no_grad():
-            ShapeProp(module).propagate(example)
+            model(example.clone())
+            ShapeProp(module).propagate(example.clone())
     except Exception as error:
         raise BadInput(
             f"{type(model).__name__} does not accept an input of shape {tuple(example.shape)}: {error}"
@@ -63,10 +73,12 @@ def _make_channel_pads_modules(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op != "call_function" or node.target is not F.pad:
             continue
-        amounts = list(node.args[1] if len(node.args) > 1 else node.kwargs["pad"])
+        amounts = _tuple(node.args[1] if len(node.args) > 1 else node.kwargs["pad"])
         value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
         mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-        if len(amounts) != 6 or any(amounts[:4]) or min(amounts) < 0 or value or mode != "constant":
+        if not all(isinstance(amount, int) for amount in amounts) or mode != "constant" or value:
+            continue
+        if len(amounts) != 6 or any(amounts[:4]) or min(amounts) < 0:
             continue
         name = f"channel_{node.name}"
         module.add_submodule(name, ChannelPad(amounts[4], amounts[5]))
@@ -80,9 +92,45 @@ def _make_channel_pads_modules(module: fx.GraphModule) -> None:
 def trace(model: nn.Module, example: torch.Tensor) -> Network:
     """Turn a module into a `Network`; what it cannot express is an `UnsupportedNetwork`.
 
-    `example` is one input, (1, C, H, W) or (1, F), float32. The module's weights are copied.
+    `example` is one input, (1, C, H, W) or (1, F), float32. The module is not changed, its weights are copied.
     """
-    return convert(trace_module(model, example))
+    return trace_both(model, example)[1]
+
+
+def trace_both(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule, Network]:
+    """Return what `trace` returns and the fx module that it came from, whose weights are a copy of the model's.
+
+    The network is run beside the model on random inputs: one that computes something else is an `UnsupportedNetwork`.
+    """
+    model = copy.deepcopy(model).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # Torch-Pruning reads the graph off autograd
+    module = trace_module(model, example)
+    network = convert(module)
+    _compare(model, network, example)
+    return module, network
+
+
+def _compare(model: nn.Module, network: Network, example: torch.Tensor) -> None:
+    # What fx cannot see ends here: writes through views, dropout that is always on, a batch size in a reshape.
+    probe = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            expected = model(probe.clone())
+        found = run(network, probe)
+        same = found.shape == expected.shape and _close(found, expected)
+    except RuntimeError as error:
+        raise UnsupportedNetwork(f"{type(model).__name__} does not accept two images at once: {error}") from error
+    if not same:
+        raise UnsupportedNetwork(
+            f"the traced network does not compute what {type(model).__name__} does; the usual reasons are a write "
+            "into a view, dropout that is on in evaluation mode, or a batch size that is written into a reshape"
+        )
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    largest = float(expected.abs().max())
+    return not math.isfinite(largest) or torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * largest)
 
 
 def convert(module: fx.GraphModule) -> Network:
@@ -97,6 +145,7 @@ class _Converter:
         self.module = module
         self.modules = dict(module.named_modules())
         self.names: dict[fx.Node, str] = {}
+        self.input = ""
         self.ops: list[Op] = []
         self.pads: dict[str, tuple[str, tuple[int, int, int, int]]] = {}
 
@@ -104,10 +153,8 @@ class _Converter:
         source: fx.Node | None = None
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
-                if source is not None:
-                    raise UnsupportedNetwork("a network with more than one input cannot be compressed")
                 source = node
-                self.names[node] = node.name
+                self.names[node] = self.input = node.name
             elif node.op == "output":
                 result = node.args[0]
                 if not isinstance(result, fx.Node):
@@ -115,11 +162,14 @@ class _Converter:
                 if source is None:
                     raise UnsupportedNetwork("the network has no input")
                 return Network(source.name, _shape(source), tuple(self.ops), self._tensor(result))
-            elif "tensor_meta" in node.meta and isinstance(node.meta["tensor_meta"].shape, torch.Size):
+            elif "tensor_meta" in node.meta:  # sizes have none
                 self._node(node)
         raise UnsupportedNetwork("the network has no output")
 
     def _node(self, node: fx.Node) -> None:
+        if "input" in node.kwargs:
+            node.args = (node.kwargs["input"], *node.args)
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "input"}
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             for kinds, handler in _MODULES:
@@ -141,19 +191,20 @@ class _Converter:
             raise UnsupportedNetwork(f"a constant or parameter is used as a tensor: {node!r}")
         name = self.names[node]
         if name in self.pads:
-            raise UnsupportedNetwork(
-                f"zero padding at {name!r} is only supported directly before a convolution"
-            )
+            raise UnsupportedNetwork(f"zero padding at {name!r} is only supported directly before a convolution")
         return name
 
     def _add(self, node: fx.Node, kind: str, inputs: tuple[str, ...], **fields: Any) -> None:
         name = str(node.target) if node.op == "call_module" else node.name
-        if any(op.name == name for op in self.ops):
+        if name in {self.input, *(op.name for op in self.ops)}:
             if "weight" in fields:
                 raise UnsupportedNetwork(f"layer {name!r} is used more than once in a forward pass")
             name = node.name
         self.ops.append(Op(kind, name, inputs, _shape(node), **fields))
         self.names[node] = name
+        if _is_in_place(node, self.modules.get(str(node.target))):
+            # Whoever reads the first operand from here on reads the result.
+            self.names.update((other, name) for other, old in self.names.items() if old == inputs[0])
 
     def _alias(self, node: fx.Node) -> None:
         self.names[node] = self.names[node.args[0]]  # type: ignore[index]
@@ -205,7 +256,7 @@ class _Converter:
         source = node.args[0]
         name = self._tensor(source)
         last = next((i for i, op in enumerate(self.ops) if op.name == name), None)
-        if last is not None and isinstance(source, fx.Node) and len(source.users) == 1:
+        if last is not None and self._is_only_reader(node):
             producer = self.ops[last]
             if producer.is_layer and producer.norm is None:
                 self.ops[last] = replace(producer, norm=norm)
@@ -227,6 +278,16 @@ class _Converter:
             },
             weight=scale.reshape(-1, 1, 1, 1),
             bias=(norm.bias - norm.mean * scale).astype(np.float32),
+        )
+
+    def _is_only_reader(self, node: fx.Node) -> bool:
+        """Whether nothing but `node` reads the tensor of its first argument, under whatever names it has."""
+        name = self._tensor(node.args[0])
+        return all(
+            reader is node or self.names.get(reader) == name
+            for holder, held in self.names.items()
+            if held == name
+            for reader in holder.users
         )
 
     def activation(self, node: fx.Node, module: nn.Module | None = None, kind: str | None = None) -> None:
@@ -284,7 +345,8 @@ class _Converter:
     # functions and methods
 
     def add(self, node: fx.Node) -> None:
-        left, right = node.args[:2]
+        left = node.args[0]
+        right = node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
         if node.kwargs.get("alpha", 1) != 1 or not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
             raise self._unsupported(node, "add with a constant or alpha")
         if _shape(left) != _shape(right):
@@ -299,19 +361,17 @@ class _Converter:
         self._add(node, "concat", tuple(self._tensor(tensor) for tensor in tensors))
 
     def functional_pool(self, node: fx.Node) -> None:
-        names = ("kernel_size", "stride", "padding")
         is_max = node.target in (F.max_pool2d, torch.max_pool2d)
-        names += (
-            ("dilation", "ceil_mode") if is_max else ("ceil_mode", "count_include_pad", "divisor_override")
-        )
-        given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        more = ("dilation", "ceil_mode") if is_max else ("ceil_mode", "count_include_pad", "divisor_override")
+        names = ("kernel_size", "stride", "padding", *more)
+        given: dict[str, Any] = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
         module = nn.MaxPool2d(**given) if is_max else nn.AvgPool2d(**given)
         (self.max_pool if is_max else self.avg_pool)(node, module)
 
     def mean(self, node: fx.Node) -> None:
         axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-        if len(_shape(node.args[0])) != 3 or {int(a) % 4 for a in _tuple(axes)} != {2, 3}:
+        if len(_shape(node.args[0])) != 3 or set(_tuple(axes)) not in _SPATIAL_AXES:
             raise self._unsupported(node, f"mean over axes {axes}")
         source = self._tensor(node.args[0])
         channels = _shape(node.args[0])[0]
@@ -336,7 +396,9 @@ class _Converter:
     def pad(self, node: fx.Node) -> None:
         names = ("pad", "mode", "value")
         given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-        amounts = list(given["pad"])
+        amounts = list(_tuple(given["pad"]))
+        if not all(isinstance(amount, int) for amount in amounts):
+            raise self._unsupported(node, "padding by an amount that depends on the input")
         if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0, 0.0):
             raise self._unsupported(node, "padding with anything but zeros")
         if any(amounts[4:]) or min(amounts) < 0 or len(_shape(node)) != 3:
@@ -346,12 +408,16 @@ class _Converter:
 
     def zero_pad(self, node: fx.Node, module: nn.ZeroPad2d) -> None:
         left, right, top, bottom = module.padding
+        if min(module.padding) < 0:
+            raise self._unsupported(node, f"padding by {module.padding}")
         self._spatial_pad(node, (top, left, bottom, right))
 
     def _spatial_pad(self, node: fx.Node, padding: tuple[int, int, int, int]) -> None:
         self.pads[node.name] = (self._tensor(node.args[0]), padding)
         self.names[node] = node.name
 
+
+_SPATIAL_AXES = ({2, 3}, {-2, -1}, {2, -1}, {-2, 3})
 
 _MODULES: tuple[tuple[Any, Callable[..., None]], ...] = (
     (nn.Conv2d, _Converter.conv),
@@ -389,6 +455,15 @@ _FUNCTIONS: dict[Any, Callable[[_Converter, fx.Node], None]] = {
     F.pad: _Converter.pad,
     **dict.fromkeys((F.dropout, F.dropout2d, "contiguous"), _Converter.identity),
 }
+
+
+def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether the operator writes its result over its first operand."""
+    if node.op == "call_module":
+        return bool(getattr(module, "inplace", False)) and isinstance(module, nn.ReLU | nn.Hardtanh)
+    if node.target in (F.relu, F.relu6):
+        return bool(node.args[1] if len(node.args) > 1 else node.kwargs.get("inplace", False))
+    return node.target in (operator.iadd, torch.relu_, "relu_", "add_")
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -108,8 +108,8 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, channels, H, W) to logits (N, classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
-        for stage in (self.layer1, self.layer2, self.layer3):
-            x = stage(x)
+        for stage in (1, 2, 3):
+            x = self.get_submodule(f"layer{stage}")(x)
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)
         logits: Tensor = getattr(self, self.head)(x)
         return logits
@@ -125,9 +125,7 @@ def _resnet(depth: int, option: str) -> Callable[..., nn.Module]:
 
 #: Name -> constructor; keyword arguments go to the class.
 ZOO: dict[str, Callable[..., nn.Module]] = {
-    f"resnet{depth}{suffix}": _resnet(depth, option)
-    for depth in DEPTHS
-    for suffix, option in (("", "A"), ("-b", "B"))
+    f"resnet{depth}{suffix}": _resnet(depth, option) for depth in DEPTHS for suffix, option in (("", "A"), ("-b", "B"))
 }
 
 

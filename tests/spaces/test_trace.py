@@ -1,0 +1,217 @@
+"""A traced network computes what its PyTorch module computes, or the trace says why it cannot be compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trimtab.errors import BadInput
+from trimtab.spaces import UnsupportedNetwork, build_space, trace
+from trimtab.spaces.execute import run
+from trimtab.spaces.zoo import CifarResNet
+
+TOYS = ["concat", "concat-flatten", "pre-activation", "inverted", "grouped", "dense"]
+Randomise = Callable[[nn.Module], nn.Module]
+
+
+def small_vgg() -> nn.Module:
+    """vgg11_bn with a classifier for 2x2 features: its own wants 7x7."""
+    model = torchvision.models.vgg11_bn(weights=None)
+    model.avgpool = nn.AdaptiveAvgPool2d((1, 2))
+    model.classifier = nn.Sequential(nn.Linear(1024, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 10))
+    return model
+
+
+class Net(nn.Module):
+    """A forward pass with a few layers at hand."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.other = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(3)
+        self.flat = nn.BatchNorm1d(4)
+        self.identity = nn.Identity()
+        self.dropout = nn.Dropout(0.5)
+        self.in_place = nn.ReLU(inplace=True)
+        self.hidden = nn.Linear(3, 4)
+        self.ceil = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.crop = nn.ZeroPad2d(-1)
+        self.reflect = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
+        self.body = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(self, x)
+
+
+def assert_same(model: nn.Module, x: Tensor) -> None:
+    network = trace(model, x[:1])
+    with torch.no_grad():
+        expected = model.eval()(x.clone())
+    found, folded = run(network, x), run(network.folded(), x)
+    bound = 1e-4 * float(expected.abs().max())
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= bound
+    assert float((folded - expected).abs().max()) <= bound
+
+
+@pytest.mark.parametrize("option", ["A", "B"])
+@pytest.mark.parametrize("depth", [8, 20])
+def test_the_trace_of_a_cifar_resnet_equals_it(depth: int, option: str, randomise: Randomise) -> None:
+    assert_same(randomise(CifarResNet(depth, option)), torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        torchvision.models.resnet18,
+        torchvision.models.mobilenet_v2,
+        torchvision.models.densenet121,
+        small_vgg,
+    ],
+)
+def test_the_trace_of_a_torchvision_network_equals_it(build: Callable[..., nn.Module], randomise: Randomise) -> None:
+    assert_same(randomise(build()), torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_the_trace_of_a_toy_equals_it(
+    name: str, make: Callable[[str], nn.Module], image: Callable[..., Tensor]
+) -> None:
+    assert_same(make(name), image(3))
+
+
+FORWARDS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "view with size": lambda net, x: net.conv(x).view(x.size(0), -1),
+    "reshape with shape": lambda net, x: net.conv(x).reshape(x.shape[0], -1),
+    "flatten": lambda net, x: torch.flatten(net.conv(x), 1),
+    "asymmetric pad before a convolution": lambda net, x: net.conv(F.pad(x, (0, 1, 2, 0))),
+    "pad of the width only": lambda net, x: net.conv(F.pad(x, (3, 1))),
+    "channel pad": lambda net, x: F.pad(net.conv(x), (0, 0, 0, 0, 2, 1)),
+    "channel pad by keyword": lambda net, x: F.pad(x, pad=(0, 0, 0, 0, 0, 1), mode="constant", value=0.0),
+    "mean": lambda net, x: net.hidden(net.conv(x).mean((2, 3))),
+    "mean from behind": lambda net, x: net.conv(x).mean(dim=[-1, -2]),
+    "mean that keeps its axes": lambda net, x: torch.mean(net.conv(x), (2, 3), keepdim=True),
+    "adaptive pool to 1": lambda net, x: F.adaptive_avg_pool2d(net.conv(x), 1),
+    "adaptive pool to a divisor": lambda net, x: F.adaptive_avg_pool2d(net.conv(x), (4, 3)),
+    "adaptive pool to the same": lambda net, x: F.adaptive_avg_pool2d(net.conv(x), (12, 12)),
+    "max pool": lambda net, x: F.max_pool2d(net.conv(x), 3, stride=2, padding=1),
+    "average pool": lambda net, x: F.avg_pool2d(net.conv(x), 3, 2, 1),
+    "average pool without pads": lambda net, x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "strided slice": lambda net, x: net.conv(x)[:, :, ::2, ::3],
+    "dropout": lambda net, x: F.dropout(net.dropout(net.conv(x)), training=net.training),
+    "relu6": lambda net, x: F.relu6(net.conv(x)),
+    "norm behind relu": lambda net, x: net.norm(F.relu(net.conv(x))),
+    "norm behind a linear layer": lambda net, x: net.flat(net.hidden(x.mean((2, 3)))),
+    "norm and another reader": lambda net, x: (lambda y: net.norm(y) + y)(net.conv(x)),
+    "norm behind an alias, and another reader": lambda net, x: (lambda y: net.norm(net.identity(y)) + y)(net.conv(x)),
+    "relu in place, operand read again": lambda net, x: (lambda y: net.other(net.in_place(y)) + y)(net.conv(x)),
+    "relu in place, result dropped": lambda net, x: (lambda y: (net.in_place(y), y)[1])(net.conv(x)),
+    "relu in place on the input": lambda net, x: net.conv(F.relu(x, inplace=True)) + x,
+    "relu in place behind a norm": lambda net, x: (lambda y: net.in_place(y) + y)(net.norm(net.conv(x))),
+    "add in place, operand read again": lambda net, x: (lambda y: net.conv(y.add_(x)) + y)(net.other(x)),
+    "add by keyword": lambda net, x: torch.add(net.conv(x), other=x),
+    "input by keyword": lambda net, x: torch.flatten(input=net.conv(input=x), start_dim=1),
+    "add of a tensor to itself": lambda net, x: (lambda y: y + y)(net.conv(x)),
+    "concatenation of a tensor with itself": lambda net, x: torch.cat([x, net.conv(x), x], dim=-3),
+    "an unused layer": lambda net, x: (net.other(x), net.conv(x))[1],
+}
+
+
+@pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS)
+def test_the_trace_of_an_operator_equals_it(forward: Callable[[Any, Tensor], Tensor], randomise: Randomise) -> None:
+    assert_same(randomise(Net(forward)), torch.randn(2, 3, 12, 12) * 3)
+
+
+def test_batch_norm_is_kept_beside_its_layer_and_elsewhere_becomes_a_depthwise_layer() -> None:
+    network = trace(
+        Net(lambda net, x: net.flat(net.hidden(net.norm(net.conv(x)).mean((2, 3))))), torch.randn(1, 3, 8, 8)
+    )
+    assert [op.kind for op in network] == ["conv2d", "global_avg_pool2d", "flatten", "linear"]
+    assert all(op.norm is not None for op in network.layers)
+    network = trace(Net(lambda net, x: net.norm(x)), torch.randn(1, 3, 8, 8))
+    assert [(op.name, op.is_depthwise) for op in network] == [("norm", True)]
+
+
+UNSUPPORTED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "ceil mode": (lambda net, x: net.ceil(net.conv(x)), r"ceil_mode.*'ceil'"),
+    "functional ceil mode": (lambda net, x: F.avg_pool2d(x, 3, ceil_mode=True), r"ceil_mode.*'avg_pool2d'"),
+    "padding mode": (lambda net, x: net.reflect(x), r"padding_mode='reflect'.*'reflect'"),
+    "unknown function": (lambda net, x: F.silu(net.conv(x)), r"silu at 'silu'"),
+    "unknown method": (lambda net, x: net.conv(x).sigmoid(), r"sigmoid at 'sigmoid'"),
+    "several results": (lambda net, x: torch.cat(net.conv(x).chunk(2, 1), 1), r"chunk at 'chunk'"),
+    "mean over everything": (lambda net, x: net.conv(x).mean(), r"mean over axes None at 'mean'"),
+    "mean over channels": (lambda net, x: net.conv(x).mean(1), r"mean over axes 1"),
+    "add of a constant": (lambda net, x: net.conv(x) + 1, r"add with a constant"),
+    "add that broadcasts": (lambda net, x: x + F.adaptive_avg_pool2d(x, 1), r"broadcasts"),
+    "cat on height": (lambda net, x: torch.cat([x, x], 2), r"cat on axis 2"),
+    "pad before a pool": (lambda net, x: F.max_pool2d(F.pad(x, (1, 1)), 2), r"directly before a convolution"),
+    "negative pad": (lambda net, x: net.conv(net.crop(x)), r"padding by .*'crop'"),
+    "pad by a size": (lambda net, x: net.conv(F.pad(x, (0, x.shape[1]))), r"depends on the input at 'pad'"),
+    "channel pad by a size": (lambda net, x: F.pad(x, (0, 0, 0, 0, 0, x.shape[1])), r"depends on the input"),
+    "crop": (lambda net, x: net.conv(x)[:, :, 1:], r"indexing"),
+    "a layer used twice": (lambda net, x: net.conv(net.conv(x)), r"'conv' is used more than once"),
+    "two outputs": (lambda net, x: (net.conv(x), x), r"more than one output"),
+    "control flow": (lambda net, x: net.conv(x) if x.sum() > 0 else x, r"control flow"),
+    "a parameter as a tensor": (lambda net, x: x + net.norm.weight.reshape(1, 3, 1, 1), r"norm.weight"),
+    "dropout that is always on": (lambda net, x: F.dropout(net.conv(x)), r"does not compute what Net does"),
+    "a fixed batch size": (lambda net, x: net.conv(x).view(1, -1), r"does not compute what Net does"),
+    "a write into a view": (
+        lambda net, x: (lambda y: (torch.flatten(y, 1).relu_(), y)[1])(net.conv(x)),
+        r"does not compute what Net does",
+    ),
+}
+
+
+@pytest.mark.parametrize(("forward", "text"), UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_what_cannot_be_compressed_is_named(forward: Callable[[Any, Tensor], Any], text: str) -> None:
+    with pytest.raises(UnsupportedNetwork, match=text):
+        trace(Net(forward), torch.randn(1, 3, 12, 12))
+
+
+def test_two_inputs_are_refused() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(UnsupportedNetwork, match="more than one input"):
+        trace(Two(), torch.randn(1, 3, 8, 8))
+
+
+def test_an_input_of_the_wrong_shape_is_bad_input() -> None:
+    with pytest.raises(BadInput, match=r"does not accept an input of shape \(1, 4, 8, 8\)"):
+        trace(CifarResNet(8), torch.randn(1, 4, 8, 8))
+
+
+def test_tracing_does_not_change_the_model() -> None:
+    model = CifarResNet(8).train()
+    model.conv1.weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    build_space(model, torch.randn(1, 3, 32, 32))
+    assert all(module.training for module in model.modules())
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["conv1.weight"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_network_does_not_share_memory_with_its_model() -> None:
+    model = CifarResNet(8)
+    network = trace(model, torch.randn(1, 3, 32, 32))
+    before = network.weights_hash()
+    with torch.no_grad():
+        model.conv1.weight.zero_()
+    assert network.weights_hash() == before
+
+
+def test_tracing_draws_nothing_from_the_global_random_state() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    model = CifarResNet(8)
+    torch.manual_seed(3)
+    trace(model, torch.ones(1, 3, 32, 32))
+    assert torch.equal(torch.rand(1), expected)

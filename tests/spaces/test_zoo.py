@@ -1,0 +1,67 @@
+"""The networks that come along."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from trimtab.errors import BadInput
+from trimtab.spaces.zoo import ZOO, ChannelPad, CifarResNet, build
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet56", 0.85), ("resnet110", 1.7)],
+)
+def test_parameters_are_those_of_the_paper(name: str, millions: float) -> None:
+    # He et al. 2016, table 6.
+    found = sum(parameter.numel() for parameter in build(name).parameters()) / 1e6
+    assert found == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20-b"])
+def test_images_become_logits(name: str) -> None:
+    assert build(name, classes=7).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_the_layers_that_count_are_as_many_as_the_name_says() -> None:
+    for depth in (8, 20, 56):
+        layers = [m for m in build(f"resnet{depth}").modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert len(layers) == depth
+
+
+def test_the_last_layer_is_named_as_in_the_published_checkpoints() -> None:
+    assert "linear.weight" in build("resnet20").state_dict()
+    assert "fc.weight" in build("resnet20-b").state_dict()
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        states.append(build("resnet8").state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_channel_pad_adds_zero_channels() -> None:
+    x = torch.rand(1, 2, 3, 3)
+    y = ChannelPad(1, 2)(x)
+    assert y.shape == (1, 5, 3, 3)
+    assert torch.equal(y[:, 1:3], x)
+    assert not y[:, [0, 3, 4]].any()
+
+
+def test_every_name_has_its_depth() -> None:
+    assert set(ZOO) == {f"resnet{depth}{suffix}" for depth in (8, 20, 32, 56, 110) for suffix in ("", "-b")}
+
+
+def test_unknown_names_and_options_are_bad_input() -> None:
+    with pytest.raises(BadInput, match="did you mean 'resnet20-b'"):
+        build("resnet20b")
+    with pytest.raises(BadInput, match=r"resnet20.*depth"):
+        build("resnet20", depth=8)
+    with pytest.raises(BadInput, match="not 21"):
+        CifarResNet(21)
+    with pytest.raises(BadInput, match="not 'C'"):
+        CifarResNet(20, "C")
