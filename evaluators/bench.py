@@ -29,7 +29,7 @@ class LatencyBench:
         self.precision = precision
         self.inputs = np.ascontiguousarray(images[:ROTATED_INPUTS, None], dtype=np.float32)
         self._base = timing_candidate(space, space.base())
-        self._reference = self.session(self._base)
+        self.reference = self.session(self._base)
 
     def session(self, candidate: Candidate) -> EngineSession:
         """Compile a candidate for one image at a time."""
@@ -41,10 +41,10 @@ class LatencyBench:
             candidate = timing_candidate(self.space, candidate)
         session = self.session(candidate)
         with timing_slot(self.engine.threads):
-            return measure(session, self._reference, self.inputs, precision=self.precision, seconds=seconds)
+            return measure(session, self.reference, self.inputs, precision=self.precision, seconds=seconds)
 
     def noise_floor(self, seconds: float) -> float:
         """Measure the base against another compilation of itself (A/A)."""
         same = self.session(self._base)
         with timing_slot(self.engine.threads):
-            return noise_floor(same, self._reference, self.inputs, seconds=seconds)
+            return noise_floor(same, self.reference, self.inputs, seconds=seconds)

@@ -26,9 +26,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Splits:
     """Parts of a data set, each (images (N, C, H, W) float32 as the network sees them, labels (N,)).
 
-    `train` returns the images to fit on (a function, because few runs need them), `calibration` is for repairs (part of
-    the training images), `selection` for choosing policies, and `final` returns what the reported figure is read from,
-    once. The last two are disjoint from each other and from the training images; `provenance` says where they come from.
+    `train` returns the images to fit on (a function: few runs need them), `calibration` is for repairs (part of the
+    training images), `selection` for choosing policies, and `final` returns what the reported figure is read from,
+    once. These two are disjoint from each other and from the training images; `provenance` says where they come from.
     """
 
     train: Callable[[], tuple[Images, Labels]]
@@ -83,7 +83,9 @@ def load(
     if judge == "held-out":
         held, rest = order[:selection], order[selection:]
         chosen, last = scale(raw.train, held), np.arange(len(raw.test[1]))
-        provenance = f"{len(held)} training images that are left out of training; final: all {len(test_order)} test images"
+        provenance = (
+            f"{len(held)} training images that are left out of training; final: all {len(test_order)} test images"
+        )
     else:
         half = len(test_order) // 2
         rest = order
@@ -137,7 +139,9 @@ class Source:
     def folder(self) -> Path:
         """Return the existing root, or say what to do."""
         if self.root is None:
-            raise BadInput(f"data set {self.name!r} needs a root: set data.root or the environment variable TRIMTAB_DATA")
+            raise BadInput(
+                f"data set {self.name!r} needs a root: set data.root or the environment variable TRIMTAB_DATA"
+            )
         if not self.root.is_dir():
             raise BadInput(f"the data root {self.root} does not exist (data.root or TRIMTAB_DATA)")
         return self.root
@@ -179,9 +183,7 @@ def _fashion_mnist(source: Source) -> Raw:
     return _grey(FashionMNIST, source, ("fashion-mnist", "fashion_mnist", "."), (0.2860,), (0.3530,))
 
 
-def _grey(
-    kind: Any, source: Source, folders: tuple[str, ...], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Raw:
+def _grey(kind: Any, source: Source, folders: tuple[str, ...], mean: tuple[float, ...], std: tuple[float, ...]) -> Raw:
     parts = [_torchvision(kind, source, folders, train) for train in (True, False)]
     train, test = ((d.data.numpy()[:, None], d.targets.numpy()) for d in parts)
     return Raw(train, test, mean, std)

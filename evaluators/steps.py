@@ -67,8 +67,12 @@ class StepPlan:
 
     def steps(self, policy: Policy) -> list[Step]:
         """Return the steps of a policy in execution order."""
+        return [step for _, step in self.named_steps(policy)]
+
+    def named_steps(self, policy: Policy) -> list[tuple[str, Step]]:
+        """Return (operator, step) in execution order; both factors of a layer carry its name."""
         widths = self.space.widths(policy.channels)
-        steps: list[Step] = []
+        steps: list[tuple[str, Step]] = []
         for op in self.network:
             if op.name in self.absorbed:
                 continue
@@ -77,7 +81,7 @@ class StepPlan:
             key = (op.name, widths[op.inputs[0]], widths[op.name], decision, integer)
             if key not in self._steps:
                 self._steps[key] = self._make(op, widths, decision, integer)
-            steps.extend(self._steps[key])
+            steps.extend((op.name, step) for step in self._steps[key])
         return steps
 
     def _reads_int8(self, op: Op, policy: Policy) -> bool:

@@ -42,9 +42,7 @@ class LatencyTable:
     entry with the number of entries measured so far, for a progress bar.
     """
 
-    def __init__(
-        self, engine: Engine, folder: Path | None = None, filled: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, folder: Path | None = None, filled: Callable[[int], None] | None = None) -> None:
         self.engine = engine
         self.filled = filled
         self.measured = 0

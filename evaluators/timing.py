@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,16 @@ import numpy as np
 
 from trimtab.evaluators.engines.base import EngineSession, Images
 
-__all__ = ["Latency", "cache_dir", "measure", "median_interval", "noise_floor", "timing_cores", "timing_slot", "worker_cores"]
+__all__ = [
+    "Latency",
+    "cache_dir",
+    "measure",
+    "median_interval",
+    "noise_floor",
+    "timing_cores",
+    "timing_slot",
+    "worker_cores",
+]
 
 SLICE_SECONDS = 0.005
 LEAST_SLICES = 20
@@ -66,18 +75,25 @@ def _allowed_cores() -> set[int]:
 
 @contextmanager
 def timing_slot(threads: int = 1) -> Iterator[None]:
-    """Hold the machine's one timing slot: an exclusive lock, the thread pinned, garbage collection off."""
+    """Hold the machine's one timing slot: an exclusive lock, the thread pinned, garbage collection off.
+
+    Where the system allows it, the thread also gets real-time priority, so that no other process takes its core.
+    """
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     before = os.sched_getaffinity(0)
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     collecting = gc.isenabled()
     with open(folder / "timing.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.sched_setaffinity(0, timing_cores(threads))
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         gc.disable()
         try:
             yield
         finally:
+            os.sched_setscheduler(0, policy, parameters)
             os.sched_setaffinity(0, before)
             if collecting:
                 gc.enable()
@@ -94,42 +110,49 @@ def measure(
     """Time a session against a reference in turn, A B A B ..., and return the ratio of their times per run.
 
     `inputs` is (R, batch, C, H, W), rotated. Each slice of about 5 ms is divided by the mean of the reference slices
-    before and after it; slices with an involuntary context switch are dropped. Stops when half the interval of the
-    median ratio is at most `precision` of it, or after `seconds`. Call it inside `timing_slot`.
+    before and after it; slices with an involuntary context switch are dropped, unless hardly any are
+    without. Stops when half the interval of the median ratio is at most `precision` of it, or after `seconds`. Call it
+    inside `timing_slot`.
     """
     for warmed in (reference, session):
         warmed.time(inputs, SLICE_SECONDS)
-    ratios: list[float] = []
-    times: list[float] = []
-    references: list[float] = []
-    dropped = 0
+    slices: list[_Slice] = []
     end = time.perf_counter() + seconds
     before = reference.time(inputs, SLICE_SECONDS)
     while True:
         piece = session.time(inputs, SLICE_SECONDS)
         after = reference.time(inputs, SLICE_SECONDS)
-        if piece.involuntary_switches or before.involuntary_switches or after.involuntary_switches:
-            dropped += 1
-        else:
-            per_run = piece.seconds / piece.runs
-            beside = (before.seconds / before.runs + after.seconds / after.runs) / 2
-            ratios.append(per_run / beside)
-            times.append(per_run)
-            references.append(beside)
+        switches = before.involuntary_switches + piece.involuntary_switches + after.involuntary_switches
+        beside = (before.seconds / before.runs + after.seconds / after.runs) / 2
+        slices.append(_Slice(piece.seconds / piece.runs, beside, switches > 0))
         before = after
         late = time.perf_counter() >= end
-        if len(ratios) >= LEAST_SLICES or (late and len(ratios) >= 3):
-            median, low, high = median_interval(ratios)
-            narrow = (high - low) / 2 <= precision * median and len(ratios) >= LEAST_SLICES
+        used = [s for s in slices if not s.interrupted]
+        if len(used) < LEAST_SLICES and late:
+            used = slices  # on a machine this busy, a median over disturbed slices is all there is
+        if len(used) >= LEAST_SLICES or late:
+            median, low, high = median_interval([s.seconds / s.reference for s in used])
+            narrow = (high - low) / 2 <= precision * median and len(used) >= LEAST_SLICES
             if narrow or late:
-                stopped = "interval" if narrow else "time"
-                middle = (float(np.median(times)), float(np.median(references)))
-                return Latency(median, low, high, *middle, len(ratios), dropped, stopped)
-        if time.perf_counter() >= end + 10 * seconds:
-            raise TimeoutError(
-                f"only {len(ratios)} of {len(ratios) + dropped} time slices were left alone by the operating system: "
-                "the machine is too busy to measure"
-            )
+                return Latency(
+                    median,
+                    low,
+                    high,
+                    seconds=float(np.median([s.seconds for s in used])),
+                    reference_seconds=float(np.median([s.reference for s in used])),
+                    slices=len(used),
+                    dropped=len(slices) - len(used),
+                    stopped_by="interval" if narrow else "time",
+                )
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Seconds per run of the measured network and of the reference beside it."""
+
+    seconds: float
+    reference: float
+    interrupted: bool
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:

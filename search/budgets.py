@@ -78,14 +78,23 @@ class BudgetLimits:
     """The feasible set: says whether a policy fits by its predicted cost, and moves one that does not until it does.
 
     `margin` is taken off the latency limit, because predictions have an error that the measurement will not forgive.
+    `confirm` measures a policy's latency end to end, in seconds, before a latency budget is called impossible.
     """
 
-    def __init__(self, model: CostModel, limits: Mapping[str, float], margin: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: CostModel,
+        limits: Mapping[str, float],
+        margin: float = 0.0,
+        seed: int = 0,
+        confirm: Callable[[Policy], float] | None = None,
+    ) -> None:
         self.model = model
         self.space = model.space
         self.limits = dict(limits)
         self.margin = margin
         self.seed = seed
+        self.confirm = confirm
         self._violations: dict[str, dict[str, float]] = {}
         self.cheapest = self._find_cheapest()
 
@@ -161,7 +170,9 @@ class BudgetLimits:
     def _why_infeasible(self, nearest: Policy) -> str:
         lines = []
         for name, limit in self.limits.items():
-            _, reachable = self.smallest(name)
+            policy, reachable = self.smallest(name)
+            if name == "latency" and self.confirm is not None:
+                reachable = self.confirm(policy)
             if reachable > limit * (1 - (self.margin if name == "latency" else 0)):
                 lines.append(
                     f"budget {name} = {describe(name, limit)} cannot be met: the smallest reachable {name} in this "

@@ -109,4 +109,7 @@ def _pad(x: Tensor, padding: tuple[int, int, int, int], value: float) -> Tensor:
 
 def _tensor(array: Array | None) -> Tensor:
     # F.conv2d and F.linear take None for "no bias", which their stubs allow only as Tensor | None.
+    # Arrays that Ray's object store holds are read-only, which torch warns of.
+    if array is not None and not array.flags.writeable:
+        array = array.copy()
     return None if array is None else torch.from_numpy(np.ascontiguousarray(array))  # type: ignore[return-value]

@@ -1,0 +1,163 @@
+"""The Python interface: compress a module of one's own with data of one's own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trimtab.errors import BadInput
+from trimtab.evaluators.data import Splits
+from trimtab.search.config import make_config
+from trimtab.search.evaluation import Evaluation
+from trimtab.search.export import ExportCheck, export_candidate
+from trimtab.search.problem import Problem, make_problem
+from trimtab.search.progress import ConsoleProgress, Progress
+from trimtab.search.run import Outcome, run_search
+from trimtab.spaces.policy import Policy
+
+__all__ = ["Result", "Task", "compress"]
+
+#: What stands for the network and the data in the configuration of a run that was started from Python.
+_GIVEN = {"network": {"import": "python:model"}, "data": {"name": "digits"}}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A user's data: each part a DataLoader or any iterable of (images, labels) batches, or a pair of arrays.
+
+    Images are (N, C, H, W) float32 as the network sees them, labels (N,) integers. `train` calibrates (its labels are
+    not used), policies are chosen on `selection`, and `final` is read once, for the reported figure; without it the
+    figure comes from `selection`, and the summary says so. `calibration` counts the images taken from `train`.
+    """
+
+    train: Any
+    selection: Any
+    final: Any = None
+    calibration: int = 256
+
+    def splits(self) -> Splits:
+        """Collect the parts into arrays; anything that is not images and labels is a `BadInput`."""
+        calibration = _collect(self.train, "train", self.calibration)[0]
+        selection = _collect(self.selection, "selection")
+        final = selection if self.final is None else _collect(self.final, "final")
+        said = "the selection images themselves" if self.final is None else f"{len(final[1])} images given as final"
+        return Splits(
+            train=lambda: _collect(self.train, "train"),
+            calibration=calibration,
+            selection=selection,
+            final=lambda: final,
+            classes=int(max(selection[1].max(), final[1].max())) + 1,
+            provenance=f"{len(selection[1])} images given by the user; final: {said}",
+        )
+
+
+class Result:
+    """What `compress` found. `best` is None where no candidate met every budget when it was measured."""
+
+    def __init__(self, problem: Problem, outcome: Outcome) -> None:
+        self._problem = problem
+        self._outcome = outcome
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The winner, measured on its finished network."""
+        return self._outcome.winner.evaluation if self._outcome.winner else None
+
+    @property
+    def pareto(self) -> tuple[Evaluation, ...]:
+        """The feasible evaluations that none beats in both latency and accuracy, fastest first."""
+        return self._outcome.front
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self._outcome.folder
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """Every figure of the run, as in `summary.json`."""
+        return self._outcome.summary
+
+    def export(self, path: str | Path, policy: Policy | None = None) -> list[ExportCheck]:
+        """Write policy.json, model.safetensors and model.onnx of the winner (or of another policy) into a folder.
+
+        Both models are run back; the checks say how they agree with what was measured.
+        """
+        if policy is None:
+            if self.best is None:
+                raise BadInput("there is no winner to export: no candidate met every budget when it was measured")
+            policy = self.best.policy
+        seconds = self._problem.config.measure.final_seconds / 2
+        return export_candidate(self._problem, self._problem.judge.candidate(policy), Path(path), seconds)
+
+    def __repr__(self) -> str:
+        if self.best is None or self.best.latency is None:
+            return "Result(no network met every budget)"
+        latency = self.best.latency
+        return f"Result(accuracy {self.best.accuracy:.2%}, {latency.ratio:.3f}x latency, {self.best.cost.size} bytes)"
+
+
+def compress(
+    model: nn.Module,
+    task: Task | tuple[Any, Any],
+    budgets: Mapping[str, str | float],
+    agent: str = "tpe",
+    trials: int = 200,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> Result:
+    """Search for the best form of `model` within the budgets, on this machine.
+
+    `model` is any module that torch.fx can trace, with its trained weights; `task` its data, a `Task` or a pair
+    (train, selection). `budgets` maps latency, size, macs and memory to values like "0.2x", "0.6x int8" or "3 ms".
+    `settings` are further keys of the configuration (engine, space, workers, seed, measure, baselines, judge).
+    The run is written to `out`, or to a temporary folder.
+    Raises `trimtab.errors.BadInput` and `trimtab.errors.InfeasibleBudget`.
+    """
+    config = make_config({**_GIVEN, "budgets": dict(budgets), "agent": agent, "trials": trials, **settings}, "compress")
+    given = task if isinstance(task, Task) else _pair(task)
+    problem = make_problem(config, model, given.splits())
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trimtab-"))
+    shown: Progress = ConsoleProgress() if progress else Progress()
+    return Result(problem, run_search(problem, folder, shown, resume))
+
+
+def _pair(task: object) -> Task:
+    if isinstance(task, tuple) and len(task) == 2:
+        return Task(*task)
+    raise BadInput(f"task is a trimtab.Task or a pair (train, selection), not {type(task).__name__}")
+
+
+def _collect(part: Any, name: str, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return images (N, C, H, W) float32 and labels (N,) int64; at most about `limit` of them."""
+    if isinstance(part, tuple) and len(part) == 2 and all(hasattr(array, "shape") for array in part):
+        batches: Iterable[Any] = [part]
+    elif isinstance(part, Iterable):
+        batches = part
+    else:
+        raise BadInput(f"task.{name} is a DataLoader, an iterable of (images, labels), or a pair of arrays")
+    images, labels, count = [], [], 0
+    for batch in batches:
+        try:
+            x, y = batch
+            images.append(np.asarray(torch.as_tensor(x).cpu(), dtype=np.float32))
+            labels.append(np.asarray(torch.as_tensor(y).cpu(), dtype=np.int64).reshape(-1))
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"task.{name} does not yield (images, labels): {error}") from error
+        count += len(images[-1])
+        if limit is not None and count >= limit:
+            break
+    if not count or images[0].ndim not in (2, 4) or len(images[0]) != len(labels[0]):
+        shape = images[0].shape if count else "nothing"
+        raise BadInput(f"task.{name}: expected batches of images (N, C, H, W) and labels (N,), found {shape}")
+    return np.concatenate(images)[:limit], np.concatenate(labels)[:limit]

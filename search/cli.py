@@ -1,0 +1,219 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from trimtab.errors import BadInput, TrimtabError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="trimtab",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Find the best form of a trained network that fits a latency and size budget on this machine.
+
+Start with:
+
+  trimtab search            the embedded example: a small network on the digits data set, in minutes
+
+  trimtab search my.yaml --set trials=400 --out runs/mine
+
+  trimtab report runs/mine  show the result again; the run's report.html opens in a browser
+
+A configuration names a network, data and budgets:
+
+  network: {zoo: resnet20, checkpoint: resnet20.safetensors}
+
+  data: {name: cifar10, root: /data}
+
+  budgets: {latency: 0.6x int8, size: 120 KiB}
+
+Budgets are hard: relative to the network as given (0.2x), to its uniform int8 form (0.6x int8), or absolute (3 ms, 120
+KiB). Exit codes: 0 done, 2 bad input, 3 a budget that cannot be met. 'network.import' in a configuration runs the code
+that it names.""",
+)
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else there.")
+]
+Setting = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads the annotation at run time on Python 3.10)
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the configuration, for example trials=50."),
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if it is not there.")]
+
+
+@app.command()
+def search(
+    config: Annotated[Optional[Path], typer.Argument(help="A YAML file; the embedded default without it.")] = None,  # noqa: UP045
+    set_: Setting = None,
+    out: Annotated[Optional[Path], typer.Option(help="The run directory; a new one under runs/ without it.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Search under the budgets, verify the winner by measurement, export it, and write a report."""
+    from trimtab.search.problem import load_problem
+    from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.run import default_folder, open_run, prepare_folder, run_search
+    from trimtab.search.tables import print_summary
+
+    if resume and out is None:
+        raise BadInput("--resume needs --out, the directory of the run to go on with")
+    settings = set_ or []
+    resolved = open_run(out) if resume and out is not None and config is None else _config(config, settings)
+    folder = out or default_folder(resolved)
+    prepare_folder(folder, resume)
+    progress = ConsoleProgress()
+    problem = load_problem(resolved, progress, download)
+    outcome = run_search(problem, folder, progress, resume)
+    if as_json:
+        _print_json({"folder": str(folder), **outcome.summary})
+    else:
+        print_summary(outcome.summary, folder)
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[Path, typer.Argument(help="A policy.json.")],
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The configuration; by default that of the run the policy lies in, else the embedded one."),
+    ] = None,
+    set_: Setting = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Build one policy's network and measure it: accuracy, latency with its interval, bytes, MACs."""
+    from trimtab.search.measure import evaluate_policy
+    from trimtab.search.problem import load_problem
+    from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.tables import print_evaluation
+    from trimtab.spaces.policy import Policy
+
+    loaded = Policy.load(policy)
+    problem = load_problem(_config(config or _beside(policy), set_ or []), ConsoleProgress(), download)
+    found = evaluate_policy(problem, loaded)
+    _print_json(found) if as_json else print_evaluation(found)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Optional[Path], typer.Option(help="Where to; RUN/export without it.")] = None,  # noqa: UP045
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Export a run's best policy again (native artefact and ONNX), run both back and compare."""
+    from dataclasses import asdict
+
+    from trimtab.search.export import export_candidate
+    from trimtab.search.problem import load_problem
+    from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.run import open_run
+    from trimtab.spaces.policy import Policy
+
+    config = open_run(run)
+    if not (run / "policy.json").is_file():
+        raise BadInput(f"{run} has no policy.json: its search has not finished, or nothing met the budgets")
+    policy = Policy.load(run / "policy.json")
+    problem = load_problem(config, ConsoleProgress(), download)
+    candidate = problem.judge.candidate(policy)
+    checks = export_candidate(problem, candidate, out or run / "export", config.measure.final_seconds / 2)
+    if as_json:
+        _print_json({"folder": str(out or run / "export"), "exports": [asdict(check) for check in checks]})
+        return
+    for check in checks:
+        typer.echo(check.line())
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
+    """Write a finished run's report.html again and print its tables."""
+    from trimtab.search.report import write_report
+
+    from trimtab.search.tables import load_summary, print_summary
+
+    summary = load_summary(run)
+    path = write_report(run)
+    if as_json:
+        _print_json({"folder": str(run), "report": str(path), **summary})
+    else:
+        print_summary(summary, run)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="kernels, engines or measure.")],
+    networks: Annotated[
+        str, typer.Option(help="engines: comma-separated zoo or torchvision names.")
+    ] = "resnet20,resnet56",
+    engines: Annotated[str, typer.Option(help="engines: comma-separated.")] = "native,onnxruntime",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Seconds per measurement.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Measure the kernels layer by layer, whole networks on every engine, or how well measurements repeat."""
+    from trimtab.search import benches
+    from trimtab.search.tables import print_rows
+
+    rows = benches.run(what, networks.split(","), engines.split(","), threads, seconds)
+    _print_json(rows) if as_json else print_rows(rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has: processor features, the kernel level chosen, threads, Ray, engines."""
+    from trimtab.search.doctor import examine
+    from trimtab.search.tables import print_facts
+
+    facts = examine()
+    _print_json(facts) if as_json else print_facts(facts)
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one line and its exit code."""
+    try:
+        app(standalone_mode=False)
+    except TrimtabError as error:
+        print(f"trimtab: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("trimtab: interrupted; a run goes on with --resume --out DIR", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # Usage errors of the command line know how to show themselves and which code to exit with.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        sys.exit(2)
+
+
+def _config(path: Path | None, settings: list[str]) -> Any:
+    from trimtab.search.config import default_config, load_config
+
+    return default_config(settings) if path is None else load_config(path, settings)
+
+
+def _beside(policy: Path) -> Path | None:
+    for folder in (policy.parent, policy.parent.parent):
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    return None
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1))

@@ -1,0 +1,57 @@
+"""What this machine has, as `trimtab doctor` prints it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from trimtab import kernels
+from trimtab.evaluators.engines import ENGINES
+from trimtab.evaluators.timing import cache_dir, timing_cores, worker_cores
+
+__all__ = ["examine"]
+
+
+def examine() -> dict[str, Any]:
+    """Return facts about processor, kernels, threads, Ray, engines and folders, as plain values."""
+    return {
+        "trimtab": _version("trimtab"),
+        "python": platform.python_version(),
+        "cpu": kernels.cpu(),
+        "kernel_levels": kernels.levels(),
+        "kernel_level": kernels.active_level(),
+        "TRIMTAB_ISA": os.environ.get("TRIMTAB_ISA"),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "timing_cores": sorted(timing_cores()),
+        "worker_cores": sorted(worker_cores()),
+        "real_time_priority": _may_raise_priority(),
+        "ray": _version("ray"),
+        "torch": _version("torch"),
+        "optuna": _version("optuna"),
+        "engines": {name: _engine_version(name) for name in ENGINES},
+        "data_root": os.environ.get("TRIMTAB_DATA"),
+        "cache": str(cache_dir()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _engine_version(name: str) -> str | None:
+    return _version("trimtab" if name == "native" else name)
+
+
+def _may_raise_priority() -> bool:
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        return False
+    os.sched_setscheduler(0, policy, parameters)
+    return True

@@ -1,0 +1,78 @@
+"""Evaluations: what a policy was found to cost and to be worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from trimtab.evaluators.cost import Cost
+from trimtab.evaluators.timing import Latency
+from trimtab.spaces.policy import Policy
+
+__all__ = ["Evaluation", "pareto", "violations"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One judged policy: `cost` as predicted (latency in seconds), `latency` where it was measured end to end.
+
+    `violations` maps every budget to cost / limit - 1; for a measured policy its latency counts by the upper end of
+    the interval. `seconds` says where the evaluation's time went.
+    """
+
+    policy: Policy
+    accuracy: float
+    cost: Cost
+    violations: Mapping[str, float]
+    seconds: Mapping[str, float]
+    latency: Latency | None = None
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every budget is met, by the best knowledge of its cost."""
+        return all(v <= 0 for v in self.violations.values())
+
+    @property
+    def verified(self) -> bool:
+        """Whether it is feasible by an end-to-end measurement."""
+        return self.latency is not None and self.feasible
+
+    def measured(self, latency: Latency, base_seconds: float, limits: Mapping[str, float]) -> Evaluation:
+        """Return the evaluation with its measured latency in place of the predicted one."""
+        found = dict(self.violations)
+        if "latency" in limits:
+            found["latency"] = latency.high * base_seconds / limits["latency"] - 1
+        return replace(self, latency=latency, violations=found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "policy": self.policy.to_json(),
+            "accuracy": self.accuracy,
+            "cost": asdict(self.cost),
+            "violations": dict(self.violations),
+            "seconds": dict(self.seconds),
+            "latency": None if self.latency is None else asdict(self.latency),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
+        """Read what `to_json` wrote."""
+        latency = None if data["latency"] is None else Latency(**data["latency"])
+        policy = Policy.from_json(data["policy"])
+        return cls(policy, data["accuracy"], Cost(**data["cost"]), data["violations"], data["seconds"], latency)
+
+
+def violations(cost: Cost, limits: Mapping[str, float]) -> dict[str, float]:
+    """Return cost / limit - 1 for every budget."""
+    return {name: cost.get(name) / limit - 1 for name, limit in limits.items()}
+
+
+def pareto(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Return those that no other one beats in both predicted latency and accuracy, fastest first."""
+    front: list[Evaluation] = []
+    for candidate in sorted(evaluations, key=lambda e: (e.cost.latency, -e.accuracy, e.policy.id)):
+        if not front or candidate.accuracy > front[-1].accuracy:
+            front.append(candidate)
+    return front

@@ -1,0 +1,42 @@
+"""One policy, measured: what `trimtab evaluate` prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from trimtab.evaluators.accuracy import accuracy_of
+from trimtab.evaluators.bench import LatencyBench
+from trimtab.evaluators.cost import CostModel, stored_bytes
+from trimtab.evaluators.engines import make_engine
+from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.table import LatencyTable
+from trimtab.search.problem import Problem
+from trimtab.spaces.policy import Policy
+
+__all__ = ["evaluate_policy"]
+
+
+def evaluate_policy(problem: Problem, policy: Policy) -> dict[str, Any]:
+    """Return a policy's figures: accuracies in [0, 1], latency in seconds relative to the fp32 base, bytes, MACs."""
+    problem.space.check(policy)
+    config = problem.config
+    engine = make_engine(config.engine.name, config.engine.threads)
+    candidate = problem.judge.candidate(policy)
+    session = NativeEngine().compile(lower(candidate), 16)
+    bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
+    latency = bench.measure(candidate, config.measure.final_seconds)
+    model = CostModel(problem.space, LatencyTable(engine))
+    return {
+        "policy": policy.id,
+        "engine": engine.signature,
+        "accuracy": accuracy_of(session, problem.judge.images, problem.judge.labels),
+        "final_accuracy": accuracy_of(session, *problem.splits.final()),
+        "provenance": problem.splits.provenance,
+        "latency": asdict(latency),
+        "noise_floor": bench.noise_floor(config.measure.seconds / 2),
+        "size": stored_bytes(lower(candidate)),
+        "macs": model.get(policy, "macs"),
+        "memory": model.get(policy, "memory"),
+    }

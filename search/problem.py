@@ -1,0 +1,65 @@
+"""What a run works on: the space of one network, the data, and the judge; what can be wrong is found here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from trimtab.errors import BadInput
+from trimtab.evaluators.accuracy import Judge
+from trimtab.evaluators.cost import count_macs
+from trimtab.evaluators.data import Splits, load
+from trimtab.evaluators.steps import StepPlan
+from trimtab.search.config import Config
+from trimtab.search.networks import load_network
+from trimtab.search.progress import Progress
+from trimtab.spaces.candidate import Calibration
+from trimtab.spaces.space import Space, build_space
+
+__all__ = ["Problem", "load_problem", "make_problem"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A traced network with its data and its judge."""
+
+    config: Config
+    space: Space
+    splits: Splits
+    judge: Judge
+
+
+def load_problem(config: Config, progress: Progress, download: bool = False) -> Problem:
+    """Load the data and the network that a configuration names; what is wrong with them is a `BadInput`."""
+    data = config.data
+    splits = load(
+        data.name,
+        root=data.root,
+        download=download,
+        judge=data.judge,
+        calibration=data.calibration,
+        selection=data.selection,
+        mean=data.mean,
+        std=data.std,
+        size=data.size,
+        seed=config.seed,
+    )
+    with progress.bar("training the network", config.network.training and config.network.training.epochs) as bar:
+        model = load_network(config, splits, lambda done, _: bar.update(done))
+    return make_problem(config, model, splits)
+
+
+def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
+    """Trace a model, agree on its MACs and record its untouched activations."""
+    torch.set_num_threads(1)
+    example = torch.from_numpy(splits.calibration[:1].copy())
+    space = build_space(model, example, config.space.options())
+    outputs = space.network.op(space.network.output).shape
+    if outputs != (splits.classes,):
+        raise BadInput(f"the network has outputs of shape {outputs}, the data {splits.classes} classes")
+    count_macs(model, example, StepPlan(space).steps(space.base()))
+    calibration = Calibration.of(space, splits.calibration)
+    judge = Judge(space, calibration, *splits.selection, by=config.judge)
+    return Problem(config, space, splits, judge)

@@ -1,0 +1,275 @@
+"""One run from end to end: survey, search by every agent, choose and re-check the winner, export, report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import BadInput
+from trimtab.evaluators.accuracy import accuracy_of
+from trimtab.evaluators.bench import LatencyBench
+from trimtab.evaluators.cost import CostModel, TableError, stored_bytes
+from trimtab.evaluators.engines import cpu_name, make_engine
+from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.table import LatencyTable
+from trimtab.search.budgets import BudgetLimits, describe
+from trimtab.search.config import Config, load_config
+from trimtab.search.evaluation import Evaluation, pareto
+from trimtab.search.export import ExportCheck, export_candidate, write_text
+from trimtab.search.ground import Ground, survey
+from trimtab.search.journal import Journal
+from trimtab.search.loop import AgentRun, Ledger, Searcher
+from trimtab.search.pool import make_pool
+from trimtab.search.problem import Problem
+from trimtab.search.progress import Progress
+from trimtab.search.summary import Winner, build_summary
+from trimtab.spaces.candidate import Candidate
+from trimtab.spaces.policy import Policy
+
+__all__ = ["Outcome", "default_folder", "open_run", "prepare_folder", "run_search"]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A finished run: its folder, the winner (None where no candidate passed the re-check), and the summary."""
+
+    folder: Path
+    winner: Winner | None
+    front: tuple[Evaluation, ...]
+    summary: Mapping[str, Any]
+
+
+def default_folder(config: Config) -> Path:
+    """Return a new folder's path under `runs/`, named after network, data and time."""
+    network = config.network.zoo or config.network.torchvision or str(config.network.import_).replace(":", ".")
+    return Path("runs") / f"{network}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def prepare_folder(folder: Path, resume: bool) -> None:
+    """Check that a run may be written to (or resumed from) a folder, without creating it."""
+    journal = folder / "journal"
+    if resume and not journal.is_file():
+        raise BadInput(f"there is no run to resume in {folder}: it has no journal")
+    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} exists already: choose another --out, or pass --resume to go on with the run in it")
+
+
+def open_run(folder: Path) -> Config:
+    """Return the configuration of the run in a folder."""
+    if not (folder / "config.yaml").is_file():
+        raise BadInput(f"{folder} is not a run: it has no config.yaml")
+    return load_config(folder / "config.yaml")
+
+
+def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool = False) -> Outcome:
+    """Run, or go on with, a search in a folder; an impossible budget is an `InfeasibleBudget` and leaves no folder."""
+    prepare_folder(folder, resume)
+    started = time.perf_counter()
+    config = problem.config
+    engine = make_engine(config.engine.name, config.engine.threads)
+    bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
+    model = CostModel(problem.space, LatencyTable(engine))
+    if resume:
+        journal = Journal(folder / "journal")
+        ground, limits = _recall(problem, journal, model)
+    else:
+        ground, limits = survey(problem, bench, model, progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", config.to_yaml())
+        journal = Journal(folder / "journal")
+        journal.append("run", _identity(problem, engine.signature))
+        journal.append("ground", ground.to_json())
+    with journal:
+        _say_ground(ground, config, progress)
+        ledger = Ledger(journal)
+        runs = _search(problem, ground, limits, bench, ledger, progress)
+        finisher = _Finisher(problem, ground, bench, model, runs, ledger, folder, progress)
+        outcome = finisher.finish(time.perf_counter() - started)
+        journal.append("finished", {"winner": outcome.winner.evaluation.policy.id if outcome.winner else None})
+    return outcome
+
+
+def _search(
+    problem: Problem,
+    ground: Ground,
+    limits: BudgetLimits,
+    bench: LatencyBench,
+    ledger: Ledger,
+    progress: Progress,
+) -> list[AgentRun]:
+    if problem.config.workers:
+        progress.line(f"starting {problem.config.workers} Ray worker(s)")
+    pool = make_pool(problem.judge, problem.config.workers, problem.config.engine.threads)
+    try:
+        searcher = Searcher(problem, ground, limits, bench, pool, ledger)
+        return [searcher.run(name, progress) for name in problem.config.agents]
+    finally:
+        pool.close()
+
+
+class _Finisher:
+    """Chooses the winners on the finished networks, reads the final images once, exports, and reports."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        ground: Ground,
+        bench: LatencyBench,
+        model: CostModel,
+        runs: list[AgentRun],
+        ledger: Ledger,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.problem, self.ground, self.bench, self.model = problem, ground, bench, model
+        self.runs, self.ledger, self.folder, self.progress = runs, ledger, folder, progress
+        self.rechecked: dict[str, tuple[Evaluation, Candidate]] = {}
+
+    def finish(self, seconds: float) -> Outcome:
+        self.progress.line("re-checking the winners on their finished networks")
+        chosen = {run.agent: self._recheck(run) for run in self.runs}
+        finals = self._read_final([c for c in chosen.values() if c is not None])
+        winners = {
+            agent: None if found is None else Winner(agent, found[0], finals[found[0].policy.id])
+            for agent, found in chosen.items()
+        }
+        best = max((w for w in winners.values() if w), key=lambda w: w.evaluation.accuracy, default=None)
+        checks: list[ExportCheck] = []
+        if best is not None:
+            self.progress.line("exporting, and running the exports back")
+            candidate = self.rechecked[best.evaluation.policy.id][1]
+            write_text(self.folder / "policy.json", json.dumps(candidate.policy.to_json(), indent=1) + "\n")
+            config = self.problem.config.measure
+            checks = export_candidate(self.problem, candidate, self.folder / "export", config.final_seconds / 2)
+        front = tuple(pareto(e for run in self.runs for e in run.evaluations if e.feasible))
+        summary = build_summary(
+            self.problem,
+            self.ground,
+            self.runs,
+            winners,
+            finals,
+            checks,
+            self._table_error(),
+            self._profile(best),
+            self._judging(best),
+            seconds,
+        )
+        write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        from trimtab.search.report import write_report
+
+        write_report(self.folder)
+        return Outcome(self.folder, best, front, summary)
+
+    def _recheck(self, run: AgentRun) -> tuple[Evaluation, Candidate] | None:
+        """Return the agent's most accurate evaluation whose finished network meets every budget, measured."""
+        verified = [e for e in run.evaluations if e.verified]
+        for evaluation in sorted(verified, key=lambda e: (-e.accuracy, e.policy.id)):
+            policy = evaluation.policy
+            if policy.id not in self.rechecked:
+                candidate = self.problem.judge.candidate(policy)
+                latency = self.bench.measure(candidate, self.problem.config.measure.final_seconds)
+                found = evaluation.measured(latency, self.ground.base.latency, self.ground.limits)
+                if "size" in self.ground.limits:
+                    size = stored_bytes(lower(candidate))
+                    found = _with_violation(found, "size", size / self.ground.limits["size"] - 1)
+                self.rechecked[policy.id] = (found, candidate)
+            if self.rechecked[policy.id][0].feasible:
+                return self.rechecked[policy.id]
+        return None
+
+    def _read_final(self, chosen: list[tuple[Evaluation, Candidate]]) -> dict[str, float]:
+        """Read the final images, once: accuracy of the base, of its int8 form, and of every winner."""
+        images, labels = self.problem.splits.final()
+        space = self.problem.space
+        candidates = {"base": space.base(), "int8": space.int8()}
+        finished = {name: self.problem.judge.candidate(policy) for name, policy in candidates.items()}
+        finished |= {evaluation.policy.id: candidate for evaluation, candidate in chosen}
+        engine = NativeEngine()
+        return {name: accuracy_of(engine.compile(lower(c), 16), images, labels) for name, c in finished.items()}
+
+    def _table_error(self) -> TableError:
+        base = self.ground.base.latency
+        measured = {
+            self.ledger.judged[policy].policy: latency.ratio * base
+            for policy, latency in self.ledger.latencies.items()
+            if policy in self.ledger.judged
+        }
+        return self.model.error(measured)
+
+    def _profile(self, best: Winner | None) -> dict[str, list[dict[str, Any]]]:
+        """Where the time goes, step by step, in the base and in the winner: predicted seconds from the table."""
+        policies = {"base": self.problem.space.base()}
+        if best is not None:
+            policies["winner"] = best.evaluation.policy
+        return {name: self._steps(policy) for name, policy in policies.items()}
+
+    def _steps(self, policy: Policy) -> list[dict[str, Any]]:
+        named = self.model.plan.named_steps(policy)
+        scale = self.model.get(policy, "latency") / self.model.table.total(step for _, step in named)
+        return [
+            {"layer": name, "kind": step.kind, "seconds": self.model.table.seconds(step) * scale}
+            for name, step in named
+        ]
+
+    def _judging(self, best: Winner | None) -> dict[str, float]:
+        """Candidates per second: over the whole search, and of the winner by either judge in this process."""
+        judged = len(self.ledger.judged)
+        rates = {"search": judged / self.ledger.seconds if self.ledger.seconds else 0.0}
+        policy = best.evaluation.policy if best else self.problem.space.int8()
+        for by in ("native", "torch"):
+            start = time.perf_counter()
+            replace(self.problem.judge, by=by)(policy)
+            rates[by] = 1 / (time.perf_counter() - start)
+        return rates
+
+
+def _with_violation(evaluation: Evaluation, name: str, value: float) -> Evaluation:
+    return replace(evaluation, violations={**evaluation.violations, name: value})
+
+
+def _identity(problem: Problem, engine: str) -> dict[str, Any]:
+    """What has to be the same for a journal to be gone on with, and what is good to know later."""
+    network = problem.space.network
+    return {
+        "network": network.fingerprint(),
+        "weights": network.weights_hash(),
+        "config": problem.config.model_dump(mode="json", by_alias=True, exclude={"workers", "trials"}),
+        "engine": engine,
+        "cpu": cpu_name(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("trimtab", "torch", "optuna", "onnxruntime")},
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _recall(problem: Problem, journal: Journal, model: CostModel) -> tuple[Ground, BudgetLimits]:
+    """Read the ground from the journal of an interrupted run of the same problem."""
+    records = {record.kind: record.data for record in journal.records() if record.kind in ("run", "ground")}
+    if set(records) != {"run", "ground"}:
+        raise BadInput(f"the run in {journal.path.parent} ended before it began: start it anew")
+    now, then = _identity(problem, ""), records["run"]
+    for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
+        if json.dumps(now[key], sort_keys=True) != json.dumps(then[key], sort_keys=True):
+            raise BadInput(f"the {what} is not the one that the run in {journal.path.parent} was started with")
+    ground = Ground.from_json(records["ground"])
+    model.fit = ground.fit
+    return ground, BudgetLimits(model, ground.limits, ground.margin, problem.config.seed)
+
+
+def _say_ground(ground: Ground, config: Config, progress: Progress) -> None:
+    base, int8 = ground.base, ground.int8
+    progress.line(
+        f"base: {base.latency * 1e3:.4f} ms, {describe('size', base.size)}, {describe('macs', base.macs)}, accuracy "
+        f"{ground.base_accuracy:.2%}; int8: {int8.latency / base.latency:.3f}x latency, "
+        f"{int8.size / base.size:.3f}x size, accuracy {ground.int8_accuracy:.2%}; noise floor {ground.noise_floor:.2%}"
+    )
+    asked = ", ".join(f"{name} {text} = {describe(name, ground.limits[name])}" for name, text in config.budgets.items())
+    progress.line(f"budgets: {asked}; {ground.margin:.1%} kept free for the table's error")

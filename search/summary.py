@@ -1,0 +1,179 @@
+"""The summary of a run: every figure that the table, the report and `--json` show, as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trimtab.evaluators.cost import Cost, TableError
+from trimtab.evaluators.engines import cpu_name, make_engine
+from trimtab.search.evaluation import Evaluation, pareto
+from trimtab.search.export import ExportCheck
+from trimtab.search.ground import Ground
+from trimtab.search.loop import AgentRun
+from trimtab.search.problem import Problem
+
+__all__ = ["Winner", "build_summary", "verdict"]
+
+
+@dataclass(frozen=True, eq=False)
+class Winner:
+    """An agent's best policy whose finished network met every budget, and its accuracy on the final images."""
+
+    agent: str
+    evaluation: Evaluation
+    final_accuracy: float
+
+
+def build_summary(
+    problem: Problem,
+    ground: Ground,
+    runs: Sequence[AgentRun],
+    winners: Mapping[str, Winner | None],
+    finals: Mapping[str, float],
+    checks: Sequence[ExportCheck],
+    error: TableError,
+    profile: Mapping[str, list[dict[str, Any]]],
+    judging: Mapping[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1]."""
+    config = problem.config
+    best = max((w for w in winners.values() if w), key=lambda w: w.evaluation.accuracy, default=None)
+    evaluations = [e for run in runs for e in run.evaluations]
+    return {
+        "schema": 1,
+        "network": config.network.zoo or config.network.torchvision or config.network.import_,
+        "data": config.data.name,
+        "provenance": problem.splits.provenance,
+        "selection_images": len(problem.judge.labels),
+        "engine": make_engine(config.engine.name, config.engine.threads).signature,
+        "cpu": cpu_name(),
+        "seed": config.seed,
+        "trials": config.trials,
+        "seconds": seconds,
+        "budgets": [
+            {"name": name, "asked": str(config.budgets[name]), "limit": limit} for name, limit in ground.limits.items()
+        ],
+        "base": _form(ground.base, ground.base_accuracy, finals["base"]),
+        "int8": _form(ground.int8, ground.int8_accuracy, finals["int8"]),
+        "noise_floor": ground.noise_floor,
+        "table_error": _table_error(error),
+        "margin": ground.margin,
+        "agents": [_agent(run, winners[run.agent], run.agent == config.agent, ground) for run in runs],
+        "winner": None if best is None else {"agent": best.agent, "policy": best.evaluation.policy.to_json()},
+        "verdict": verdict(config.agent, winners, len(problem.judge.labels)),
+        "candidates_per_second": dict(judging),
+        "exports": [asdict(check) for check in checks],
+        "profile": dict(profile),
+        "layers": _layers(problem, best),
+        "points": [_point(run.agent, e) for run in runs for e in run.evaluations],
+        "pareto": [e.policy.id for e in pareto(e for e in evaluations if e.feasible)],
+    }
+
+
+def verdict(agent: str, winners: Mapping[str, Winner | None], images: int) -> str:
+    """Say whether the chosen agent won by more than chance: twice the standard error of a difference of proportions."""
+    own = winners[agent]
+    others = {name: winner for name, winner in winners.items() if name != agent and winner}
+    if own is None:
+        return f"{agent} found no network that meets every budget when measured."
+    if not others:
+        return f"{agent} ran alone: nothing says whether a plain agent would have done as well."
+    name, rival = max(others.items(), key=lambda item: item[1].evaluation.accuracy)
+    mine, theirs = own.evaluation.accuracy, rival.evaluation.accuracy
+    error = math.sqrt((mine * (1 - mine) + theirs * (1 - theirs)) / images)
+    difference = f"{abs(mine - theirs) * 100:.2f} points of proxy accuracy (standard error {error * 100:.2f})"
+    if abs(mine - theirs) <= 2 * error:
+        return f"{agent} and {name} differ by {difference}: within the noise, {agent} does not win."
+    return f"{agent} beats {name} by {difference}." if mine > theirs else f"{name} beats {agent} by {difference}."
+
+
+def _form(cost: Cost, accuracy: float, final: float) -> dict[str, Any]:
+    return {**asdict(cost), "accuracy": accuracy, "final_accuracy": final}
+
+
+def _table_error(error: TableError) -> dict[str, Any]:
+    known = error.networks > 0
+    return {
+        "median": error.median if known else None,
+        "largest": error.largest if known else None,
+        "networks": error.networks,
+    }
+
+
+def _agent(run: AgentRun, winner: Winner | None, chosen: bool, ground: Ground) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "agent": run.agent,
+        "chosen": chosen,
+        "evaluations": len(run.evaluations),
+        "feasible": sum(e.feasible for e in run.evaluations),
+        "best": None,
+        "trace": _trace(run),
+    }
+    if winner is not None and winner.evaluation.latency is not None:
+        evaluation, latency = winner.evaluation, winner.evaluation.latency
+        row["best"] = {
+            "policy": evaluation.policy.id,
+            "accuracy": evaluation.accuracy,
+            "final_accuracy": winner.final_accuracy,
+            "latency": asdict(latency),
+            "latency_seconds": latency.ratio * ground.base.latency,
+            "predicted_seconds": evaluation.cost.latency,
+            "size": evaluation.cost.size,
+            "macs": evaluation.cost.macs,
+            "memory": evaluation.cost.memory,
+            "violations": dict(evaluation.violations),
+        }
+    return row
+
+
+def _trace(run: AgentRun) -> list[float | None]:
+    """Best feasible proxy accuracy after each evaluation."""
+    best: float | None = None
+    trace = []
+    for evaluation in run.evaluations:
+        if evaluation.feasible and (best is None or evaluation.accuracy > best):
+            best = evaluation.accuracy
+        trace.append(best)
+    return trace
+
+
+def _point(agent: str, evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "agent": agent,
+        "policy": evaluation.policy.id,
+        "accuracy": evaluation.accuracy,
+        "latency": evaluation.cost.latency,
+        "size": evaluation.cost.size,
+        "macs": evaluation.cost.macs,
+        "feasible": evaluation.feasible,
+        "measured": evaluation.latency is not None,
+    }
+
+
+def _layers(problem: Problem, best: Winner | None) -> list[dict[str, Any]]:
+    """The winner's decision for every layer, beside the layer's own shape."""
+    if best is None:
+        return []
+    rows = []
+    for shape in problem.space.layer_shapes(best.evaluation.policy):
+        base = problem.space.network.op(shape.op.name)
+        inputs = problem.space.network.shape_of(base.inputs[0])[0]
+        rows.append(
+            {
+                "layer": base.name,
+                "kind": base.kind,
+                "inputs": shape.inputs,
+                "inputs_of": inputs,
+                "outputs": shape.outputs,
+                "outputs_of": base.shape[0],
+                "kernel": list(base.weight.shape[2:]) if base.weight is not None else [],
+                "w_bits": shape.decision.w_bits,
+                "a_bits": shape.decision.a_bits,
+                "rank": shape.decision.rank,
+            }
+        )
+    return rows

@@ -1,0 +1,164 @@
+"""What the commands print on a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from trimtab.errors import BadInput
+from trimtab.search.budgets import describe
+
+__all__ = ["load_summary", "print_evaluation", "print_facts", "print_rows", "print_summary"]
+
+
+def load_summary(folder: Path) -> dict[str, Any]:
+    """Read a finished run's summary; a folder without one is a `BadInput`."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise BadInput(f"{folder} holds no finished run: it has no summary.json")
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("schema") != 1:
+        raise BadInput(f"{path} is not a summary that this version reads")
+    return data
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """Print the agents side by side, the budgets, the checks, and where everything lies."""
+    console = Console(highlight=False)
+    console.print(_agents(summary))
+    console.print(_budgets(summary))
+    console.print(summary["verdict"])
+    error = summary["table_error"]
+    if error["networks"]:
+        console.print(
+            f"Table against end to end: median error {error['median']:.1%}, largest {error['largest']:.1%} over "
+            f"{error['networks']} networks; noise floor {summary['noise_floor']:.2%}."
+        )
+    rates = summary["candidates_per_second"]
+    console.print(
+        f"Candidates per second: {rates['search']:.2f} in the search; the winner alone {rates['native']:.2f} with the "
+        f"native engine as the judge, {rates['torch']:.2f} with PyTorch."
+    )
+    console.print(
+        f"Chosen on {summary['provenance']}. Accuracy is before any fine-tuning. 1 MAC = 1 multiply-accumulate."
+    )
+    for check in summary["exports"]:
+        latency = check["latency"]
+        console.print(
+            f"Export {check['engine']}: same class on {check['agreement']:.2%}, largest logit difference "
+            f"{check['largest_difference']:.2g}, {latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "
+            f"there [{latency['low']:.4f}, {latency['high']:.4f}]"
+        )
+        console.print(f"  {check['path']} ({check['file_bytes'] / 1024:.1f} KiB)", soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    console.print(
+        f"Policy: {folder / 'policy.json'}" if summary["winner"] else "No policy met every budget.", soft_wrap=True
+    )
+
+
+def _agents(summary: Mapping[str, Any]) -> Table:
+    base = summary["base"]
+    table = Table(title=f"{summary['network']} on {summary['data']}, {summary['engine']}, seed {summary['seed']}")
+    for column in ("", "evaluations", "proxy acc.", "final acc.", "latency vs fp32", "ms", "KiB", "MMAC"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in ("base", "int8"):
+        form = summary[name]
+        table.add_row(
+            f"{name} (as given)" if name == "base" else "uniform int8",
+            "",
+            f"{form['accuracy']:.2%}",
+            f"{form['final_accuracy']:.2%}",
+            f"{form['latency'] / base['latency']:.3f}",
+            f"{form['latency'] * 1e3:.4f}",
+            f"{form['size'] / 1024:.1f}",
+            f"{form['macs'] / 1e6:.2f}",
+        )
+    table.add_section()
+    for row in summary["agents"]:
+        table.add_row(*_agent(row))
+    return table
+
+
+def _agent(row: Mapping[str, Any]) -> list[str]:
+    name = f"{row['agent']} (chosen)" if row["chosen"] else row["agent"]
+    best = row["best"]
+    if best is None:
+        return [name, str(row["evaluations"]), "none feasible"]
+    latency = best["latency"]
+    half = (latency["high"] - latency["low"]) / 2
+    return [
+        name,
+        str(row["evaluations"]),
+        f"{best['accuracy']:.2%}",
+        f"{best['final_accuracy']:.2%}",
+        f"{latency['ratio']:.3f} ± {half:.3f}",
+        f"{best['latency_seconds'] * 1e3:.4f}",
+        f"{best['size'] / 1024:.1f}",
+        f"{best['macs'] / 1e6:.2f}",
+    ]
+
+
+def _budgets(summary: Mapping[str, Any]) -> Table:
+    table = Table(title="Budgets")
+    for column in ("", "asked", "limit", "best", "met"):
+        table.add_column(column, justify="left" if not column else "right")
+    winner = summary["winner"]
+    best = next((row["best"] for row in summary["agents"] if winner and row["agent"] == winner["agent"]), None)
+    for budget in summary["budgets"]:
+        name = budget["name"]
+        value = None if best is None else best["latency_seconds"] if name == "latency" else best[name]
+        met = "–" if best is None else "yes" if best["violations"][name] <= 0 else "no"
+        shown = "–" if value is None else describe(name, value)
+        table.add_row(name, budget["asked"], describe(name, budget["limit"]), shown, met)
+    return table
+
+
+def print_evaluation(found: Mapping[str, Any]) -> None:
+    """Print one policy's figures."""
+    latency = found["latency"]
+    print_facts(
+        {
+            "policy": found["policy"],
+            "engine": found["engine"],
+            "proxy accuracy": f"{found['accuracy']:.2%}",
+            "final accuracy": f"{found['final_accuracy']:.2%}",
+            "chosen on": found["provenance"],
+            "latency": f"{latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "
+            f"[{latency['low']:.4f}, {latency['high']:.4f}], {latency['slices']} slices, stopped by "
+            f"{latency['stopped_by']}",
+            "noise floor": f"{found['noise_floor']:.2%}",
+            "size": describe("size", found["size"]),
+            "macs": describe("macs", found["macs"]) + " (one multiply-accumulate = 1)",
+            "memory": describe("memory", found["memory"]),
+        }
+    )
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values, a line each."""
+    console = Console(highlight=False)
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+        shown = ", ".join(map(str, shown)) if isinstance(shown, list) else shown
+        console.print(f"{name:<{width}}{'–' if shown is None else shown}", soft_wrap=True)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of the same keys as a table."""
+    if not rows:
+        return
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*[f"{v:.4g}" if isinstance(v, float) else "–" if v is None else str(v) for v in row.values()])
+    Console(highlight=False).print(table)
