@@ -1,0 +1,21 @@
+"""The agents by the names that configurations use."""
+
+from __future__ import annotations
+
+from trimtab.agents.base import Agent, Limits
+from trimtab.agents.random import Random
+from trimtab.agents.tpe import Tpe
+from trimtab.agents.uniform import Uniform
+from trimtab.errors import unknown_name
+from trimtab.spaces import Space
+
+__all__ = ["AGENTS", "make"]
+
+AGENTS: dict[str, type[Agent]] = {agent.name: agent for agent in (Uniform, Random, Tpe)}
+
+
+def make(name: str, space: Space, limits: Limits, seed: int) -> Agent:
+    """Return a fresh agent; an unknown name is a `BadInput` that lists the known ones."""
+    if name not in AGENTS:
+        raise unknown_name("agent", name, AGENTS)
+    return AGENTS[name](space, limits, seed)

@@ -1,0 +1,75 @@
+"""The plain answer: the same compression for every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, zip_longest
+from typing import Any, ClassVar
+
+import numpy as np
+
+from trimtab.agents.base import Agent, Limits
+from trimtab.spaces import Policy, Space
+
+__all__ = ["Uniform"]
+
+#: Keep ratios tried, from 1 down to the smallest that any group offers. More than any group has choices.
+RATIOS = 129
+
+
+class Uniform(Agent):
+    """One keep ratio, one pair of bits and one rank fraction for the whole network.
+
+    For every pair of bits and rank fraction the largest keep ratio that meets the limits comes first, then the next
+    smaller ones; the combinations take turns, the one nearest to the network as given first. Nothing is projected,
+    for that would not be uniform any more, and nothing is random: the seed does not matter. It ends when every
+    uniform policy that is feasible has been proposed.
+    """
+
+    name: ClassVar[str] = "uniform"
+    retries: ClassVar[int] = 1_000_000  # the list is finite: skipping what is known must not end it early
+
+    def __init__(self, space: Space, limits: Limits, seed: int) -> None:
+        super().__init__(space, limits, seed)
+        self._made: list[Policy] = []
+        self._rest = _distinct(_take_turns(self._lanes()))
+
+    def _propose(self, number: int) -> Policy | None:
+        while len(self._made) <= number:
+            policy = next(self._rest, None)
+            if policy is None:
+                return None
+            self._made.append(policy)
+        return self._made[number]
+
+    def _lanes(self) -> list[Iterator[Policy]]:
+        return [
+            self._lane(bits, rank)
+            for rank in sorted(self._choices("rank", 1.0), reverse=True)
+            for bits in sorted(self._choices("bits", (32, 32)), reverse=True)
+        ]
+
+    def _choices(self, kind: str, otherwise: Any) -> set[Any]:
+        found = set(chain.from_iterable(knob.choices for knob in self.space.knobs if knob.kind == kind))
+        return found or {otherwise}
+
+    def _lane(self, bits: tuple[int, int], rank: float) -> Iterator[Policy]:
+        ratios = [knob.choices[0] / knob.choices[-1] for knob in self.space.knobs if knob.kind == "channels"]  # type: ignore[operator]
+        for keep in np.linspace(1.0, min(ratios, default=1.0), RATIOS if ratios else 1):
+            policy = self.space.uniform(float(keep), bits, rank)
+            if self.limits.feasible(policy):
+                yield policy
+
+
+def _take_turns(lanes: list[Iterator[Policy]]) -> Iterator[Policy]:
+    lanes = [_distinct(lane) for lane in lanes]
+    for row in zip_longest(*lanes):
+        yield from (policy for policy in row if policy is not None)
+
+
+def _distinct(policies: Iterator[Policy]) -> Iterator[Policy]:
+    seen: set[str] = set()
+    for policy in policies:
+        if policy.id not in seen:
+            seen.add(policy.id)
+            yield policy
