@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from trimtab.errors import BadInput
 from trimtab.spaces.network import Array, Network, Op
@@ -49,10 +51,18 @@ def factorise(network: Network, ranks: dict[str, int]) -> Network:
     A rank beyond the layer's full rank, or a grouped convolution, is a `BadInput`.
     """
     ops: list[Op] = []
-    for op in network:
-        rank = ranks.get(op.name)
-        ops.extend([op] if rank is None else _two(op, rank))
+    # One thread: the matrices are small, threads that wait for a busy core take ten times as long, and their number
+    # would show in the last bits.
+    with _blas().limit(limits=1, user_api="blas"):
+        for op in network:
+            rank = ranks.get(op.name)
+            ops.extend([op] if rank is None else _two(op, rank))
     return replace(network, ops=tuple(ops))
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through the process's libraries: milliseconds
 
 
 def _two(op: Op, rank: int) -> list[Op]:

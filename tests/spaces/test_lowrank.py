@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from trimtab.errors import BadInput
-from trimtab.spaces import Space
+from trimtab.spaces import Network, Op, Space
 from trimtab.spaces.execute import run
 from trimtab.spaces.lowrank import factorise, full_rank, pays, svd_factors
 
@@ -79,6 +80,17 @@ def test_a_factorised_convolution_takes_stride_and_padding_into_its_first_factor
     assert second.attrs["stride"] == (1, 1)
     assert second.weight is not None
     assert second.weight.shape == (dense.shape[0], 3, 1, 1)
+
+
+def test_factors_do_not_depend_on_the_number_of_threads() -> None:
+    weight = np.random.default_rng(0).normal(size=(128, 64, 3, 3)).astype(np.float32)
+    attrs = {"stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
+    network = Network("x", (64, 8, 8), (Op("conv2d", "a", ("x",), (128, 8, 8), attrs, weight),), "a")
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            found.append(factorise(network, {"a": 20}).weights_hash())
+    assert found[0] == found[1]
 
 
 def test_a_rank_out_of_range_names_the_layer(space_of: SpaceOf) -> None:
