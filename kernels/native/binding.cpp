@@ -55,10 +55,12 @@ NewFloats run(Program& p, const Floats& x, bool flat) {
   check_input(p, x, 1);
   const size_t images = x.shape(0);
   NewFloats y = new_floats(p.output(), images, flat);
-  float* out = y.data();
-  const float* in = x.data();
-  nb::gil_scoped_release unlocked;
-  p.run(in, images, out);
+  {
+    float* const out = y.data();
+    const float* const in = x.data();
+    nb::gil_scoped_release unlocked;
+    p.run(in, images, out);
+  }
   return y;
 }
 

@@ -91,22 +91,24 @@ static void avg_pool(const PoolArgs& g, const Operand& in, const Store& s, size_
   }
 }
 
-// One image from planes of float32 to stored pixels: whole vectors of one plane, scattered by channel.
+// One image from planes of float32 to stored pixels, by strips of pixels whose channels stay in cache.
 template <class S>
 static void input(const float* nchw, const Store& s, int32_t channels, int32_t pixels) {
-  for (int c = 0; c < channels; ++c) {
-    const float* plane = nchw + static_cast<size_t>(c) * pixels;
-    for (int p = 0; p < pixels; p += S::kLanes) {
-      const int count = least(S::kLanes, pixels - p);
-      const size_t to = static_cast<size_t>(p) * channels + c;
+  constexpr int kStrip = 2 * S::kLanes;
+  for (int first = 0; first < pixels; first += kStrip) {
+    const int width = least(kStrip, pixels - first);
+    const size_t to = static_cast<size_t>(first) * channels;
+    for (int c = 0; c < channels; ++c) {
+      const float* plane = nchw + static_cast<size_t>(c) * pixels + first;
       if (s.out.is_u8) {
-        uint8_t q[S::kLanes];
-        S::store_u8(q, quantize<S>(s.out, load_some<S, typename S::F>(plane + p, count)));
-        uint8_t* out = static_cast<uint8_t*>(s.out.data) + to;
-        for (int i = 0; i < count; ++i) out[static_cast<size_t>(i) * channels] = q[i];
+        uint8_t q[kStrip];
+        for (int p = 0; p < width; p += S::kLanes)
+          S::store_u8(q + p, quantize<S>(s.out, load_some<S, typename S::F>(plane + p, width - p)));
+        uint8_t* out = static_cast<uint8_t*>(s.out.data) + to + c;
+        for (int p = 0; p < width; ++p) out[static_cast<size_t>(p) * channels] = q[p];
       } else {
-        float* out = static_cast<float*>(s.out.data) + to;
-        for (int i = 0; i < count; ++i) out[static_cast<size_t>(i) * channels] = plane[p + i];
+        float* out = static_cast<float*>(s.out.data) + to + c;
+        for (int p = 0; p < width; ++p) out[static_cast<size_t>(p) * channels] = plane[p];
       }
     }
   }

@@ -41,20 +41,30 @@ void Program::load_input(const float* x, const Task& t) const {
   }
 }
 
+// Pixels in short strips, so that a strip of all channels stays in the first-level cache.
+template <class Real>
+static void planes_of(float* y, size_t pixels, size_t channels, const Real& real) {
+  constexpr size_t kStrip = 16;
+  for (size_t first = 0; first < pixels; first += kStrip) {
+    const size_t last = std::min(first + kStrip, pixels);
+    for (size_t c = 0; c < channels; ++c) {
+      for (size_t p = first; p < last; ++p) y[c * pixels + p] = real(p * channels + c);
+    }
+  }
+}
+
 void Program::save_output(int tensor, float* y, const Task& t) const {
   const Tensor& out = tensors_[tensor];
   const Operand o = operand(tensor);
   const size_t pixels = static_cast<size_t>(out.h) * out.w, channels = out.c;
   for (int n = t.thread; n < t.images; n += t.threads) {
     const size_t base = n * out.elements();
-    for (size_t p = 0; p < pixels; ++p) {
-      for (size_t c = 0; c < channels; ++c) {
-        const size_t i = base + p * channels + c;
-        const float real = o.is_u8
-                               ? static_cast<float>(static_cast<const uint8_t*>(o.data)[i] - o.zero) * o.scale
-                               : static_cast<const float*>(o.data)[i];
-        y[base + c * pixels + p] = real;
-      }
+    if (o.is_u8) {
+      const auto* q = static_cast<const uint8_t*>(o.data) + base;
+      planes_of(y + base, pixels, channels, [=](size_t i) { return static_cast<float>(q[i] - o.zero) * o.scale; });
+    } else {
+      const auto* values = static_cast<const float*>(o.data) + base;
+      planes_of(y + base, pixels, channels, [=](size_t i) { return values[i]; });
     }
   }
 }
