@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import numpy as np
 
 from trimtab.evaluators.engines.base import Engine, cpu_name
 from trimtab.evaluators.steps import STEP, Step, step_graph
@@ -16,7 +16,10 @@ from trimtab.evaluators.timing import cache_dir, timing_slot
 __all__ = ["LatencyTable"]
 
 #: Seconds per slice of a step's measurement.
-STEP_SECONDS = 0.002
+STEP_SECONDS = 0.001
+
+#: Seconds after which the reference step is measured again.
+REFERENCE_LASTS = 0.1
 
 #: The step that every entry is measured beside: entries are stored as multiples of it, so that the table stays
 #: consistent while the machine's speed drifts.
@@ -51,6 +54,8 @@ class LatencyTable:
         self.path = (folder or cache_dir() / "latency") / f"{engine.name}-{digest}.jsonl"
         self._entries: dict[str, float] = {}
         self._seconds: dict[Step, float] = {}
+        self._reference_now = 0.0
+        self._reference_at = -math.inf
         self._read()
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,24 +80,24 @@ class LatencyTable:
         """Seconds of the reference step, as first measured on this machine."""
         if "reference" not in self._entries:
             with timing_slot(self.engine.threads):
-                self._add("reference", float(np.median(self._measure(REFERENCE))))
+                self._add("reference", self._measure(REFERENCE))
         return self._entries["reference"]
 
     def _relative(self, step: Step) -> float:
         if step.key not in self._entries:
             with timing_slot(self.engine.threads):
-                before = self._measure(REFERENCE)
-                own = self._measure(step)
-                after = self._measure(REFERENCE)
-            # Minima of slices repeat best on a shared machine; interference only ever adds.
-            self._add(step.key, float(np.median(own) / np.median([*before, *after])))
+                if time.monotonic() - self._reference_at > REFERENCE_LASTS:
+                    self._reference_now = self._measure(REFERENCE)
+                    self._reference_at = time.monotonic()
+                self._add(step.key, self._measure(step) / self._reference_now)
             self.measured += 1
             if self.filled is not None:
                 self.filled(self.measured)
         return self._entries[step.key]
 
-    def _measure(self, step: Step) -> list[float]:
-        return list(self.engine.layer_seconds(step_graph(step), STEP, STEP_SECONDS))
+    def _measure(self, step: Step) -> float:
+        # The minimum of slices repeats best on a shared machine: interference only ever adds.
+        return min(self.engine.layer_seconds(step_graph(step), STEP, STEP_SECONDS))
 
     def _add(self, key: str, value: float) -> None:
         self._entries[key] = value

@@ -55,7 +55,7 @@ def survey(problem: Problem, bench: LatencyBench, model: CostModel, progress: Pr
     surveyor = _Surveyor(problem, bench, model)
     progress.line("measuring the network as given, and its uniform int8 form")
     surveyor.measure_references()
-    with progress.bar("calibrating the table", None) as bar:
+    with progress.bar("latency table") as bar:
         model.table.filled = bar.update
         surveyor.probe(_spread(problem, problem.config.measure.probes))
         limits = surveyor.limits()

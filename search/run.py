@@ -110,7 +110,9 @@ def _search(
     pool = make_pool(problem.judge, problem.config.workers, problem.config.engine.threads)
     try:
         searcher = Searcher(problem, ground, limits, bench, pool, ledger)
-        return [searcher.run(name, progress) for name in problem.config.agents]
+        with progress.bar("latency table") as bar:
+            limits.model.table.filled = bar.update
+            return [searcher.run(name, progress) for name in problem.config.agents]
     finally:
         pool.close()
 
