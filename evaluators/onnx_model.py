@@ -1,9 +1,7 @@
 """From a program to an ONNX model in QDQ form, which onnxruntime, OpenVINO and TensorRT turn into integer kernels.
 
 Every tensor that the program stores as uint8 passes through a QuantizeLinear/DequantizeLinear pair with its scale and
-zero point; int8 weights and int32 biases are initialisers behind DequantizeLinear. Two things differ from the
-arithmetic of `trimtab.kernels`: the bias of an integer layer is rounded to a multiple of input scale x weight scale,
-and with `ranges` a few more tensors are rounded to uint8 (see `to_onnx`).
+zero point; an integer layer's weight (int8) and bias (int32) are initialisers behind DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.errors import BadInput
 from trimtab.kernels.graph import Array, Graph, Node, Quant
+from trimtab.kernels.validate import Shape, check_graph, is_integer
 from trimtab.spaces.quantise import activation_quant
 
-__all__ = ["IR_VERSION", "OPSET", "save_onnx", "to_onnx"]
+__all__ = ["IR_VERSION", "OPSET", "product_name", "save_onnx", "to_onnx"]
 
 #: What onnxruntime 1.22 and later load; onnx writes newer ones by default.
 OPSET, IR_VERSION = 21, 10
@@ -29,7 +29,7 @@ OPSET, IR_VERSION = 21, 10
 #: Operators that only move values, so their output can be stored like their input without any rounding.
 MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
 
-#: Rounded biases stay below this, which leaves room for the accumulator in 32 bits.
+#: Rounded biases stay below this, which leaves room for the products in the 32-bit accumulator.
 LARGEST_BIAS = 2.0**30
 
 
@@ -41,109 +41,147 @@ def to_onnx(
     `batch` fixes the number of images; None leaves it open, as axis "N". The input and the output carry the program's
     names and are float32.
 
-    `ranges` holds the (low, high) of tensors on calibration images (`Candidate.ranges`). onnxruntime convolves in
-    integers only where the result is stored as uint8, so the result of an integer convolution that the program keeps
-    in float32 (before a residual addition, say) is stored as uint8 too where its range is given. That is one rounding
-    more than the native engine does there. Without `ranges` such tensors, and their convolutions, stay in float32.
+    `ranges` holds the (low, high) of tensors on calibration images (`Candidate.ranges`; `product_name` gives the key of
+    a sum inside a node). onnxruntime convolves in integers only where the result is stored as uint8, so the result of
+    an integer layer that the program keeps in float32, before a residual addition for example, is stored as uint8 too
+    where its range is given: one rounding that the native engine does not have. The program's own output is never
+    rounded. Without `ranges` such tensors stay in float32, and so do the layers that give them.
 
-    An operator that the format does not know is a `BadInput`.
+    A malformed program is a `BadInput`.
     """
-    quant = _storage(graph, ranges or {})
-    model = _Writer(graph, quant, batch).model()
+    checked = check_graph(graph)[0]
+    if graph.output == graph.input:
+        raise BadInput("the program returns its input: there is nothing to export")
+    single = replace(checked, nodes=tuple(part for node in checked.nodes for part in _split(node)))
+    storage = _storage(single, ranges or {})
+    model = _Writer(single, storage).model(batch)
     onnx.checker.check_model(model)
     return model
 
 
 def save_onnx(model: onnx.ModelProto, path: str | Path) -> None:
-    """Write a model so that `path` never holds half of one; folders that are missing are made."""
+    """Write a model so that `path` never holds half of one; its folder is made where it is missing."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        whole = Path(folder) / target.name
+        with open(whole, "wb") as file:
             file.write(model.SerializeToString(deterministic=True))
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; an export is for others too.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        os.replace(whole, target)
 
 
-def _is_integer(node: Node, quant: Mapping[str, Quant]) -> bool:
-    weight = node.weights.get("weight")
-    return weight is not None and weight.dtype == np.int8 and node.inputs[0] in quant
+def product_name(node: str) -> str:
+    """Name what a layer or addition computes before it adds a residual or applies an activation of its own."""
+    return f"{node}:product"
+
+
+def _split(node: Node) -> list[Node]:
+    """The node as single steps: layer or addition, then its residual, then its activation."""
+    activation = "none" if node.op == "activation" else node.attrs.get("activation", "none")
+    residual = node.inputs[1:] if node.weights else ()
+    first = replace(node, inputs=node.inputs[:1]) if residual else node
+    if first.op in ("conv2d", "linear", "add"):
+        first = replace(first, attrs={**node.attrs, "activation": "none"})
+    parts = [first]
+    if residual:
+        parts.append(Node("add", f"{node.name}:sum", (product_name(node.name), *residual)))
+    if activation != "none":
+        source = f"{node.name}:sum" if residual else product_name(node.name)
+        parts.append(Node("activation", node.name, (source,), {"activation": activation}))
+    if len(parts) > 1:
+        parts[0] = replace(first, name=product_name(node.name))
+    parts[-1] = replace(parts[-1], name=node.name)
+    return parts
+
+
+def _kept(graph: Graph) -> dict[str, str]:
+    """The tensor in which each node's result is kept: behind an activation where only that reads the node, because
+    engines fuse it into the rounding."""
+    readers: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    kept = {}
+    for node in graph.nodes:
+        after = readers.get(node.name, [])
+        absorbed = [reader.op for reader in after] == ["activation"] and node.name != graph.output
+        kept[node.name] = after[0].name if absorbed else node.name
+    return kept
 
 
 def _storage(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Quant]:
     """The program's storage, and what onnxruntime needs stored as uint8 beyond it."""
-    quant = dict(graph.quant)
+    kept = _kept(graph)
+    storage = dict(graph.quant)
+    untouched = {graph.output, *storage}
     for node in graph.nodes:
-        if node.name in quant or node.name == graph.output:
+        if node.name in untouched:
             continue
-        if node.op in MOVES and node.inputs[0] in quant:
-            quant[node.name] = quant[node.inputs[0]]
-        elif node.op == "conv2d" and _is_integer(node, graph.quant):
-            result = _result(graph, node)
-            if result in ranges and result not in quant and result != graph.output:
-                quant[result] = Quant(*activation_quant(*ranges[result]))
-    return quant
+        result = kept[node.name]
+        if node.op in MOVES and node.inputs[0] in storage:
+            storage[node.name] = storage[node.inputs[0]]
+        elif _needs_storage(graph, node, result) and result in ranges and result not in untouched:
+            storage[result] = Quant(*activation_quant(*ranges[result]))
+    return storage
 
 
-def _result(graph: Graph, node: Node) -> str:
-    """The tensor in which a layer's output is kept: behind its activation, where that is all that reads it."""
-    readers = [reader for reader in graph.nodes if node.name in reader.inputs]
-    return readers[0].name if [reader.op for reader in readers] == ["activation"] else node.name
+def _needs_storage(graph: Graph, node: Node, result: str) -> bool:
+    """Whether onnxruntime computes a node in integers only where its result is stored as uint8: QGemm can give
+    float32, but not behind an activation."""
+    needs = node.op == "conv2d" or (node.op == "linear" and result != node.name)
+    return needs and is_integer(graph, node)
 
 
 class _Writer:
-    """Collects ONNX nodes and initialisers. A program's tensor `t` that is stored as uint8 becomes `t:raw` ->
-    QuantizeLinear -> `t:uint8` -> DequantizeLinear -> `t`."""
+    """Collects ONNX nodes and initialisers. A tensor `t` that is stored as uint8 becomes `t:raw` -> QuantizeLinear ->
+    `t:uint8` -> DequantizeLinear -> `t`; `real` maps tensors to the names of their float32 values."""
 
-    def __init__(self, graph: Graph, quant: Mapping[str, Quant], batch: int | None) -> None:
-        self.graph, self.quant, self.batch = graph, quant, batch
+    def __init__(self, graph: Graph, storage: Mapping[str, Quant]) -> None:
+        self.graph, self.storage = graph, storage
+        self.shapes: dict[str, Shape] = check_graph(graph)[1]
+        self.kept = _kept(graph)
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, onnx.TensorProto] = {}
         self.real: dict[str, str] = {}
 
-    def model(self) -> onnx.ModelProto:
-        graph = self.graph
-        if graph.input in self.quant:
-            self._store(graph.input, graph.input, f"{graph.input}:real")
+    def model(self, batch: int | None) -> onnx.ModelProto:
+        """Write the program's input and all of its nodes."""
+        source, result = self.graph.input, self.graph.output
+        self.real[source] = source
+        if source in self.storage:
+            self._quantise(source, source)
+            self._dequantise(source, f"{source}:real")
+        for node in self.graph.nodes:
+            self._node(node)
+        images = "N" if batch is None else batch
+        values = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [images, *self.shapes[name]])
+            for name in (source, result)
+        ]
+        proto = helper.make_graph(self.nodes, "trimtab", values[:1], values[1:], list(self.initialisers.values()))
+        opset = helper.make_opsetid("", OPSET)
+        return helper.make_model(proto, producer_name="trimtab", opset_imports=[opset], ir_version=IR_VERSION)
+
+    def _node(self, node: Node) -> None:
+        write = _WRITERS[node.op]
+        if node.name not in self.storage:
+            write(self, node, node.name)
+            self.real[node.name] = node.name
+        elif self.moves_integers(node):
+            write(self, node, f"{node.name}:uint8")
+            self._dequantise(node.name, node.name)
         else:
-            self.real[graph.input] = graph.input
-        for node in graph.nodes:
-            write = _WRITERS.get(node.op)
-            if write is None:
-                raise BadInput(f"{node.name}: ONNX export knows no operator {node.op!r} (known: {', '.join(_WRITERS)})")
-            stored = node.name in self.quant
-            write(self, node, f"{node.name}:raw" if stored else node.name)
-            if stored:
-                self._store(node.name, f"{node.name}:raw", node.name)
-            else:
-                self.real[node.name] = node.name
-        return self._proto()
+            write(self, node, f"{node.name}:raw")
+            self._quantise(node.name, f"{node.name}:raw")
+            self._dequantise(node.name, node.name)
 
-    def _proto(self) -> onnx.ModelProto:
-        images = "N" if self.batch is None else self.batch
-        given = helper.make_tensor_value_info(
-            self.graph.input, TensorProto.FLOAT, [images, *self.graph.input_shape]
-        )
-        result = onnx.ValueInfoProto(name=self.graph.output)
-        result.type.tensor_type.elem_type = TensorProto.FLOAT
-        proto = helper.make_graph(self.nodes, "trimtab", [given], [result], list(self.initialisers.values()))
-        model = helper.make_model(
-            proto, producer_name="trimtab", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-        model.graph.output[0].CopyFrom(inferred.graph.output[0])
-        return model
-
-    # parts
+    def moves_integers(self, node: Node) -> bool:
+        """Whether the node works on uint8 itself. The other operators that only move values are left in QDQ form,
+        from which onnxruntime knows how to do so; Pad it would run in float32."""
+        quant = self.storage.get(node.name)
+        return node.op == "channel_map" and quant is not None and quant == self.storage.get(node.inputs[0])
 
     def add(self, op: str, inputs: Iterable[str], output: str, **attrs: object) -> str:
         """Append an ONNX node and return its output."""
@@ -152,17 +190,58 @@ class _Writer:
 
     def constant(self, name: str, value: Array) -> str:
         """Add an initialiser and return its name."""
-        self.initialisers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self.initialisers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
-    def _store(self, tensor: str, raw: str, real: str) -> None:
-        quant = self.quant[tensor]
-        parameters = [
+    def _quantise(self, tensor: str, raw: str) -> None:
+        self.add("QuantizeLinear", [raw, *self._quant(tensor)], f"{tensor}:uint8")
+
+    def _dequantise(self, tensor: str, real: str) -> None:
+        self.real[tensor] = self.add("DequantizeLinear", [f"{tensor}:uint8", *self._quant(tensor)], real)
+
+    def _quant(self, tensor: str) -> list[str]:
+        quant = self.storage[tensor]
+        return [
             self.constant(f"{tensor}:scale", np.array(quant.scale, np.float32)),
             self.constant(f"{tensor}:zero_point", np.array(quant.zero_point, np.uint8)),
         ]
-        stored = self.add("QuantizeLinear", [raw, *parameters], f"{tensor}:uint8")
-        self.real[tensor] = self.add("DequantizeLinear", [stored, *parameters], real)
+
+    def source(self, node: Node) -> str:
+        """Return the float32 value of a node's first input, for what computes in float32 and gives uint8 again.
+
+        Between DequantizeLinear and QuantizeLinear onnxruntime would quantise the weight of such a layer too, and
+        merge the scales of the two; it does not look through arithmetic.
+        """
+        tensor = node.inputs[0]
+        if tensor not in self.storage or self.storage.keys().isdisjoint((node.name, self.kept[node.name])):
+            return self.real[tensor]
+        quant = self.storage[tensor]
+        zero = self.constant(f"{node.name}:input_zero_point", np.array(quant.zero_point, np.float32))
+        scale = self.constant(f"{node.name}:input_scale", np.array(quant.scale, np.float32))
+        whole = self.add("Cast", [f"{tensor}:uint8"], f"{node.name}:input_cast", to=TensorProto.FLOAT)
+        centred = self.add("Sub", [whole, zero], f"{node.name}:input_centred")
+        return self.add("Mul", [centred, scale], f"{node.name}:input")
+
+    def layer_inputs(self, node: Node) -> list[str]:
+        """Return the float32 values of a layer's input, weight and bias."""
+        source = self.real[node.inputs[0]] if is_integer(self.graph, node) else self.source(node)
+        return [source, *self.parameters(node)]
+
+    def parameters(self, node: Node) -> list[str]:
+        """Write a layer's weight and bias and return the names of their real values."""
+        weight, bias = node.weights["weight"], node.weights.get("bias")
+        scale = node.weights.get("weight_scale")
+        name, bias_name = f"{node.name}:weight", f"{node.name}:bias"
+        if scale is not None and is_integer(self.graph, node):
+            if bias is None:
+                return [self._dequantised(name, weight, scale)]
+            x_scale = float(np.float32(self.graph.quant[node.inputs[0]].scale))
+            weight, scale = _with_room_for_bias(weight, scale, bias, x_scale)
+            unit = x_scale * scale.astype(np.float64)
+            rounded = np.rint(bias / unit).astype(np.int32)
+            return [self._dequantised(name, weight, scale), self._dequantised(bias_name, rounded, unit)]
+        real = self.constant(name, weight) if scale is None else self._float_from_int8(name, weight, scale)
+        return [real] if bias is None else [real, self.constant(bias_name, bias)]
 
     def _dequantised(self, name: str, value: Array, scale: Array) -> str:
         inputs = [
@@ -172,40 +251,18 @@ class _Writer:
         ]
         return self.add("DequantizeLinear", inputs, name, axis=0)
 
-    def parameters(self, node: Node) -> list[str]:
-        """Write a layer's weight and bias and return the names of their real values."""
-        weight, bias = node.weights["weight"], node.weights.get("bias")
-        name = f"{node.name}:weight"
-        if weight.dtype != np.int8:
-            real = [self.constant(name, weight.astype(np.float32))]
-            return real if bias is None else [*real, self.constant(f"{node.name}:bias", bias.astype(np.float32))]
-        scale = node.weights["weight_scale"].astype(np.float32)
-        if bias is None or not _is_integer(node, self.graph.quant):
-            real = [self._dequantised(name, weight, scale)]
-            return real if bias is None else [*real, self.constant(f"{node.name}:bias", bias.astype(np.float32))]
-        x_scale = self.graph.quant[node.inputs[0]].scale
-        weight, scale = _with_room_for_bias(weight, scale, bias, x_scale)
-        unit = np.float32(x_scale) * scale
-        rounded = np.rint(bias.astype(np.float64) / unit).astype(np.int32)
-        return [self._dequantised(name, weight, scale), self._dequantised(f"{node.name}:bias", rounded, unit)]
-
-    def activate(self, value: str, activation: str, output: str) -> None:
-        """Apply an activation to `value`; the result is called `output`."""
-        if activation == "relu":
-            self.add("Relu", [value], output)
-        elif activation == "relu6":
-            bounds = [self.constant(f"{output}:{b}", np.array(b, np.float32)) for b in (0.0, 6.0)]
-            self.add("Clip", [value, *bounds], output)
-        elif activation == "none":
-            self.add("Identity", [value], output)
-        else:
-            raise BadInput(f"{output}: ONNX export knows no activation {activation!r}")
+    def _float_from_int8(self, name: str, weight: Array, scale: Array) -> str:
+        # onnxruntime computes DequantizeLinear of a float layer's weight anew in every run; Cast and Mul it computes
+        # once, when it loads the model.
+        whole = self.add("Cast", [self.constant(f"{name}:int8", weight)], f"{name}:cast", to=TensorProto.FLOAT)
+        shape = (-1, *[1] * (weight.ndim - 1))
+        return self.add("Mul", [whole, self.constant(f"{name}:scale", scale.reshape(shape))], name)
 
 
 def _with_room_for_bias(weight: Array, scale: Array, bias: Array, x_scale: float) -> tuple[Array, Array]:
-    """Coarsen the weights of channels so near to zero that their bias, in units of x_scale * scale, needs over 31 bits.
+    """Coarsen the weights of channels whose bias, in units of x_scale * scale, would exceed LARGEST_BIAS.
 
-    The weights' part in such a channel's output is below one part in thousands of its bias.
+    Such a channel's weights are so near to zero that its output is its bias to within one part in a thousand.
     """
     needed = np.abs(bias.astype(np.float64)) / (LARGEST_BIAS * x_scale)
     wider = np.maximum(scale, needed.astype(np.float32))
@@ -213,14 +270,113 @@ def _with_room_for_bias(weight: Array, scale: Array, bias: Array, x_scale: float
     return np.rint(weight * factor).astype(np.int8), wider
 
 
-# operators: each writes `node`, whose result is called `output`
+# Operators: each writes `node` as ONNX nodes, the last of which gives `output`.
 
 
-def _layer(writer: _Writer, node: Node, output: str, op: str, **attrs: object) -> None:
-    inputs = [writer.real[node.inputs[0]], *writer.parameters(node)]
-    rest: list[tuple[str, str]] = []
-    activation = str(node.attrs.get("activation", "none"))
-    residual = len(node.inputs) > 1
-    if residual:
-        rest.append(("Add", node.inputs[1]))
-    ...
+def _quantize(writer: _Writer, node: Node, output: str) -> None:
+    writer.add("Identity", [writer.source(node)], output)
+
+
+def _conv2d(writer: _Writer, node: Node, output: str) -> None:
+    writer.add(
+        "Conv",
+        writer.layer_inputs(node),
+        output,
+        kernel_shape=list(node.weights["weight"].shape[2:]),
+        strides=list(node.attrs["stride"]),
+        pads=list(node.attrs["padding"]),
+        dilations=list(node.attrs["dilation"]),
+        group=node.attrs["groups"],
+    )
+
+
+def _linear(writer: _Writer, node: Node, output: str) -> None:
+    writer.add("Gemm", writer.layer_inputs(node), output, transB=1)
+
+
+def _activation(writer: _Writer, node: Node, output: str) -> None:
+    source = writer.real[node.inputs[0]]
+    kind = node.attrs["activation"]
+    if kind == "relu6":
+        bounds = [writer.constant(f"{node.name}:{bound}", np.array(bound, np.float32)) for bound in (0, 6)]
+        writer.add("Clip", [source, *bounds], output)
+    else:
+        writer.add("Relu" if kind == "relu" else "Identity", [source], output)
+
+
+def _plain(op: str, **attrs: object) -> Callable[[_Writer, Node, str], None]:
+    def write(writer: _Writer, node: Node, output: str) -> None:
+        writer.add(op, [writer.real[name] for name in node.inputs], output, **attrs)
+
+    return write
+
+
+def _max_pool2d(writer: _Writer, node: Node, output: str) -> None:
+    writer.add("MaxPool", [writer.real[node.inputs[0]]], output, **_window(node))
+
+
+def _avg_pool2d(writer: _Writer, node: Node, output: str) -> None:
+    include = int(node.attrs["count_include_pad"])
+    writer.add("AveragePool", [writer.real[node.inputs[0]]], output, count_include_pad=include, **_window(node))
+
+
+def _window(node: Node) -> dict[str, object]:
+    names = {"kernel": "kernel_shape", "stride": "strides", "padding": "pads"}
+    return {theirs: list(node.attrs[ours]) for ours, theirs in names.items()}
+
+
+def _subsample(writer: _Writer, node: Node, output: str) -> None:
+    end = np.iinfo(np.int64).max
+    limits = {"starts": (0, 0), "ends": (end, end), "axes": (2, 3), "steps": node.attrs["stride"]}
+    names = [writer.constant(f"{node.name}:{key}", np.array(pair, np.int64)) for key, pair in limits.items()]
+    writer.add("Slice", [writer.real[node.inputs[0]], *names], output)
+
+
+def _channel_map(writer: _Writer, node: Node, output: str) -> None:
+    index = list(node.attrs["index"])
+    taken = [i for i in index if i >= 0]
+    before = next((i for i, channel in enumerate(index) if channel >= 0), 0)
+    after = len(index) - before - len(taken)
+    source = f"{node.inputs[0]}:uint8" if writer.moves_integers(node) else writer.real[node.inputs[0]]
+    if not taken or index[before : before + len(taken)] != taken:
+        padded = _pad_channels(writer, node, source, (1, 0), f"{node.name}:padded")
+        _gather(writer, node, padded, [i + 1 for i in index], output)
+    elif taken == list(range(writer.shapes[node.inputs[0]][0])):
+        _pad_channels(writer, node, source, (before, after), output)
+    elif before or after:
+        gathered = _gather(writer, node, source, taken, f"{node.name}:taken")
+        _pad_channels(writer, node, gathered, (before, after), output)
+    else:
+        _gather(writer, node, source, taken, output)
+
+
+def _gather(writer: _Writer, node: Node, source: str, index: list[int], output: str) -> str:
+    indices = writer.constant(f"{node.name}:index", np.array(index, np.int64))
+    return writer.add("Gather", [source, indices], output, axis=1)
+
+
+def _pad_channels(writer: _Writer, node: Node, source: str, amounts: tuple[int, int], output: str) -> str:
+    # Not by Pad's input `axes`: onnxruntime 1.31 moves transposes past such a Pad wrongly, and then fails to run.
+    pads = np.zeros((2, len(writer.shapes[node.name]) + 1), np.int64)
+    pads[:, 1] = amounts
+    zero = np.array(0, np.float32)
+    if writer.moves_integers(node):
+        zero = np.array(writer.storage[node.name].zero_point, np.uint8)
+    constants = writer.constant(f"{node.name}:pads", pads.reshape(-1)), writer.constant(f"{node.name}:zero", zero)
+    return writer.add("Pad", [source, *constants], output)
+
+
+_WRITERS: dict[str, Callable[[_Writer, Node, str], None]] = {
+    "quantize": _quantize,
+    "conv2d": _conv2d,
+    "linear": _linear,
+    "activation": _activation,
+    "add": _plain("Add"),
+    "concat": _plain("Concat", axis=1),
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "global_avg_pool2d": _plain("GlobalAveragePool"),
+    "flatten": _plain("Flatten", axis=1),
+    "channel_map": _channel_map,
+    "subsample": _subsample,
+}
