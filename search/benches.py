@@ -44,7 +44,7 @@ def _engines(name: str, engines: Sequence[str], threads: int, seconds: float) ->
     space, images = _network(name)
     benches = [LatencyBench(make_engine(engine, threads), space, images) for engine in engines]
     reference = benches[0]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for bench in benches:
         for form, policy in (("fp32", space.base()), ("int8", space.int8())):
             session = bench.session(_timed(space, policy))
@@ -62,8 +62,8 @@ def _engines(name: str, engines: Sequence[str], threads: int, seconds: float) ->
                 }
             )
     for row in rows:
-        others = [r["ratio"] for r in rows if r["form"] == row["form"] and r["engine"] != row["engine"]]
-        row["times_the_best_other"] = row["ratio"] / min(others) if others else None
+        others = [float(r["ratio"]) for r in rows if r["form"] == row["form"] and r["engine"] != row["engine"]]
+        row["times_the_best_other"] = float(row["ratio"]) / min(others) if others else None
     return rows
 
 

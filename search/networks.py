@@ -88,7 +88,7 @@ def _imported(path: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Load a state dict (.safetensors, or torch's format with weights only); a foreign or broken one is a `BadInput`."""
+    """Load a state dict (.safetensors, or torch's format, weights only); a foreign or broken one is a `BadInput`."""
     if not path.is_file():
         raise BadInput(f"the checkpoint {path} does not exist")
     try:
@@ -142,9 +142,10 @@ def train(
     model.train()
     for epoch in range(settings.epochs):
         order = torch.randperm(len(x), generator=generator)
-        for batch in order[: batches * settings.batch].split(settings.batch):
+        for batch in torch.chunk(order[: batches * settings.batch], batches):
             optimiser.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            loss = F.cross_entropy(model(x[batch]), y[batch])
+            torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
         if advance is not None:

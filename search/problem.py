@@ -46,7 +46,8 @@ def load_problem(config: Config, progress: Progress, download: bool = False) -> 
         size=data.size,
         seed=config.seed,
     )
-    with progress.bar("training the network", config.network.training and config.network.training.epochs) as bar:
+    epochs = config.network.training.epochs if config.network.training else None
+    with progress.bar("training the network", epochs) as bar:
         model = load_network(config, splits, lambda done, _: bar.update(done))
     return make_problem(config, model, splits)
 
