@@ -8,6 +8,8 @@ namespace {
 
 constexpr size_t kScratchTarget = 96 * 1024;  // bytes of input rows that stay in cache while all channels pass
 constexpr int kTileSteps = 16;
+constexpr size_t kNarrowFrom = 128 * 1024;  // bytes of int8 weights: from there on reading them is what costs,
+constexpr int kNarrowPixels = 32;             // where no more pixels than these share one reading
 
 void plan_segments(const ConvSpec& s, PackedConv& p, const Kernels& k) {
   Conv& g = p.conv;
@@ -147,12 +149,15 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   g.pointwise = s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pads;
   g.direct = !s.pads && (!p.integer || raw_inputs);
   g.scratch_w = g.pointwise ? 1 : (s.ow - 1) * s.stride_w + g.reach_w;
+  const size_t weights = static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
+  g.narrow = p.integer && !p.depthwise && k.has_narrow && weights >= kNarrowFrom &&
+             s.oh * s.ow <= kNarrowPixels;
   plan_segments(s, p, k);
   plan_blocks(s, p, element, batch, threads);
   const int dot = p.integer ? k.dot : 1;
   if (!p.integer)
     pack_weights<float>(s, p, k, dot, s.float_weights);
-  else if (k.wide_inputs)
+  else if (k.wide_inputs && !g.narrow)
     pack_weights<int16_t>(s, p, k, dot, s.int_weights);
   else
     pack_weights<int8_t>(s, p, k, dot, s.int_weights);

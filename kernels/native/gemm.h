@@ -29,7 +29,7 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
     for (int k = 0; k < steps; ++k) {
       V right[NV];
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) std::memcpy(&right[j], b + j * Lanes * P::kDot, sizeof(V));
+      for (int j = 0; j < NV; ++j) right[j] = P::weights(b + j * Lanes * P::kDot);
       b += NV * Lanes * P::kDot;
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {

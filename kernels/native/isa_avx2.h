@@ -10,7 +10,7 @@ namespace {
 
 struct Avx2 : Vector<Lanes8> {
   static constexpr int kRows = 6, kVectors = 2;
-  static constexpr bool kTiles = false;
+  static constexpr bool kTiles = false, kNarrow = true;
 
   TRIMTAB_INLINE I round(F x) { return (I)_mm256_cvtps_epi32((__m256)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {
@@ -28,6 +28,7 @@ struct Avx2 : Vector<Lanes8> {
     using Acc = int32_t;
     using V = I;
     static constexpr int kDot = 2;
+    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
     TRIMTAB_INLINE V broadcast(const A* a) {
       int32_t pair;
       std::memcpy(&pair, a, sizeof pair);
@@ -36,12 +37,21 @@ struct Avx2 : Vector<Lanes8> {
     TRIMTAB_INLINE V dot(V acc, V a, V b) { return acc + (V)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
   };
 
+  // Weights stay int8 in memory and are widened as they are read: half the bytes, for layers that overflow the cache.
+  struct IntNarrow : Int {
+    using B = int8_t;
+    TRIMTAB_INLINE V weights(const B* b) {
+      return (V)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
+    }
+  };
+
   struct Float {
     using A = float;
     using B = float;
     using Acc = float;
     using V = F;
     static constexpr int kDot = 1;
+    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
     TRIMTAB_INLINE V broadcast(const A* a) { return (V)_mm256_broadcast_ss(a); }
     TRIMTAB_INLINE V dot(V acc, V a, V b) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)acc); }
   };

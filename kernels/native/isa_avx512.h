@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 : Vector<Lanes16> {
   static constexpr int kRows = 6, kVectors = 4;
-  static constexpr bool kTiles = false;
+  static constexpr bool kTiles = false, kNarrow = false;
 
   TRIMTAB_INLINE I round(F x) { return (I)_mm512_cvtps_epi32((__m512)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {
@@ -26,6 +26,7 @@ struct Avx512 : Vector<Lanes16> {
     using Acc = int32_t;
     using V = I;
     static constexpr int kDot = 4;
+    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
     TRIMTAB_INLINE V broadcast(const A* a) {
       int32_t four;
       std::memcpy(&four, a, sizeof four);
@@ -42,6 +43,7 @@ struct Avx512 : Vector<Lanes16> {
     using Acc = float;
     using V = F;
     static constexpr int kDot = 1;
+    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
     TRIMTAB_INLINE V broadcast(const A* a) { return (V)_mm512_set1_ps(*a); }
     TRIMTAB_INLINE V dot(V acc, V a, V b) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)acc); }
   };

@@ -8,7 +8,7 @@ namespace {
 
 struct EmulatedAvx512 : Vector<Lanes16> {
   static constexpr int kRows = 6, kVectors = 4;
-  static constexpr bool kTiles = false;
+  static constexpr bool kTiles = false, kNarrow = false;
 
   struct Int {
     using A = uint8_t;
@@ -16,6 +16,7 @@ struct EmulatedAvx512 : Vector<Lanes16> {
     using Acc = int32_t;
     using V = I;
     static constexpr int kDot = 4;
+    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
     TRIMTAB_INLINE V broadcast(const A* a) {
       int32_t four;
       std::memcpy(&four, a, sizeof four);
@@ -37,6 +38,7 @@ struct EmulatedAvx512 : Vector<Lanes16> {
     using Acc = float;
     using V = F;
     static constexpr int kDot = 1;
+    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
     TRIMTAB_INLINE V broadcast(const A* a) { return set(*a); }
     TRIMTAB_INLINE V dot(V acc, V a, V b) { return acc + a * b; }
   };

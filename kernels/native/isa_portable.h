@@ -12,7 +12,7 @@ namespace {
 
 struct Portable : Vector<Lanes4> {
   static constexpr int kRows = 4, kVectors = 2;
-  static constexpr bool kTiles = false;
+  static constexpr bool kTiles = false, kNarrow = false;
 
   struct Int {
     using A = int16_t;
@@ -20,6 +20,7 @@ struct Portable : Vector<Lanes4> {
     using Acc = int32_t;
     using V = I;
     static constexpr int kDot = 2;
+    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
     TRIMTAB_INLINE V broadcast(const A* a) {
       int32_t pair;
       std::memcpy(&pair, a, sizeof pair);
@@ -43,6 +44,7 @@ struct Portable : Vector<Lanes4> {
     using Acc = float;
     using V = F;
     static constexpr int kDot = 1;
+    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
     TRIMTAB_INLINE V broadcast(const A* a) { return set(*a); }
     TRIMTAB_INLINE V dot(V acc, V a, V b) { return acc + a * b; }
   };

@@ -15,6 +15,9 @@ static void conv_int(const Conv& g, const Store& store, const Operand& in, const
   if constexpr (S::kTiles) {
     if (g.tiles) return conv_tiles<S>(g, store, in, task);
   }
+  if constexpr (S::kNarrow) {
+    if (g.narrow) return conv_gemm<S, typename S::IntNarrow, uint8_t>(g, store, in, task);
+  }
   conv_gemm<S, typename S::Int, uint8_t>(g, store, in, task);
 }
 
@@ -28,11 +31,11 @@ template <class S>
 constexpr Kernels make_kernels(const char* name) {
   return {name,
           S::kLanes,
-          S::kRows,
           S::kVectors,
           S::Int::kDot,
           sizeof(typename S::Int::A) == 2,
           S::kTiles,
+          S::kNarrow,
           &conv_int<S>,
           &conv_gemm<S, typename S::Float, float>,
           &depthwise<S, IntTaps<S>>,

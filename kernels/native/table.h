@@ -39,6 +39,7 @@ struct Conv {
   bool pointwise;      // 1x1, stride 1, no padding: all pixels of the batch are one column of rows
   bool direct;         // the kernel reads the stored input itself: no copy
   bool tiles;          // the AMX path
+  bool narrow;         // weights are packed as int8 though the inputs are int16
   int32_t block_rows;  // output rows that share one scratch
   int32_t scratch_w;   // pixels in a scratch row
   int32_t segments;    // filter taps (depthwise) or contiguous runs of the filter
@@ -67,11 +68,11 @@ struct PoolArgs {
 struct Kernels {
   const char* name;
   int32_t lanes;        // of a 32-bit vector
-  int32_t rows;         // pixels of a full micro-tile
   int32_t vectors;      // widest panel, in vectors
   int32_t dot;          // inputs of one integer dot product
   bool wide_inputs;     // the integer GEMM reads (q - zero) as int16; else q as uint8
   bool has_tiles;
+  bool has_narrow;      // int8 weights can be widened as they are read
   void (*conv_int)(const Conv&, const Store&, const Operand& in, const Task&);
   void (*conv_float)(const Conv&, const Store&, const Operand& in, const Task&);
   void (*depthwise_int)(const Conv&, const Store&, const Operand& in, const Task&);

@@ -105,6 +105,14 @@ def test_extremes_do_not_saturate(weight: int, zero: int, groups: int, level: st
         agree(graph, np.full((1, 64, 5, 5), value, np.float32), level)
 
 
+@pytest.mark.parametrize("batch", [1, 7])
+def test_weights_that_overflow_the_cache(batch: int, level: str, rng: np.random.Generator) -> None:
+    linear = build.graph((515,), build.linear(rng, "x", 515, 301), quant={"x": IN, "linear": OUT})
+    agree(linear, build.images(rng, 7, (515,)), level, batch=batch)
+    conv = build.graph((123, 3, 3), build.conv(rng, "x", 123, 131, **PAD), quant={"x": IN, "conv": OUT})
+    agree(conv, build.images(rng, 1, (123, 3, 3)), level)
+
+
 def test_resnet(level: str, rng: np.random.Generator) -> None:
     graph = build.resnet20(rng, integer=True)
     x = build.images(rng, 3, (3, 32, 32))
