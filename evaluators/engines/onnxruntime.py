@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -54,9 +55,16 @@ class OnnxRuntimeEngine:
 
         `ranges` (`Candidate.ranges`) lets every integer convolution run in integers; see `to_onnx`.
         """
-        model = to_onnx(graph, ranges=ranges)
-        session = ort.InferenceSession(model.SerializeToString(), self._options(), providers=["CPUExecutionProvider"])
-        return OnnxRuntimeSession(session, graph, batch)
+        return self._session(to_onnx(graph, ranges=ranges).SerializeToString(), batch)
+
+    def open(self, path: Path) -> OnnxRuntimeSession:
+        """Open an ONNX file, with nothing but the file."""
+        return self._session(path.read_bytes(), 1)
+
+    def _session(self, model: bytes, batch: int) -> OnnxRuntimeSession:
+        return OnnxRuntimeSession(
+            ort.InferenceSession(model, self._options(), providers=["CPUExecutionProvider"]), batch
+        )
 
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time the whole small program: onnxruntime's optimiser leaves no layer that could be told apart."""
@@ -86,8 +94,9 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeSession:
     """An onnxruntime session as an `EngineSession`; `session` is onnxruntime's own."""
 
-    def __init__(self, session: ort.InferenceSession, graph: Graph, batch: int) -> None:
-        self.session, self.graph, self.batch = session, graph, batch
+    def __init__(self, session: ort.InferenceSession, batch: int) -> None:
+        self.session, self.batch = session, batch
+        self._input, self._output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def run(self, x: Images) -> Images:
         """Return the output (N, ...) for (N, C, H, W)."""
@@ -96,7 +105,7 @@ class OnnxRuntimeSession:
         return np.concatenate([self._run(x[start : start + step]) for start in starts])
 
     def _run(self, x: Images) -> Images:
-        result: Images = self.session.run([self.graph.output], {self.graph.input: np.ascontiguousarray(x)})[0]
+        result: Images = self.session.run([self._output], {self._input: np.ascontiguousarray(x)})[0]
         return result
 
     def time(self, inputs: Images, seconds: float) -> TimeSlice:
@@ -121,7 +130,7 @@ class OnnxRuntimeSession:
         bindings = []
         for image in images:
             binding = self.session.io_binding()
-            binding.bind_cpu_input(self.graph.input, image)
-            binding.bind_ortvalue_output(self.graph.output, output)
+            binding.bind_cpu_input(self._input, image)
+            binding.bind_ortvalue_output(self._output, output)
             bindings.append(binding)
         return bindings
