@@ -1,0 +1,352 @@
+"""The report's pictures: inline SVG and HTML with every length in percent, so that text keeps its size on any screen.
+
+They take the plain values of `summary.json` and return markup. Every string is escaped here; every number goes
+through a numeric format, so that a wrong type is an error and never markup.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+__all__ = ["SERIES", "Axis", "pareto_figure", "policy_figure", "series", "time_figure", "tip", "trace_figure"]
+
+#: Colours that tell agents apart; with more agents they repeat.
+SERIES = 8
+
+Values = Mapping[str, Any]
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps [low, high] to [0, 100] percent, linearly or by logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @classmethod
+    def of(cls, values: Iterable[float], pad: float = 0.05, log: bool = False) -> Axis:
+        """Return an axis that shows all finite values, with a share of its length free at both ends."""
+        found = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [0.5, 1.0]
+        low, high = min(found), max(found)
+        if log:
+            room = max((high / low) ** pad, 1.02)
+            return cls(low / room, high * room, True)
+        room = max((high - low) * pad, abs(high) * 1e-3, 1e-6)
+        return cls(low - room, high + room)
+
+    def at(self, value: float) -> float:
+        """Return where a value stands, in percent; outside [0, 100] when it is out of view."""
+        if self.log:
+            return 100 * math.log(max(value, 1e-12) / self.low) / math.log(self.high / self.low)
+        return 100 * (value - self.low) / (self.high - self.low)
+
+    def shows(self, value: float) -> bool:
+        """Whether a value is in view."""
+        return self.low <= value <= self.high
+
+    def ticks(self) -> list[float]:
+        """Return round values in view, four to nine of them as a rule."""
+        if self.log and self.high / self.low > 4:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            marks = (1, 2, 5) if self.high / self.low > 30 else (1, 1.5, 2, 3, 5, 7)
+            return [m * 10.0**d for d in decades for m in marks if self.shows(m * 10.0**d)]
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(s - rough))
+        return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+
+def series(summary: Values) -> dict[str, int]:
+    """Return each agent's colour; the chosen agent has the first."""
+    agents = sorted(summary["agents"], key=lambda row: not row["chosen"])
+    return {row["agent"]: i % SERIES for i, row in enumerate(agents)}
+
+
+def tip(*lines: str) -> str:
+    """Return the attribute that holds a tooltip's lines."""
+    return 'data-tip="' + "&#10;".join(escape(line) for line in lines) + '"'
+
+
+def pareto_figure(summary: Values) -> str:
+    """Accuracy against latency: all points, the front, the budget, base and int8; near the front, and everything."""
+    near, whole = _views(summary)
+    views = (
+        '<div class="views" role="group" aria-label="View"><label><input type="radio" name="view" checked> near the '
+        'front</label><label><input type="radio" name="view" class="all"> everything</label></div>'
+    )
+    marks = (
+        _mark('<circle cx="8" cy="8" r="4" class="dot measured"/>', "measured end to end")
+        + _mark('<circle cx="8" cy="8" r="4" class="dot"/>', "within budgets by prediction")
+        + _mark('<circle cx="8" cy="8" r="3.5" class="dot out"/>', "over a budget")
+        + _mark('<circle cx="8" cy="8" r="6" class="ring"/>', "winner as measured, with its 95% interval")
+        + _mark('<path d="M1 12H8V4H15" class="front"/>', "Pareto front of feasible points")
+    )
+    return (
+        f'<figure class="fig">{views}{_agents_legend(summary)}<div class="near">{_pareto(summary, *near)}</div>'
+        f'<div class="whole">{_pareto(summary, *whole)}</div><p class="legend">{marks}</p></figure>'
+    )
+
+
+def _views(summary: Values) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
+    """Return the axes near the front and around everything."""
+    base, int8, points = summary["base"], summary["int8"], summary["points"]
+    best = [row["best"] for row in summary["agents"] if row["best"]]
+    limits = [b["limit"] for b in summary["budgets"] if b["name"] == "latency"]
+    marks = [base["accuracy"], int8["accuracy"], *(b["accuracy"] for b in best)]
+    slow = [*limits, *(b["latency"]["high"] * base["latency"] for b in best)] or [int8["latency"]]
+    good = sorted(p["accuracy"] for p in points if p["feasible"])
+    low = min([*marks, *good[len(good) // 2 :]])
+    close = [p for p in points if p["accuracy"] >= low and p["latency"] <= 1.3 * max(slow)]
+    unit = base["latency"]
+    near_x = Axis.of([v / unit for v in [*slow, *(p["latency"] for p in close)]], 0.06)
+    near_y = Axis.of([*marks, *(p["accuracy"] for p in close)], 0.08)
+    whole_x = Axis.of(
+        [1.0, *(v / unit for v in [*slow, int8["latency"], *(p["latency"] for p in points)])], 0.04, log=True
+    )
+    whole_y = Axis.of([*marks, *(p["accuracy"] for p in points)], 0.06)
+    return (near_x, near_y), (whole_x, whole_y)
+
+
+def _pareto(summary: Values, x: Axis, y: Axis) -> str:
+    unit, colours = summary["base"]["latency"], series(summary)
+    shown = [p for p in summary["points"] if x.shows(p["latency"] / unit) and y.shows(p["accuracy"])]
+    shown.sort(key=lambda p: (p["feasible"], -colours[p["agent"]], p["measured"]))
+    dots = "".join(_dot(p, unit, colours[p["agent"]], x, y) for p in shown)
+    rings = "".join(_ring(row, colours[row["agent"]], x, y) for row in summary["agents"] if row["best"])
+    body = _budget_line(summary, x) + _line(_front(summary), x, y, "front", steps=True) + dots + rings
+    for name, form in (("fp32 base", summary["base"]), ("int8", summary["int8"])):
+        body += _level(name, form, unit, x, y) + _reference(name, form, unit, x, y)
+    count = f"{len(shown)} of {len(summary['points'])} points in view"
+    label = f"latency predicted from the table, relative to the fp32 base · {count}"
+    return _plot(x, y, body, ("{:.3g}×", label), "Accuracy against latency of every evaluated network")
+
+
+def _dot(point: Values, unit: float, colour: int, x: Axis, y: Axis) -> str:
+    ratio, accuracy = point["latency"] / unit, point["accuracy"]
+    kind = ("measured" if point["measured"] else "") if point["feasible"] else "out"
+    state = "within every budget" if point["feasible"] else "over a budget"
+    text = tip(
+        f"{point['agent']} · {point['policy']}",
+        f"proxy accuracy {accuracy:.2%}",
+        f"predicted {ratio:.4f}× fp32 = {point['latency'] * 1e3:.4g} ms",
+        f"{point['size'] / 1024:.4g} KiB, {point['macs'] / 1e6:.4g} MMAC",
+        state + (", measured end to end" if point["measured"] else ", not measured"),
+    )
+    radius = 4 if point["feasible"] else 3
+    place = f'cx="{x.at(ratio):.2f}%" cy="{100 - y.at(accuracy):.2f}%"'
+    return f'<circle class="dot s{colour} {kind}" {place} r="{radius}" {text}/>'
+
+
+def _ring(row: Values, colour: int, x: Axis, y: Axis) -> str:
+    best, latency = row["best"], row["best"]["latency"]
+    if not (x.shows(latency["ratio"]) and y.shows(best["accuracy"])):
+        return ""
+    height = f"{100 - y.at(best['accuracy']):.2f}%"
+    left, middle, right = (f"{x.at(latency[key]):.2f}%" for key in ("low", "ratio", "high"))
+    text = tip(
+        f"{row['agent']}'s winner · {best['policy']}",
+        f"proxy accuracy {best['accuracy']:.2%}, on the final images {best['final_accuracy']:.2%}",
+        f"measured {latency['ratio']:.4f}× fp32 [{latency['low']:.4f}, {latency['high']:.4f}]",
+        f"predicted {best['predicted_seconds'] * 1e3:.4g} ms, measured {best['latency_seconds'] * 1e3:.4g} ms",
+    )
+    return (
+        f'<g class="s{colour}" {text}><line class="whisker" x1="{left}" x2="{right}" y1="{height}" y2="{height}"/>'
+        f'<circle class="ring" cx="{middle}" cy="{height}" r="8"/></g>'
+    )
+
+
+def _front(summary: Values) -> Points:
+    places = {p["policy"]: (p["latency"] / summary["base"]["latency"], p["accuracy"]) for p in summary["points"]}
+    return sorted(places[policy] for policy in summary["pareto"])
+
+
+def _budget_line(summary: Values, x: Axis) -> str:
+    for budget in summary["budgets"]:
+        if budget["name"] == "latency":
+            ratio = budget["limit"] / summary["base"]["latency"]
+            at = min(max(x.at(ratio), 0.0), 100.0)
+            side = 'text-anchor="end" dx="-6"' if at > 60 else 'dx="6"'
+            return (
+                f'<rect class="over" x="{at:.2f}%" y="0" width="{100 - at:.2f}%" height="100%"/>'
+                f'<line class="budget" x1="{at:.2f}%" x2="{at:.2f}%" y1="0" y2="100%"/>'
+                f'<text class="note" x="{at:.2f}%" y="100%" dy="-8" {side}>budget {ratio:.3g}×</text>'
+            )
+    return ""
+
+
+def _level(name: str, form: Values, unit: float, x: Axis, y: Axis) -> str:
+    """The accuracy of the base or its int8 form as a line, where the form itself is out of view."""
+    ratio, accuracy = form["latency"] / unit, form["accuracy"]
+    if x.shows(ratio) or not y.shows(accuracy):
+        return ""
+    at = f"{100 - y.at(accuracy):.2f}%"
+    below = 15 if name == "int8" else -6
+    return (
+        f'<line class="level" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
+        f'<text class="note" x="0" y="{at}" dx="6" dy="{below}">{name} {accuracy:.2%}, at {ratio:.3g}×</text>'
+    )
+
+
+def _reference(name: str, form: Values, unit: float, x: Axis, y: Axis) -> str:
+    ratio, accuracy = form["latency"] / unit, form["accuracy"]
+    if not (x.shows(ratio) and y.shows(accuracy)):
+        return ""
+    left, top = f"{x.at(ratio):.2f}%", f"{100 - y.at(accuracy):.2f}%"
+    side = 'text-anchor="end" dx="-10"' if x.at(ratio) > 70 else 'dx="10"'
+    text = tip(name, f"proxy accuracy {accuracy:.2%}", f"measured {ratio:.4f}× fp32 = {form['latency'] * 1e3:.4g} ms")
+    return (
+        f'<svg class="ref" x="{left}" y="{top}" overflow="visible" {text}><path d="M0-7L7 0 0 7-7 0Z"/></svg>'
+        f'<text class="note strong" x="{left}" y="{top}" dy="4" {side}>{name}</text>'
+    )
+
+
+def trace_figure(summary: Values) -> str:
+    """Best feasible proxy accuracy after each evaluation, one line per agent."""
+    colours = series(summary)
+    known = sorted(v for row in summary["agents"] for v in row["trace"] if v is not None)
+    x = Axis(0, max([1, *(len(row["trace"]) for row in summary["agents"])]))
+    y = Axis.of(known[len(known) // 20 :], 0.08)
+    rows = sorted(summary["agents"], key=lambda row: -colours[row["agent"]])
+    body = "".join(_trace(row, colours[row["agent"]], x, y) for row in rows)
+    labels = ("{:.4g}", "evaluations · best proxy accuracy among networks within every budget")
+    plot = _plot(x, y, body, labels, "Best proxy accuracy against evaluations")
+    return f'<figure class="fig">{_agents_legend(summary)}<div>{plot}</div></figure>'
+
+
+def _trace(row: Values, colour: int, x: Axis, y: Axis) -> str:
+    line = [(i + 1, v) for i, v in enumerate(row["trace"]) if v is not None]
+    marks, best = "", -math.inf
+    for i, value in line:
+        if value > best and y.shows(value):
+            text = tip(f"{row['agent']}, evaluation {i}", f"best proxy accuracy {value:.2%}")
+            place = f'cx="{x.at(i):.2f}%" cy="{100 - y.at(value):.2f}%"'
+            marks += f'<circle class="dot measured s{colour}" {place} r="3" {text}/>'
+        best = max(best, value)
+    return _line(line, x, y, f"trace s{colour}", steps=True) + marks
+
+
+def _line(points: Points, x: Axis, y: Axis, kind: str, steps: bool = False) -> str:
+    """A line through points, cut off at the edge of the plot."""
+    corners: list[tuple[float, float]] = []
+    for place in points:
+        if steps and corners:
+            corners.append((place[0], corners[-1][1]))
+        corners.append(place)
+    path = " ".join(f"{min(x.at(a), 999):.2f},{100 - max(y.at(b), -999):.2f}" for a, b in corners)
+    return (
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%" class="lines">'
+        f'<polyline class="{kind}" points="{path}"/></svg>'
+    )
+
+
+def _plot(x: Axis, y: Axis, body: str, x_label: tuple[str, str], name: str) -> str:
+    """Axes, grid and labels (format and caption of x) around a body."""
+    digits = 0 if y.high - y.low > 0.05 else 1
+    grid = ""
+    for value in y.ticks():
+        at = f"{100 - y.at(value):.2f}%"
+        grid += f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
+        grid += f'<text x="0" y="{at}" dx="-8" dy="4" text-anchor="end">{value:.{digits}%}</text>'
+    for value in x.ticks():
+        at = f"{x.at(value):.2f}%"
+        grid += f'<line class="tick" x1="{at}" x2="{at}" y1="0" y2="100%"/>'
+        grid += f'<text x="{at}" y="100%" dy="18" text-anchor="middle">{x_label[0].format(value)}</text>'
+    return (
+        f'<div class="plot"><svg role="img" aria-label="{escape(name)}" width="100%" height="100%">{grid}{body}</svg>'
+        f'</div><p class="axis">{x_label[1]}</p>'
+    )
+
+
+def _agents_legend(summary: Values) -> str:
+    items = "".join(
+        f'<label><input type="checkbox" class="t{colour}" checked> <i class="key s{colour}"></i>{escape(name)}</label>'
+        for name, colour in series(summary).items()
+    )
+    return f'<div class="agents" role="group" aria-label="Agents shown">{items}</div>'
+
+
+def _mark(shape: str, text: str) -> str:
+    return f'<span><svg class="mark s0" width="16" height="16">{shape}</svg>{text}</span>'
+
+
+def policy_figure(layers: Sequence[Values]) -> str:
+    """A bar per layer: its length is the share of channels kept, its colour the bits, hatching a low rank."""
+    key = "".join(
+        f'<span><i class="swatch {kind}"></i>{text}</span>'
+        for kind, text in (
+            ("b8-8", "8-bit weights and activations"),
+            ("b8-32", "8-bit weights, fp32 activations"),
+            ("b32-32", "fp32"),
+            ("b8-8 low", "hatched: factorised to a low rank"),
+            ("", "channels removed"),
+        )
+    )
+    rows = "".join(_layer(layer) for layer in layers)
+    return f'<figure class="fig"><p class="legend">{key}</p><ol class="rows policy">{rows}</ol></figure>'
+
+
+def _layer(layer: Values) -> str:
+    kept, before, rank = int(layer["outputs"]), int(layer["outputs_of"]), layer["rank"]
+    w_bits, a_bits = int(layer["w_bits"]), int(layer["a_bits"])
+    kernel = "×".join(f"{int(k)}" for k in layer["kernel"])
+    text = tip(
+        f"{layer['layer']} · {layer['kind']}" + (f" {kernel}" if kernel else ""),
+        f"outputs {kept} of {before} ({kept / before:.1%}), inputs {int(layer['inputs'])} of {int(layer['inputs_of'])}",
+        f"weights {w_bits} bits, activations {a_bits} bits",
+        "dense" if rank is None else f"factorised to rank {int(rank)}",
+    )
+    low = " low" if rank is not None else ""
+    return (
+        f'<li tabindex="0" {text}><span class="name">{escape(layer["layer"])}</span><span class="track">'
+        f'<span class="fill b{w_bits}-{a_bits}{low}" style="width:{100 * kept / before:.2f}%"></span></span>'
+        f'<span class="num">{kept} of {before}</span><span class="bits">{w_bits}/{a_bits}'
+        + (f" · rank {int(rank)}" if rank is not None else "")
+        + "</span></li>"
+    )
+
+
+def time_figure(profile: Mapping[str, Sequence[Values]]) -> str:
+    """Paired bars of every layer's time in the base and in the winner, in network order, and their totals."""
+    base, winner = (_by_layer(profile.get(name, [])) for name in ("base", "winner"))
+    names = [*base, *(name for name in winner if name not in base)]
+    longest = max([*base.values(), *winner.values(), 1e-12])
+    unit = (1e3, "ms") if longest >= 1e-3 else (1e6, "µs")
+    rows = "".join(_paired(name, base.get(name), winner.get(name), longest, unit, bool(winner)) for name in names)
+    total = _paired("all layers", sum(base.values()), sum(winner.values()), sum(base.values()), unit, bool(winner))
+    key = '<span><i class="swatch was"></i>fp32 base</span>'
+    key += '<span><i class="swatch now"></i>winner</span>' if winner else ""
+    return (
+        f'<figure class="fig"><p class="legend">{key}</p><ol class="rows times total">{total}</ol>'
+        f'<ol class="rows times">{rows}</ol></figure>'
+    )
+
+
+def _by_layer(steps: Sequence[Values]) -> dict[str, float]:
+    """Seconds per layer, in order of first appearance; both factors of a layer carry its name."""
+    seconds: dict[str, float] = {}
+    for step in steps:
+        seconds[step["layer"]] = seconds.get(step["layer"], 0.0) + step["seconds"]
+    return seconds
+
+
+def _paired(
+    name: str, was: float | None, now: float | None, longest: float, unit: tuple[float, str], both: bool
+) -> str:
+    scale, word = unit
+    before = "–" if was is None else f"{was * scale:.2f}"
+    after = "–" if now is None else f"{now * scale:.2f}"
+    ratio = f"{now / was:.2f}×" if both and was and now is not None else ""
+    text = tip(name, f"fp32 base {before} {word}", *([f"winner {after} {word}", ratio] if both else []))
+    bars = f'<span class="fill was" style="width:{100 * (was or 0) / (longest or 1):.2f}%"></span>'
+    bars += f'<span class="fill now" style="width:{100 * (now or 0) / (longest or 1):.2f}%"></span>' if both else ""
+    figures = f"{before} → {after} {word}" if both else f"{before} {word}"
+    return (
+        f'<li tabindex="0" {text}><span class="name">{escape(name)}</span><span class="pair">{bars}</span>'
+        f'<span class="num">{figures}</span><span class="bits">{ratio}</span></li>'
+    )
