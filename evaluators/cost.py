@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import TrimtabError
-from trimtab.evaluators.steps import Step, StepPlan
+from trimtab.evaluators.steps import Call, Step, StepPlan
 from trimtab.evaluators.table import LatencyTable
 from trimtab.kernels.graph import Graph
 from trimtab.spaces.policy import Policy
@@ -88,17 +88,19 @@ class CostModel:
             latency=self.fit(self.table.total(steps), len(steps)),
             size=self.size(policy),
             macs=sum(step.macs for step in steps),
-            memory=peak_memory(steps),
+            memory=self.memory(policy),
         )
 
     def get(self, policy: Policy, budget: str) -> float:
         """Return one cost, without working out (or measuring) the others."""
         if budget == "size":
             return self.size(policy)
+        if budget == "memory":
+            return self.memory(policy)
         steps = self.plan.steps(policy)
         if budget == "latency":
             return self.fit(self.table.total(steps), len(steps))
-        return sum(step.macs for step in steps) if budget == "macs" else peak_memory(steps)
+        return sum(step.macs for step in steps)
 
     def size(self, policy: Policy) -> int:
         """Return the bytes of the weights as the artefact stores them, scales and biases included."""
@@ -116,6 +118,12 @@ class CostModel:
             total += 4 * rows if shape.decision.w_bits == 8 else 0
         return total
 
+    def memory(self, policy: Policy) -> int:
+        """Return the peak bytes of live activations for one image."""
+        network = self.space.network
+        width = 1 if network.input in self.plan.stored(policy) else 4
+        return peak_memory(self.plan.calls(policy), math.prod(network.input_shape) * width)
+
     def error(self, measured: Mapping[Policy, float]) -> TableError:
         """Compare predictions with end-to-end measurements (seconds)."""
         errors = [abs(self.get(policy, "latency") / seconds - 1) for policy, seconds in measured.items()]
@@ -124,13 +132,21 @@ class CostModel:
         return TableError(float(np.median(errors)), max(errors), len(errors))
 
 
-def peak_memory(steps: Sequence[Step]) -> int:
-    """Return the largest bytes of one step's input and output together: a lower bound that an in-order run needs."""
-    return max(
-        math.prod(step.in_shape) * (1 if step.in_int8 else 4) * (2 if step.residual else 1)
-        + math.prod(step.out_shape) * (1 if step.out_int8 else 4)
-        for step in steps
-    )
+def peak_memory(calls: Sequence[Call], input_bytes: int) -> int:
+    """Return the peak bytes of live activations for one image, run in order.
+
+    A tensor lives from the step that writes it to the last step that reads it, so a residual lives across its block;
+    the input, of `input_bytes` as it is stored, from the start. What is fused into a step is never stored.
+    """
+    last = {tensor: i for i, call in enumerate(calls) for tensor in call.reads}
+    sizes: dict[str, int] = {}
+    peak = live = input_bytes
+    for i, call in enumerate(calls):
+        sizes[call.tensor] = math.prod(call.step.out_shape) * (1 if call.step.out_int8 else 4)
+        live += sizes[call.tensor]
+        peak = max(peak, live)
+        live -= sum(sizes.get(tensor, input_bytes) for tensor in set(call.reads) if last[tensor] == i)
+    return peak
 
 
 def stored_bytes(graph: Graph) -> int:
@@ -151,10 +167,11 @@ def count_macs(model: nn.Module, example: torch.Tensor, steps: Sequence[Step]) -
 
     ours = sum(step.macs for step in steps)
     ignore = dict.fromkeys(_FREE, _zero_ops)
+    copied = deepcopy(model).eval()  # thop leaves hooks and buffers behind where the network raises
     with torch.no_grad():
-        by_thop, _ = thop.profile(deepcopy(model).eval(), (example,), custom_ops=ignore, verbose=False)
         with FlopCounterMode(display=False) as counter:
-            model.eval()(example)
+            copied(example)
+        by_thop, _ = thop.profile(copied, (example,), custom_ops=ignore, verbose=False)
     by_torch = counter.get_total_flops() // 2
     # A batch norm that follows no layer is a depthwise 1x1 convolution to us and free to the others.
     norms = sum(step.macs for step in steps if step.kind == "conv2d" and _is_scaling(step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -213,17 +214,25 @@ def _unpacked(kind: Any, place: Path) -> Path:
         return place
     import gzip
     import shutil
+    import zlib
 
-    target = cache_dir() / "data" / kind.__name__ / "raw"
+    # Another root, or other archives, are other data: they must not be served from the first one's copy.
+    facts = [(str(archive.resolve()), archive.stat().st_size, archive.stat().st_mtime_ns) for archive in archives]
+    root = cache_dir() / "data" / hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    target = root / kind.__name__ / "raw"
     target.mkdir(parents=True, exist_ok=True)
     for archive in archives:
         final = target / archive.stem
         if not final.exists():
             part = target / f"{archive.stem}.{os.getpid()}.part"
-            with gzip.open(archive) as packed, open(part, "wb") as plain:
-                shutil.copyfileobj(packed, plain)
+            try:
+                with gzip.open(archive) as packed, open(part, "wb") as plain:
+                    shutil.copyfileobj(packed, plain)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                part.unlink()
+                raise BadInput(f"{archive} is damaged: {error}") from error
             part.rename(final)
-    return cache_dir() / "data"
+    return root
 
 
 def _image_folder(source: Source) -> Raw:
@@ -236,10 +245,13 @@ def _image_folder(source: Source) -> Raw:
     if not (root / "train").is_dir() or test is None:
         raise BadInput(f"an image folder needs {root}/train and {root}/val (or test), with a folder per class in each")
     shape = v2.Compose([v2.Resize(round(source.size * 256 / 224)), v2.CenterCrop(source.size), v2.PILToTensor()])
-    parts = [ImageFolder(str(folder), shape) for folder in (root / "train", test)]
-    if parts[0].classes != parts[1].classes:
-        raise BadInput(f"{root}/train and {test} do not have the same classes")
-    train, final = ((np.stack([x.numpy() for x, _ in part]), np.asarray(part.targets)) for part in parts)
+    try:
+        parts = [ImageFolder(str(folder), shape) for folder in (root / "train", test)]
+        if parts[0].classes != parts[1].classes:
+            raise BadInput(f"{root}/train and {test} do not have the same classes")
+        train, final = ((np.stack([x.numpy() for x, _ in part]), np.asarray(part.targets)) for part in parts)
+    except OSError as error:  # no class folder, an empty one, or a file that is no image
+        raise BadInput(f"cannot read the images under {root}: {error}") from error
     return Raw(train, final, IMAGENET_MEAN, IMAGENET_STD)
 
 

@@ -10,7 +10,7 @@ from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.quantise import activation_quant
 
-__all__ = ["is_integer", "lower", "stored_as_int8"]
+__all__ = ["is_integer", "lower", "storage", "stored_as_int8"]
 
 #: Operators that hand on values of their input: stored as uint8 they keep its scale, so integers are only moved.
 MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
@@ -32,7 +32,7 @@ def lower(candidate: Candidate) -> Graph:
     """
     network = candidate.network
     stored = stored_as_int8(network, candidate.decisions)
-    quant = _quant(candidate, stored)
+    quant = storage(candidate)
     nodes: list[Node] = []
     copies: dict[str, str] = {}
     for op in network:
@@ -53,14 +53,17 @@ def stored_as_int8(network: Network, decisions: Mapping[str, LayerDecision]) -> 
             continue
         can_read = all(op.kind in READS_INT8 or is_integer(decisions.get(op.name)) for op in readers)
         wanted = any(
-            is_integer(decisions.get(op.name)) or (op.kind in MOVES | {"concat"} and op.name in stored) for op in readers
+            is_integer(decisions.get(op.name)) or (op.kind in MOVES | {"concat"} and op.name in stored)
+            for op in readers
         )
         if can_read and wanted:
             stored.add(tensor)
     return frozenset(stored)
 
 
-def _quant(candidate: Candidate, stored: frozenset[str]) -> dict[str, Quant]:
+def storage(candidate: Candidate) -> dict[str, Quant]:
+    """Return scale and zero point of every tensor that is stored as uint8."""
+    stored = stored_as_int8(candidate.network, candidate.decisions)
     quant: dict[str, Quant] = {}
     for tensor in [candidate.network.input, *(op.name for op in candidate.network)]:
         if tensor not in stored:

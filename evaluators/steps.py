@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from trimtab.evaluators.lowering import MOVES, is_integer
+from trimtab.evaluators.lowering import MOVES, is_integer, stored_as_int8
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.network import Network, Op
-from trimtab.spaces.policy import LayerDecision, Policy
+from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
 
 __all__ = ["Step", "StepPlan", "step_graph"]
 
 STEP = "step"
+
+#: Storage is remembered for this many combinations of bits.
+REMEMBERED = 4096
+
 _QUANT = Quant(0.05, 128)
+_OUT_QUANT = Quant(0.07, 120)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Step:
         if self.kind != "conv2d":
             return 0
         attrs = dict(self.attrs)
-        return math.prod(self.out_shape) * self.in_shape[0] // int(attrs["groups"]) * math.prod(attrs["kernel"])  # type: ignore[call-overload,arg-type,no-any-return]
+        return math.prod(self.out_shape) * self.in_shape[0] // int(attrs["groups"]) * math.prod(attrs["kernel"])  # type: ignore[call-overload,no-any-return]
 
     @property
     def weights(self) -> int:
@@ -56,114 +62,198 @@ class Step:
         return self.macs // math.prod(self.out_shape[1:]) if self.macs else 0
 
 
+@dataclass(frozen=True)
+class Call:
+    """A step in its place: it writes `tensor` and reads `reads`; `op` is the network's operator that it belongs to."""
+
+    op: str
+    tensor: str
+    reads: tuple[str, ...]
+    step: Step
+
+
 class StepPlan:
-    """The steps of one network's policies: fusion is worked out once, a policy then only fills in widths and bits."""
+    """The steps of one network's policies, as the native engine fuses and orders them.
+
+    Fusion is worked out once; a policy then only fills in widths and storage.
+    """
 
     def __init__(self, space: Space) -> None:
         self.space = space
         self.network = space.network
-        self.activation, self.residuals, self.absorbed = _fusion(self.network)
-        self._steps: dict[tuple[object, ...], tuple[Step, ...]] = {}
+        self._fusion = _Fusion.of(self.network)
+        self._stored: dict[tuple[bool, ...], frozenset[str]] = {}
+        self._steps: dict[tuple[object, ...], Step] = {}
 
     def steps(self, policy: Policy) -> list[Step]:
         """Return the steps of a policy in execution order."""
-        return [step for _, step in self.named_steps(policy)]
+        return [call.step for call in self.calls(policy)]
 
     def named_steps(self, policy: Policy) -> list[tuple[str, Step]]:
         """Return (operator, step) in execution order; both factors of a layer carry its name."""
-        widths = self.space.widths(policy.channels)
-        steps: list[tuple[str, Step]] = []
+        return [(call.op, call.step) for call in self.calls(policy)]
+
+    def calls(self, policy: Policy) -> list[Call]:
+        """Return the steps of a policy in execution order, with the tensors that they read and write."""
+        return _Calls(self, policy).all()
+
+    def stored(self, policy: Policy) -> frozenset[str]:
+        """Return the tensors that are stored as uint8."""
+        bits = tuple(is_integer(policy.layers[op.name]) for op in self.network.layers)
+        if bits not in self._stored:
+            if len(self._stored) >= REMEMBERED:
+                self._stored.clear()
+            self._stored[bits] = stored_as_int8(self.network, policy.layers)
+        return self._stored[bits]
+
+
+class _Calls:
+    """Walks the network under one policy."""
+
+    def __init__(self, plan: StepPlan, policy: Policy) -> None:
+        self.plan, self.network, self.fusion, self.policy = plan, plan.network, plan._fusion, policy
+        self.widths = plan.space.widths(policy.channels)
+        self.stored = plan.stored(policy)
+        self.copied: set[str] = set()
+        self.calls: list[Call] = []
+
+    def all(self) -> list[Call]:
         for op in self.network:
-            if op.name in self.absorbed:
-                continue
-            decision = policy.layers.get(op.name)
-            integer = self._reads_int8(op, policy)
-            key = (op.name, widths[op.inputs[0]], widths[op.name], decision, integer)
-            if key not in self._steps:
-                self._steps[key] = self._make(op, widths, decision, integer)
-            steps.extend((op.name, step) for step in self._steps[key])
-        return steps
+            if op.is_layer:
+                self._before_layer(op)
+            host = self.fusion.host.get(op.name)
+            if host is not None:
+                (self._layer if self.network.op(host).is_layer else self._other)(self.network.op(host), op.name)
+        return self.calls
 
-    def _reads_int8(self, op: Op, policy: Policy) -> bool:
-        """Whether an operator's input is stored as uint8, judged by the nearest layer that writes or reads it."""
-        if op.is_layer:
-            return is_integer(policy.layers[op.name])
-        source = op.inputs[0]
-        while source != self.network.input:
-            producer = self.network.op(source)
-            if producer.is_layer:
-                return is_integer(policy.layers[producer.name])
-            source = producer.inputs[0]
-        return False
+    def _source(self, layer: Op) -> str:
+        """The tensor that a layer reads: an integer one a quantised copy where its input is stored as float32."""
+        source = layer.inputs[0]
+        integer = is_integer(self.policy.layers[layer.name])
+        return f"{source}/int8" if integer and source not in self.stored else source
 
-    def _make(
-        self, op: Op, widths: Mapping[str, int], decision: LayerDecision | None, integer: bool
-    ) -> tuple[Step, ...]:
-        in_shape = (widths[op.inputs[0]], *self.network.shape_of(op.inputs[0])[1:])
-        out_shape = (widths[op.name], *op.shape[1:])
-        last = self._is_last(op)
-        if decision is None or op.weight is None:
-            attrs = {name: value for name, value in op.attrs.items() if name != "index"}
-            int8_out = integer and op.kind in MOVES and not last
-            return (Step(op.kind, in_shape, out_shape, _items(attrs), in_int8=integer, out_int8=int8_out),)
+    def _before_layer(self, op: Op) -> None:
+        source, decision = self._source(op), self.policy.layers[op.name]
+        if source != op.inputs[0] and source not in self.copied:
+            self.copied.add(source)
+            self._convert(op, op.inputs[0], source, to_int8=True)
+        if decision.rank is not None:
+            key = (op.name, self._width(op), decision, "factor")
+            shape = (decision.rank, *op.shape[1:])
+            self._add(op, f"{op.name}/factor", (source,), key, lambda: self._dense(op, shape, is_integer(decision)))
+
+    def _layer(self, op: Op, final: str) -> None:
+        decision, out_int8 = self.policy.layers[op.name], final in self.stored
+        key = (op.name, self._width(op), self.widths[op.name], decision, out_int8)
+        shape = (self.widths[op.name], *op.shape[1:])
+        residual = self.fusion.residual.get(op.name)
+        beside = () if residual is None else (residual,)
+        if decision.rank is None:
+            self._add(op, final, (self._source(op), *beside), key, lambda: self._dense(op, shape, out_int8, final))
+        else:
+            factor = f"{op.name}/factor"
+            self._add(op, final, (factor, *beside), key, lambda: self._second(op, shape, out_int8))
+
+    def _dense(self, op: Op, out_shape: tuple[int, ...], out_int8: bool, final: str | None = None) -> Step:
+        """A dense layer, or, without `final`, the first factor of one: that absorbs nothing."""
+        in_shape = (self._width(op), *self.network.shape_of(op.inputs[0])[1:])
+        decision = self.policy.layers[op.name]
         attrs = dict(op.attrs)
-        attrs["activation"] = self.activation.get(op.name, "none")
-        if op.kind == "conv2d":
+        attrs["activation"] = "none" if final is None else self.fusion.activation.get(op.name, "none")
+        if op.kind == "conv2d" and op.weight is not None:
             attrs["kernel"] = tuple(op.weight.shape[2:])
             attrs["groups"] = in_shape[0] if op.is_depthwise else op.groups
-        residual = op.name in self.residuals
-        bits, out_int8 = decision.w_bits, integer and not last
-        if decision.rank is None:
-            return (Step(op.kind, in_shape, out_shape, _items(attrs), bits, integer, out_int8, residual),)
-        middle = (decision.rank, *out_shape[1:])
-        first = Step(op.kind, in_shape, middle, _items({**attrs, "activation": "none"}), bits, integer, integer)
+        residual = final is not None and op.name in self.fusion.residual
+        integer = is_integer(decision)
+        return Step(op.kind, in_shape, out_shape, _items(attrs), decision.w_bits, integer, out_int8, residual)
+
+    def _second(self, op: Op, out_shape: tuple[int, ...], out_int8: bool) -> Step:
+        decision = self.policy.layers[op.name]
+        middle = (decision.rank or 0, *op.shape[1:])
+        attrs: dict[str, object] = {"activation": self.fusion.activation.get(op.name, "none")}
         if op.kind == "conv2d":
             attrs.update(kernel=(1, 1), stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1)
-        return first, Step(op.kind, middle, out_shape, _items(attrs), bits, integer, out_int8, residual)
+        residual = op.name in self.fusion.residual
+        integer = is_integer(decision)
+        return Step(op.kind, middle, out_shape, _items(attrs), decision.w_bits, integer, out_int8, residual)
 
-    def _is_last(self, op: Op) -> bool:
-        readers = self.network.consumers(op.name)
-        return op.name == self.network.output or (
-            all(reader.name in self.absorbed for reader in readers) and any(map(self._is_last, readers))
-        )
+    def _other(self, op: Op, final: str) -> None:
+        in_int8, out_int8 = op.inputs[0] in self.stored, final in self.stored
+        inputs = op.inputs
+        if op.kind in MOVES and in_int8 != out_int8:
+            inputs = (f"{op.name}.input",)
+            self._convert(op, op.inputs[0], inputs[0], to_int8=out_int8)
+            in_int8 = out_int8
+        key = (op.name, self._width(op), self.widths[op.name], in_int8, out_int8)
+        self._add(op, final, inputs, key, lambda: self._plain(op, in_int8, out_int8))
+
+    def _plain(self, op: Op, in_int8: bool, out_int8: bool) -> Step:
+        in_shape = (self._width(op), *self.network.shape_of(op.inputs[0])[1:])
+        out_shape = (self.widths[op.name], *op.shape[1:])
+        attrs = {name: value for name, value in op.attrs.items() if name != "index"}
+        if op.kind == "add":
+            attrs["activation"] = self.fusion.activation.get(op.name, "none")
+        return Step(op.kind, in_shape, out_shape, _items(attrs), in_int8=in_int8, out_int8=out_int8)
+
+    def _convert(self, op: Op, source: str, tensor: str, to_int8: bool) -> None:
+        shape = (self.widths[source], *self.network.shape_of(source)[1:])
+        step = Step("quantize", shape, shape, in_int8=not to_int8, out_int8=to_int8)
+        self.calls.append(Call(op.name, tensor, (source,), step))
+
+    def _add(
+        self, op: Op, tensor: str, reads: tuple[str, ...], key: tuple[object, ...], make: Callable[[], Step]
+    ) -> None:
+        steps = self.plan._steps
+        if key not in steps:
+            steps[key] = make()
+        self.calls.append(Call(op.name, tensor, reads, steps[key]))
+
+    def _width(self, op: Op) -> int:
+        return self.widths[op.inputs[0]]
 
 
 def _items(attrs: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
     return tuple(sorted(attrs.items()))
 
 
-def _fusion(network: Network) -> tuple[dict[str, str], frozenset[str], frozenset[str]]:
-    """The activation each layer or addition absorbs, the layers that absorb a residual, and what is absorbed."""
-    activation: dict[str, str] = {}
-    residuals: set[str] = set()
-    absorbed: set[str] = set()
-    runs_in: dict[str, str] = {}  # tensor -> the operator in whose epilogue it is computed
-    order = {op.name: i for i, op in enumerate(network.ops)}
-    for op in network:
-        if op.is_layer or op.kind == "add":
-            runs_in[op.name] = op.name
-        if op.kind == "add":
-            hosts = [
-                name
-                for name in op.inputs
-                if name in order
-                and network.op(name).is_layer
-                and not network.op(name).is_depthwise
-                and len(network.consumers(name)) == 1
-                and name != network.output
-            ]
-            if hosts:
-                host = max(hosts, key=order.__getitem__)
-                residuals.add(host)
-                absorbed.add(op.name)
-                runs_in[op.name] = host
-        elif op.kind == "activation":
-            source = op.inputs[0]
-            host = runs_in.get(source, "")
-            if host and host not in activation and len(network.consumers(source)) == 1 and source != network.output:
-                activation[host] = str(op.attrs["activation"])
-                absorbed.add(op.name)
-    return activation, frozenset(residuals), frozenset(absorbed)
+@dataclass(frozen=True)
+class _Fusion:
+    """What `trimtab.kernels.fuse` makes of the network; no policy changes it, since what is fused stays float32.
+
+    `host`: every tensor that remains -> the operator that computes it; `activation` and `residual`: operator -> the
+    activation and the tensor that it absorbs.
+    """
+
+    host: Mapping[str, str]
+    activation: Mapping[str, str]
+    residual: Mapping[str, str]
+
+    @classmethod
+    def of(cls, network: Network) -> _Fusion:
+        uses = Counter(name for op in network for name in op.inputs)
+        uses[network.output] += 1
+        host: dict[str, str] = {}
+        activation: dict[str, str] = {}
+        residual: dict[str, str] = {}
+
+        def bare(tensor: str, kinds: tuple[str, ...]) -> bool:
+            """Whether an operator of these kinds computes the tensor, without activation, for one reader only."""
+            computed_by = host.get(tensor)
+            fits = computed_by is not None and network.op(computed_by).kind in kinds and computed_by not in activation
+            return fits and uses[tensor] == 1
+
+        for op in network:
+            host[op.name] = op.name
+            if op.kind == "activation" and bare(op.inputs[0], ("conv2d", "linear", "add")):
+                host[op.name] = host.pop(op.inputs[0])
+                activation[host[op.name]] = str(op.attrs["activation"])
+            elif op.kind == "add":
+                hosts = [t for t in op.inputs if bare(t, ("conv2d", "linear")) and host[t] not in residual]
+                if hosts:
+                    last = max(hosts, key=list(host).index)
+                    host[op.name] = host.pop(last)
+                    residual[host[op.name]] = op.inputs[1] if op.inputs[0] == last else op.inputs[0]
+        return cls(host, activation, residual)
 
 
 def step_graph(step: Step) -> Graph:
@@ -188,15 +278,26 @@ def step_graph(step: Step) -> Graph:
     if step.kind == "add":
         inputs = ("x", "x")
     if step.kind == "concat":
-        half = step.in_shape[0]
-        inputs = ("x",) * max(1, step.out_shape[0] // half)
+        inputs = _concat_inputs(step, nodes, quant)
     if step.kind == "channel_map":
         index = [i if i < step.in_shape[0] else -1 for i in range(step.out_shape[0])]
         attrs["index"] = tuple(index)
     nodes.append(Node(step.kind, STEP, inputs, attrs, weights))
     if step.out_int8:
-        quant[STEP] = _QUANT
+        # Operators that move values keep their input's scale; a concatenation's inputs each have their own.
+        quant[STEP] = _QUANT if step.in_int8 and step.kind in MOVES else _OUT_QUANT
     return Graph("x", step.in_shape, tuple(nodes), STEP, quant)
+
+
+def _concat_inputs(step: Step, nodes: list[Node], quant: dict[str, Quant]) -> tuple[str, ...]:
+    """As often the input as it fits, and its first channels for what is left."""
+    times, rest = divmod(step.out_shape[0], step.in_shape[0])
+    if not rest:
+        return ("x",) * times
+    nodes.append(Node("channel_map", "rest", ("x",), {"index": tuple(range(rest))}))
+    if step.in_int8:
+        quant["rest"] = _QUANT
+    return (*("x",) * times, "rest")
 
 
 def _fill_residual(step: Step, attrs: Mapping[str, object], nodes: list[Node], quant: dict[str, Quant]) -> bool:

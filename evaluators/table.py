@@ -60,6 +60,8 @@ class LatencyTable:
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._append(where)
+        elif not self.path.read_bytes().endswith(b"\n"):
+            self._write("\n")  # a crash tore the last line: the next entry must not become part of it
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -104,16 +106,20 @@ class LatencyTable:
         self._append({"key": key, "value": value})
 
     def _append(self, entry: object) -> None:
+        self._write(json.dumps(entry) + "\n")
+
+    def _write(self, text: str) -> None:
         with open(self.path, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(text)
 
     def _read(self) -> None:
         if not self.path.exists():
             return
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(errors="replace").splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue  # a line torn by a crash: its step is measured again
-            if isinstance(entry, dict) and isinstance(entry.get("value"), float) and entry["value"] > 0:
-                self._entries[str(entry.get("key"))] = entry["value"]
+            value = entry.get("value") if isinstance(entry, dict) else None
+            if isinstance(value, float) and 0 < value < math.inf:
+                self._entries[str(entry.get("key"))] = value

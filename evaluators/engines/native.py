@@ -56,9 +56,9 @@ class NativeSession:
 
     def run(self, x: Images) -> Images:
         """Return the output for (N, C, H, W)."""
-        return self.session.run(x)
+        return self.session.run(np.ascontiguousarray(x, dtype=np.float32))
 
     def time(self, inputs: Images, seconds: float) -> TimeSlice:
         """Time runs in the native loop."""
-        piece = self.session.time(inputs, seconds)
+        piece = self.session.time(np.ascontiguousarray(inputs, dtype=np.float32), seconds)
         return TimeSlice(piece.runs, piece.seconds, piece.involuntary_switches)
