@@ -12,12 +12,14 @@ from torch import Tensor
 
 from trimtab.evaluators.engines.base import EngineSession
 from trimtab.evaluators.engines.native import NativeEngine
-from trimtab.evaluators.lowering import lower, stored_as_int8
-from trimtab.spaces.candidate import Calibration, Candidate, apply, compress
+from trimtab.evaluators.lowering import is_integer, lower, storage
+from trimtab.kernels.graph import Quant
+from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.execute import run
-from trimtab.spaces.network import Array, Op
+from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.quantise import activation_quant
+from trimtab.spaces.repair import Calibration, compress
 from trimtab.spaces.space import Space
 
 __all__ = ["Judge", "Judgement", "accuracy_of", "timing_candidate", "top1", "torch_logits"]
@@ -85,20 +87,44 @@ def timing_candidate(space: Space, policy: Policy) -> Candidate:
 
 def torch_logits(candidate: Candidate, images: Array, batch: int = 64) -> Array:
     """Run a candidate in PyTorch with simulated quantisation: (N, C, H, W) -> (N, classes)."""
-    stored = stored_as_int8(candidate.network, candidate.decisions)
+    quant = storage(candidate)
+    network = _with_copies(candidate, quant)
 
     def observe(op: Op, y: Tensor) -> Tensor | None:
-        return _rounded(y, candidate.ranges[op.name]) if op.name in stored else None
+        return _rounded(y, quant[op.name]) if op.name in quant else None
 
     outputs = []
     for start in range(0, len(images), batch):
         x = torch.from_numpy(np.array(images[start : start + batch]))
-        if candidate.network.input in stored:
-            x = _rounded(x, candidate.ranges[candidate.network.input])
-        outputs.append(run(candidate.network, x, observe).numpy())
+        if network.input in quant:
+            x = _rounded(x, quant[network.input])
+        outputs.append(run(network, x, observe).numpy())
     return np.concatenate(outputs)
 
 
-def _rounded(y: Tensor, values: tuple[float, float]) -> Tensor:
-    scale, zero = activation_quant(*values)
+def _with_copies(candidate: Candidate, quant: dict[str, Quant]) -> Network:
+    """Let integer layers read a copy of what is stored as float32, to be rounded: its entry in `quant` is added."""
+    network = candidate.network
+    stored = frozenset(quant)
+    ops: list[Op] = []
+    for op in network:
+        source = op.inputs[0]
+        if is_integer(candidate.decisions.get(op.name)) and source not in stored:
+            copy = f"{source}/int8"
+            if copy not in quant:
+                quant[copy] = Quant(*activation_quant(*candidate.ranges[source]))
+                ops.append(_identity(copy, source, network.shape_of(source)))
+            op = replace(op, inputs=(copy, *op.inputs[1:]))
+        ops.append(op)
+    return replace(network, ops=tuple(ops))
+
+
+def _identity(name: str, source: str, shape: tuple[int, ...]) -> Op:
+    if len(shape) == 1:
+        return Op("flatten", name, (source,), shape)
+    return Op("subsample", name, (source,), shape, {"stride": (1, 1)})
+
+
+def _rounded(y: Tensor, quant: Quant) -> Tensor:
+    scale, zero = quant.scale, quant.zero_point
     return (torch.clamp(torch.round(y / scale) + zero, 0, 255) - zero) * scale

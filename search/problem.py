@@ -15,7 +15,7 @@ from trimtab.evaluators.steps import StepPlan
 from trimtab.search.config import Config
 from trimtab.search.networks import load_network
 from trimtab.search.progress import Progress
-from trimtab.spaces.candidate import Calibration
+from trimtab.spaces.repair import Calibration
 from trimtab.spaces.space import Space, build_space
 
 __all__ = ["Problem", "load_problem", "make_problem"]

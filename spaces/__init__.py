@@ -1,8 +1,9 @@
 """What may be decided about a network: tracing, channel groups, choices, policies, and applying them."""
 
-from trimtab.spaces.candidate import Calibration, Candidate, apply, compress
+from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.network import Network, Norm, Op
 from trimtab.spaces.policy import LayerDecision, Policy
+from trimtab.spaces.repair import Calibration, compress
 from trimtab.spaces.space import BITS, Knob, Options, Space, build_space
 from trimtab.spaces.trace import UnsupportedNetwork, trace
 

@@ -1,0 +1,172 @@
+"""Repairs: what makes a compressed network worth judging before any fine-tuning, from a few hundred images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.spaces.candidate import Candidate, layer_decisions, reshape_network
+from trimtab.spaces.execute import apply_op, run
+from trimtab.spaces.network import Array, Op
+from trimtab.spaces.policy import Policy
+from trimtab.spaces.quantise import dequantise, quantise_weight
+from trimtab.spaces.reconstruct import Sample, sample_targets, solve, target_tensors
+from trimtab.spaces.space import Space
+
+__all__ = ["Calibration", "compress"]
+
+#: Images per slice when activation ranges are taken: the range is the mean over slices of each slice's extremes,
+#: which one outlier moves little.
+RANGE_SLICE = 16
+
+#: Batch-norm re-estimation changes a channel's scale by at most this factor.
+LARGEST_RESCALE = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Images (N, C, H, W) for repairs, and what the untouched network does on them.
+
+    `moments` are per layer the output's (mean, std), (O,); `samples` are per dense layer the values that
+    reconstruction fits, none where reconstruction is off.
+    """
+
+    images: Tensor
+    moments: Mapping[str, tuple[Tensor, Tensor]]
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, space: Space, images: Array, reconstruct: bool = True) -> Calibration:
+        """Record the untouched network on float32 images (N, C, H, W)."""
+        moments: dict[str, tuple[Tensor, Tensor]] = {}
+        samples: dict[str, Sample] = {}
+        fitted = {tensor: (name, other) for name, (tensor, other) in target_tensors(space.network).items()}
+
+        def observe(op: Op, y: Tensor) -> None:
+            if op.is_layer:
+                moments[op.name] = _moments(y)
+            if reconstruct and op.name in fitted:
+                name, other = fitted[op.name]
+                samples[name] = sample_targets(space.network.op(name), y, other, seed=len(samples))
+
+        x = torch.from_numpy(np.array(images, dtype=np.float32))
+        run(space.network, x, observe)
+        return cls(x, moments, samples)
+
+
+def compress(space: Space, policy: Policy, calibration: Calibration) -> Candidate:
+    """Apply a policy and repair it in one pass over the calibration images, from input to output.
+
+    Every dense layer's weights are fitted to what the untouched layer did (`trimtab.spaces.reconstruct`), then
+    quantised. Every layer's output gets the mean that the untouched network had there (bias correction; Nagel et al.
+    2019, arXiv:1906.04721, section 4.2); one that is fitted to a sum makes up for the sum's mean. A layer that had a
+    batch norm, and is not part of a sum, gets the standard deviation too. That is batch-norm re-estimation relative to
+    the untouched network's statistics *on the same images*: so a policy that changes nothing is repaired to exactly
+    what it was, whatever the images.
+    """
+    space.check(policy)
+    return _Repair(space, policy, calibration).run()
+
+
+class _Repair:
+    """One pass; `values` holds the candidate's tensors that are still to be read."""
+
+    def __init__(self, space: Space, policy: Policy, calibration: Calibration) -> None:
+        self.space, self.policy, self.calibration = space, policy, calibration
+        self.network, self.channels = reshape_network(space, policy)
+        self.decisions = layer_decisions(self.network, policy)
+        self.untouched = policy.id == space.base().id
+        self.values = {self.network.input: calibration.images}
+        self.int8: dict[str, tuple[Array, Array]] = {}
+
+    def run(self) -> Candidate:
+        last = self._last_readers()
+        ranges = {self.network.input: _range(self.calibration.images)}
+        ops = []
+        with torch.no_grad():
+            for i, op in enumerate(self.network.ops):
+                repaired, y = self._layer(op) if op.is_layer else (op, self._output(op))
+                ops.append(repaired)
+                self.values[op.name] = y
+                ranges[op.name] = _range(y)
+                for name in [name for name, reader in last.items() if reader == i]:
+                    self.values.pop(name, None)
+        network = replace(self.network, ops=tuple(ops))
+        return Candidate(self.policy, network, self.decisions, self.int8, ranges)
+
+    def _last_readers(self) -> dict[str, int]:
+        """The index of the last operator that needs a tensor; a layer fitted to a sum needs the other operand."""
+        last: dict[str, int] = {}
+        for i, op in enumerate(self.network.ops):
+            sample = self.calibration.samples.get(op.name)
+            needed = [*op.inputs, sample.other] if sample is not None and sample.other else op.inputs
+            last.update(dict.fromkeys(needed, i))  # type: ignore[arg-type]
+        return last
+
+    def _output(self, op: Op) -> Tensor:
+        return apply_op(op, [self.values[name] for name in op.inputs])
+
+    def _layer(self, op: Op) -> tuple[Op, Tensor]:
+        """Fit, quantise and correct one layer; return it with its output."""
+        sample = None if self.untouched else self.calibration.samples.get(op.name)
+        if sample is not None:
+            x = self.values[op.inputs[0]]
+            weight, bias = solve(op, x, sample, self.channels[op.name], self.values)
+            op = replace(op, weight=weight, bias=bias)
+        if self.decisions[op.name].w_bits == 8 and op.weight is not None:
+            self.int8[op.name] = quantise_weight(op.weight)
+            op = replace(op, weight=dequantise(*self.int8[op.name]))
+        y = self._output(op)
+        if self.untouched or op.name not in self.calibration.moments:
+            return op, y
+        factor, shift = self._correction(op, y, sample)
+        return self._corrected(op, factor, shift), y * _per_channel(factor, y) + _per_channel(shift, y)
+
+    def _correction(self, op: Op, y: Tensor, sample: Sample | None) -> tuple[Tensor, Tensor]:
+        """Per-channel factor and shift that bring the output's moments to the untouched network's."""
+        mean, std = _moments(y)
+        factor = torch.ones_like(mean)
+        kept = torch.from_numpy(self.channels[op.name])
+        target_mean, target_std = (moment[kept] for moment in self.calibration.moments[op.name])
+        if sample is not None and sample.other is not None:
+            # A layer fitted to a sum has to differ from what it was: the sum's mean is what it owes.
+            missing = sample.values[:, kept] - sample.at(self.values[sample.other]) - sample.at(y)
+            return factor, missing.mean(0)
+        if op.name in self.space.normalised:
+            alive = (std > 1e-6) & (target_std > 1e-6)
+            ratio = (target_std / std.clamp(min=1e-12)).clamp(1 / LARGEST_RESCALE, LARGEST_RESCALE)
+            factor = torch.where(alive, ratio, factor)
+        return factor, target_mean - mean * factor
+
+    def _corrected(self, op: Op, factor: Tensor, shift: Tensor) -> Op:
+        """The layer with the correction folded in; int8 values stay, their scales change."""
+        scale = factor.numpy()
+        bias = shift.numpy() if op.bias is None else op.bias * scale + shift.numpy()
+        if op.name in self.int8:
+            values, old = self.int8[op.name]
+            self.int8[op.name] = values, (old * scale).astype(np.float32)
+            weight = dequantise(*self.int8[op.name])
+        else:
+            weight = op.weight * scale.reshape(-1, *[1] * (op.weight.ndim - 1))  # type: ignore[union-attr,operator]
+        return replace(op, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+
+
+def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    axes = (0, 2, 3) if y.ndim == 4 else (0,)
+    std, mean = torch.std_mean(y, axes, correction=0)
+    return mean, std
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(1, -1, *[1] * (like.ndim - 2))
+
+
+def _range(y: Tensor) -> tuple[float, float]:
+    slices = [y[start : start + RANGE_SLICE].aminmax() for start in range(0, len(y), RANGE_SLICE)]
+    low = float(torch.stack([part.min for part in slices]).mean())
+    high = float(torch.stack([part.max for part in slices]).mean())
+    return low, high

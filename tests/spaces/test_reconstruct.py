@@ -1,0 +1,124 @@
+"""Reconstruction against numpy's least squares, PyTorch's unfold, and what it is for: less error on fresh images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.spaces import Calibration, Op, Space, compress
+from trimtab.spaces import reconstruct as module
+from trimtab.spaces.execute import apply_op, run
+from trimtab.spaces.reconstruct import Sample, _inputs, sample_targets, solve, target_tensors
+
+SpaceOf = Callable[..., Space]
+Image = Callable[..., Tensor]
+
+
+def convolution(stride: int = 1, padding: tuple[int, int, int, int] = (1, 1, 1, 1), dilation: int = 1) -> Op:
+    rng = np.random.default_rng(3)
+    attrs = {"stride": (stride, stride), "padding": padding, "dilation": (dilation, dilation), "groups": 1}
+    weight = rng.normal(size=(5, 4, 3, 3)).astype(np.float32)
+    return Op("conv2d", "c", ("x",), (5, 9, 9), attrs, weight, rng.normal(size=5).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation"), [(1, (1, 1, 1, 1), 1), (2, (0, 0, 1, 1), 1), (1, (2, 1, 2, 3), 2)]
+)
+def test_receptive_fields_times_the_weight_are_the_convolution(
+    stride: int, padding: tuple[int, int, int, int], dilation: int
+) -> None:
+    op, x = convolution(stride, padding, dilation), torch.randn(3, 4, 9, 9)
+    y = apply_op(op, [x])
+    sample = sample_targets(op, y, None, seed=1)
+    assert op.weight is not None
+    by_fields = _inputs(op, x, sample) @ torch.from_numpy(op.weight.reshape(5, -1)).T + torch.from_numpy(op.bias)
+    assert torch.allclose(by_fields, sample.values, atol=1e-4)
+
+
+def test_samples_are_drawn_without_repetition_and_by_their_seed() -> None:
+    op, y = convolution(), torch.randn(3, 5, 9, 9)
+    one, same, other = (sample_targets(op, y, None, seed) for seed in (1, 1, 2))
+    places = set(zip(one.image.tolist(), one.row.tolist(), one.column.tolist(), strict=True))
+    assert len(places) == len(one.image) == min(3 * 81, module.LEAST_SAMPLES)
+    assert torch.equal(one.values, same.values)
+    assert torch.equal(one.values, y[one.image, :, one.row, one.column])
+    assert len(one.values) == len(other.values)
+
+
+def test_the_solution_is_numpys_ridge_regression_on_the_change() -> None:
+    torch.manual_seed(0)
+    op, x = convolution(), torch.randn(8, 4, 9, 9)
+    target = torch.randn(8, 5, 9, 9)
+    sample = sample_targets(op, target, None, seed=1)
+    weight, bias = solve(op, x, sample, np.arange(5), {})
+    assert op.weight is not None
+    patches = F.unfold(x, 3, padding=1).double().reshape(8, 36, 9, 9)
+    rows = patches[sample.image, :, sample.row, sample.column].numpy()
+    wanted = target.double()[sample.image, :, sample.row, sample.column].numpy()
+    residual = wanted - rows @ op.weight.reshape(5, -1).T.astype(np.float64) - op.bias
+    centred = rows - rows.mean(0)
+    ridge = module.RIDGE * np.mean(centred**2) * len(rows)
+    stacked = np.concatenate([centred, np.sqrt(ridge) * np.eye(36)])
+    right = np.concatenate([residual - residual.mean(0), np.zeros((36, 5))])
+    change = np.linalg.lstsq(stacked, right, rcond=None)[0].T
+    assert np.allclose(weight.reshape(5, -1), op.weight.reshape(5, -1) + change, atol=1e-4)
+    assert np.allclose(bias, op.bias + residual.mean(0) - change @ rows.mean(0), atol=1e-4)
+
+
+def test_a_layer_with_nothing_to_make_up_for_stays_as_it_is() -> None:
+    op, x = convolution(), torch.randn(4, 4, 9, 9)
+    weight, bias = solve(op, x, sample_targets(op, apply_op(op, [x]), None, seed=1), np.arange(5), {})
+    assert np.allclose(weight, op.weight, atol=1e-5)
+    assert np.allclose(bias, op.bias, atol=1e-5)
+
+
+def test_a_layer_in_a_sum_makes_up_for_what_the_other_operand_lost() -> None:
+    op, x = convolution(), torch.randn(16, 4, 9, 9)
+    lost = 0.3 * x.sum(1, keepdim=True).expand(-1, 5, -1, -1)
+    whole = apply_op(op, [x]) + lost
+    sample = sample_targets(op, whole, "shortcut", seed=1)
+    weight, bias = solve(op, x, sample, np.arange(5), {"shortcut": torch.zeros(16, 5, 9, 9)})
+    fitted = Op("conv2d", "c", ("x",), (5, 9, 9), op.attrs, weight, bias)
+    assert (apply_op(fitted, [x]) - whole).square().mean() < 0.01 * lost.square().mean()
+
+
+def test_only_the_later_operand_of_a_residual_sum_is_fitted_to_it(space_of: SpaceOf) -> None:
+    network = space_of("residual-b").network
+    targets = target_tensors(network)
+    fitted_to_sums = {name for name, (tensor, other) in targets.items() if other is not None}
+    sums = [op for op in network if op.kind == "add"]
+    assert len(fitted_to_sums) == len(sums)
+    order = [op.name for op in network]
+    for name in fitted_to_sums:
+        tensor, other = targets[name]
+        assert set(network.op(tensor).inputs) == {name, other}
+        assert order.index(str(other)) < order.index(name)
+
+
+@pytest.mark.parametrize("name", ["residual-a", "residual-b", "inverted", "concat"])
+@pytest.mark.parametrize("bits", [(32, 32), (8, 8)])
+def test_reconstruction_reduces_the_error_on_fresh_images(
+    name: str, bits: tuple[int, int], space_of: SpaceOf, image: Image
+) -> None:
+    space, fresh = space_of(name), image(64, 11)
+    policy = space.uniform(0.75, bits)
+    expected = run(space.network, fresh)
+    errors = []
+    for fit in (False, True):
+        calibration = Calibration.of(space, image(128, 12).numpy(), reconstruct=fit)
+        found = run(compress(space, policy, calibration).network, fresh)
+        errors.append(float((found - expected).square().mean()))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_sample_reads_images_and_features() -> None:
+    index = torch.tensor([1, 0])
+    sample = Sample(index, index, index, torch.empty(0), None)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(sample.at(x), torch.stack([x[1, :, 1, 1], x[0, :, 0, 0]]))
+    assert torch.equal(sample.at(x[:, :, 0, 0]), x[[1, 0], :, 0, 0])
