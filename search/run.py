@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -37,6 +38,10 @@ from trimtab.spaces.policy import Policy
 __all__ = ["Outcome", "default_folder", "open_run", "prepare_folder", "run_search"]
 
 
+#: The most networks of one agent that are finished and measured until one meets every budget.
+RECHECKS = 12
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """A finished run: its folder, the winner (None where no candidate passed the re-check), and the summary."""
@@ -55,18 +60,20 @@ def default_folder(config: Config) -> Path:
 
 def prepare_folder(folder: Path, resume: bool) -> None:
     """Check that a run may be written to (or resumed from) a folder, without creating it."""
-    journal = folder / "journal"
-    if resume and not journal.is_file():
+    if resume and not any((folder / name).is_file() for name in ("journal", "config.yaml")):
         raise BadInput(f"there is no run to resume in {folder}: it has no journal")
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if above != folder and not (above.is_dir() and os.access(above, os.W_OK)):
+        raise BadInput(f"{folder} cannot be made: {above} is not a folder that may be written to")
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} exists already: choose another --out, or pass --resume to go on with the run in it")
 
 
-def open_run(folder: Path) -> Config:
-    """Return the configuration of the run in a folder."""
+def open_run(folder: Path, settings: Sequence[str] = ()) -> Config:
+    """Return the configuration of the run in a folder, with `a.b=c` settings applied."""
     if not (folder / "config.yaml").is_file():
         raise BadInput(f"{folder} is not a run: it has no config.yaml")
-    return load_config(folder / "config.yaml")
+    return load_config(folder / "config.yaml", settings)
 
 
 def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool = False) -> Outcome:
@@ -77,17 +84,15 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
     engine = make_engine(config.engine.name, config.engine.threads)
     bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
     model = CostModel(problem.space, LatencyTable(engine))
-    if resume:
-        journal = Journal(folder / "journal")
-        ground, limits = _recall(problem, journal, model)
-    else:
-        ground, limits = survey(problem, bench, model, progress)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", config.to_yaml())
-        journal = Journal(folder / "journal")
-        journal.append("run", _identity(problem, engine.signature))
-        journal.append("ground", ground.to_json())
-    with journal:
+    journal = Journal(folder / "journal") if resume else None
+    recalled = _recall(problem, journal, model) if journal is not None else None
+    ground, limits = recalled or survey(problem, bench, model, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", config.to_yaml())
+    with journal or Journal(folder / "journal") as journal:
+        if recalled is None:
+            journal.append("run", _identity(problem, engine.signature))
+            journal.append("ground", ground.to_json())
         _say_ground(ground, config, progress)
         ledger = Ledger(journal)
         runs = _search(problem, ground, limits, bench, ledger, progress)
@@ -172,16 +177,14 @@ class _Finisher:
 
     def _recheck(self, run: AgentRun) -> tuple[Evaluation, Candidate] | None:
         """Return the agent's most accurate evaluation whose finished network meets every budget, measured."""
-        verified = [e for e in run.evaluations if e.verified]
-        for evaluation in sorted(verified, key=lambda e: (-e.accuracy, e.policy.id)):
+        feasible = [e for e in run.evaluations if e.feasible]
+        for evaluation in sorted(feasible, key=lambda e: (-e.accuracy, e.policy.id))[:RECHECKS]:
             policy = evaluation.policy
             if policy.id not in self.rechecked:
                 candidate = self.problem.judge.candidate(policy)
                 latency = self.bench.measure(candidate, self.problem.config.measure.final_seconds)
                 found = evaluation.measured(latency, self.ground.base.latency, self.ground.limits)
-                if "size" in self.ground.limits:
-                    size = stored_bytes(lower(candidate))
-                    found = _with_violation(found, "size", size / self.ground.limits["size"] - 1)
+                found = _with_size(found, stored_bytes(lower(candidate)), self.ground.limits)
                 self.rechecked[policy.id] = (found, candidate)
             if self.rechecked[policy.id][0].feasible:
                 return self.rechecked[policy.id]
@@ -233,8 +236,10 @@ class _Finisher:
         return rates
 
 
-def _with_violation(evaluation: Evaluation, name: str, value: float) -> Evaluation:
-    return replace(evaluation, violations={**evaluation.violations, name: value})
+def _with_size(evaluation: Evaluation, size: int, limits: Mapping[str, float]) -> Evaluation:
+    """Put the bytes of the finished network in place of the predicted ones."""
+    found = {**evaluation.violations, "size": size / limits["size"] - 1} if "size" in limits else evaluation.violations
+    return replace(evaluation, cost=replace(evaluation.cost, size=size), violations=found)
 
 
 def _identity(problem: Problem, engine: str) -> dict[str, Any]:
@@ -252,11 +257,11 @@ def _identity(problem: Problem, engine: str) -> dict[str, Any]:
     }
 
 
-def _recall(problem: Problem, journal: Journal, model: CostModel) -> tuple[Ground, BudgetLimits]:
-    """Read the ground from the journal of an interrupted run of the same problem."""
+def _recall(problem: Problem, journal: Journal, model: CostModel) -> tuple[Ground, BudgetLimits] | None:
+    """Read the ground from the journal of an interrupted run of the same problem; None if it has none yet."""
     records = {record.kind: record.data for record in journal.records() if record.kind in ("run", "ground")}
-    if set(records) != {"run", "ground"}:
-        raise BadInput(f"the run in {journal.path.parent} ended before it began: start it anew")
+    if "ground" not in records:
+        return None
     now, then = _identity(problem, ""), records["run"]
     for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
         if json.dumps(now[key], sort_keys=True) != json.dumps(then[key], sort_keys=True):
