@@ -14,18 +14,17 @@ from torch import nn
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.data import Splits
-from trimtab.search.config import make_config
+from trimtab.search.config import GIVEN_DATA, GIVEN_NETWORK, make_config
 from trimtab.search.evaluation import Evaluation
 from trimtab.search.export import ExportCheck, export_candidate
 from trimtab.search.problem import Problem, make_problem
 from trimtab.search.progress import ConsoleProgress, Progress
-from trimtab.search.run import Outcome, run_search
+from trimtab.search.run import Outcome, prepare_folder, run_search
 from trimtab.spaces.policy import Policy
 
 __all__ = ["Result", "Task", "compress"]
 
-#: What stands for the network and the data in the configuration of a run that was started from Python.
-_GIVEN = {"network": {"import": "python:model"}, "data": {"name": "digits"}}
+_GIVEN = {"network": {"import": GIVEN_NETWORK}, "data": {"name": GIVEN_DATA}}
 
 
 @dataclass(frozen=True)
@@ -124,12 +123,26 @@ def compress(
     The run is written to `out`, or to a temporary folder.
     Raises `trimtab.errors.BadInput` and `trimtab.errors.InfeasibleBudget`.
     """
-    config = make_config({**_GIVEN, "budgets": dict(budgets), "agent": agent, "trials": trials, **settings}, "compress")
+    if taken := sorted(set(settings) & set(_GIVEN)):
+        raise BadInput(f"compress takes the network and the data as objects, not as the setting {taken[0]!r}")
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model is a torch.nn.Module, not {type(model).__name__}")
+    if resume and out is None:
+        raise BadInput("resume needs out, the folder of the run to go on with")
+    config = make_config({**_GIVEN, "budgets": budgets, "agent": agent, "trials": trials, **settings}, "compress")
     given = task if isinstance(task, Task) else _pair(task)
-    problem = make_problem(config, model, given.splits())
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="trimtab-"))
+    if out is not None:
+        prepare_folder(Path(out), resume)
     shown: Progress = ConsoleProgress() if progress else Progress()
-    return Result(problem, run_search(problem, folder, shown, resume))
+    threads = torch.get_num_threads()
+    folder = Path(out if out is not None else tempfile.mkdtemp(prefix="trimtab-"))
+    try:
+        problem = make_problem(config, model, given.splits())
+        return Result(problem, run_search(problem, folder, shown, resume))
+    finally:
+        torch.set_num_threads(threads)
+        if out is None and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _pair(task: object) -> Task:
@@ -150,14 +163,20 @@ def _collect(part: Any, name: str, limit: int | None = None) -> tuple[np.ndarray
     for batch in batches:
         try:
             x, y = batch
-            images.append(np.asarray(torch.as_tensor(x).cpu(), dtype=np.float32))
-            labels.append(np.asarray(torch.as_tensor(y).cpu(), dtype=np.int64).reshape(-1))
-        except (TypeError, ValueError) as error:
+            images.append(np.asarray(torch.as_tensor(x).detach().cpu(), dtype=np.float32))
+            labels.append(np.asarray(torch.as_tensor(y).detach().cpu(), dtype=np.int64))
+        except (TypeError, ValueError, RuntimeError) as error:
             raise BadInput(f"task.{name} does not yield (images, labels): {error}") from error
+        if images[-1].ndim not in (2, 4) or labels[-1].shape != images[-1].shape[:1]:
+            raise BadInput(
+                f"task.{name}: expected batches of images (N, C, H, W) and labels (N,), found {images[-1].shape} and "
+                f"{labels[-1].shape}"
+            )
+        if images[-1].shape[1:] != images[0].shape[1:] or labels[-1].min(initial=0) < 0:
+            raise BadInput(f"task.{name}: images of one shape and labels from 0 are needed in every batch")
         count += len(images[-1])
         if limit is not None and count >= limit:
             break
-    if not count or images[0].ndim not in (2, 4) or len(images[0]) != len(labels[0]):
-        shape = images[0].shape if count else "nothing"
-        raise BadInput(f"task.{name}: expected batches of images (N, C, H, W) and labels (N,), found {shape}")
+    if not count:
+        raise BadInput(f"task.{name} yields no images")
     return np.concatenate(images)[:limit], np.concatenate(labels)[:limit]

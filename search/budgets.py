@@ -18,12 +18,18 @@ __all__ = ["BUDGETS", "Budget", "BudgetLimits", "describe", "parse_budget", "res
 BUDGETS = ("latency", "size", "macs", "memory")
 
 _UNITS: Mapping[str, Mapping[str, float]] = {
-    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
+    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6},
     "size": {"B": 1, "kB": 1e3, "MB": 1e6, "KiB": 1024, "MiB": 1024**2},
     "macs": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "MMAC": 1e6, "GMAC": 1e9},
 }
 
-_FORM = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-zµ]*)\s*(int8)?\s*")
+_EXAMPLES = {"latency": "3 ms", "size": "120 KiB", "macs": "20 M", "memory": "64 KiB"}
+
+_FORM = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-zµμ]*)\s*(int8)?\s*")
+
+
+#: The most rounds over all knobs before a budget is called impossible.
+PASSES = 4
 
 
 @dataclass(frozen=True)
@@ -42,19 +48,21 @@ def parse_budget(name: str, text: object) -> Budget:
     if name not in BUDGETS:
         raise unknown_name("budget", name, BUDGETS)
     units = _UNITS["size" if name == "memory" else name]
-    forms = f"like '0.5x', '0.6x int8' or '3 {next(u for u in units if u)}'"
-    match = _FORM.fullmatch(text if isinstance(text, str) else f"{text}")
-    if isinstance(text, bool) or match is None:
+    forms = f"like '0.5x', '0.6x int8' or {_EXAMPLES[name]!r}"
+    number_or_text = isinstance(text, str | int | float) and not isinstance(text, bool)
+    match = _FORM.fullmatch(text if isinstance(text, str) else repr(text)) if number_or_text else None
+    if match is None:
         raise BadInput(f"budget {name}: {text!r} is not a budget; write it {forms}")
-    number, unit, int8 = float(match[1]), match[2], match[3]
+    unit, int8 = match[2], match[3]
+    number = float(match[1]) * units.get(unit, 1.0)
     if not (math.isfinite(number) and number > 0):
-        raise BadInput(f"budget {name}: {text!r} has to be more than zero")
+        raise BadInput(f"budget {name}: {text!r} has to be a finite number, and more than zero")
     if unit == "x":
         return Budget(name, number, "int8" if int8 else "base", str(text))
     if int8 or unit not in units:
         known = ", ".join(repr(u) for u in units if u)
         raise BadInput(f"budget {name}: {text!r} has no unit that is known ({known} or 'x'); write it {forms}")
-    return Budget(name, number * units[unit], "absolute", str(text))
+    return Budget(name, number, "absolute", str(text))
 
 
 def resolve(budgets: Sequence[Budget], base: Mapping[str, float], int8: Mapping[str, float]) -> dict[str, float]:
@@ -153,11 +161,17 @@ class BudgetLimits:
 
     def smallest(self, name: str) -> tuple[Policy, float]:
         """Return the policy with the smallest predicted cost of one kind that descent finds, and that cost."""
-        policy = self._descend(lambda p: self.model.get(p, name))
+
+        def cost(policy: Policy) -> float:
+            return self.model.get(policy, name)
+
+        policy = self._polish(self._descend(cost), cost)
         return policy, self.model.get(policy, name)
 
     def _find_cheapest(self) -> Policy:
         policy = self._descend(self._excess)
+        if not self.feasible(policy):
+            policy = self._polish(policy, self._excess)
         if not self.feasible(policy):
             raise InfeasibleBudget(self._why_infeasible(policy))
         return policy
@@ -183,13 +197,19 @@ class BudgetLimits:
         over = self.violations(nearest)
         worst = max(over, key=lambda name: over[name])
         reached = describe(worst, self.model.get(nearest, worst))
+        if worst == "latency" and self.model.get(self.smallest(worst)[0], worst) > self.limits[worst]:
+            return (
+                f"budget latency = {describe(worst, self.limits[worst])} is too tight to search under: the fastest "
+                f"network measures {describe(worst, self.confirm(self.smallest(worst)[0]) if self.confirm else 0.0)}, "
+                f"but is predicted to need {reached}"
+            )
         return (
             f"each budget can be met, but not all at once: the nearest policy found needs {worst} = {reached}, "
             f"{describe(worst, self.limits[worst])} is allowed"
         )
 
     def _descend(self, cost: Callable[[Policy], float]) -> Policy:
-        """Coordinate descent over ranks from the narrowest, int8 network: all else only ever gets cheaper downwards."""
+        """Coordinate descent over ranks from the narrowest, int8 network: all else mostly gets cheaper downwards."""
         vector = [len(k.choices) - 1 if k.kind == "rank" else 0 for k in self.space.knobs]
         best = self.space.decode(vector)
         lowest = cost(best)
@@ -201,4 +221,22 @@ class BudgetLimits:
                 policy = self.space.decode(trial)
                 if policy.id != best.id and (value := cost(policy)) < lowest:
                     vector, best, lowest = trial, policy, value
+        return best
+
+    def _polish(self, policy: Policy, cost: Callable[[Policy], float]) -> Policy:
+        """Coordinate descent over every knob until nothing improves, before anything is called impossible.
+
+        On some engines int8, or a narrower layer, is not the faster one.
+        """
+        vector, best, lowest = self.space.encode(policy), policy, cost(policy)
+        for _ in range(PASSES):
+            before = lowest
+            for i, knob in enumerate(self.space.knobs):
+                for choice in range(len(knob.choices)):
+                    trial = [*vector[:i], choice, *vector[i + 1 :]]
+                    other = self.space.decode(trial)
+                    if other.id != best.id and (value := cost(other)) < lowest:
+                        vector, best, lowest = trial, other, value
+            if lowest == before:
+                break
         return best

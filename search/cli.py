@@ -71,7 +71,7 @@ def search(
     if resume and out is None:
         raise BadInput("--resume needs --out, the directory of the run to go on with")
     settings = set_ or []
-    resolved = open_run(out) if resume and out is not None and config is None else _config(config, settings)
+    resolved = open_run(out, settings) if resume and out is not None and config is None else _config(config, settings)
     folder = out or default_folder(resolved)
     prepare_folder(folder, resume)
     progress = ConsoleProgress()
@@ -141,7 +141,6 @@ def export(
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
     """Write a finished run's report.html again and print its tables."""
     from trimtab.search.report import write_report
-
     from trimtab.search.tables import load_summary, print_summary
 
     summary = load_summary(run)

@@ -31,8 +31,12 @@ __all__ = [
 ]
 
 
+#: What stands for the network and the data in the configuration of a run that was started from Python.
+GIVEN_NETWORK, GIVEN_DATA = "python:model", "python"
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrainingConfig(_Section):
@@ -51,7 +55,7 @@ class NetworkConfig(_Section):
     checkpoint, `training` says how the network is trained on first use. Importing runs the code that is named.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     zoo: str | None = None
     torchvision: str | None = None
@@ -87,10 +91,17 @@ class DataConfig(_Section):
     std: tuple[float, ...] | None = None
     size: int | None = Field(None, ge=8)
 
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if std is not None and min(std, default=1.0) <= 0:
+            raise ValueError("every value has to be more than zero")
+        return std
+
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in DATASETS:
+        if name not in DATASETS and name != GIVEN_DATA:
             raise ValueError(str(unknown_name("data set", name, DATASETS)))
         return name
 
@@ -154,7 +165,7 @@ class Config(_Section):
     """A run. `budgets` maps latency, size, macs and memory to values like "0.5x", "0.6x int8" or "3 ms".
 
     `trials` is the number of evaluations of every agent, the `baselines` included; `workers` counts Ray workers for
-    accuracy (0: no Ray); `judge` runs accuracy on the "native" engine or in "torch". `time_limit` in seconds.
+    accuracy (0: no Ray); `judge` runs accuracy on the "native" engine or in "torch".
     """
 
     network: NetworkConfig
@@ -182,13 +193,13 @@ class Config(_Section):
     def _data_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
-    @field_validator("budgets")
+    @field_validator("budgets", mode="before")
     @classmethod
-    def _parsed(cls, budgets: dict[str, str | float]) -> dict[str, str | float]:
-        if not budgets:
-            raise ValueError(f"give at least one of {', '.join(BUDGETS)}")
+    def _parsed(cls, budgets: object) -> object:
+        if not isinstance(budgets, Mapping) or not budgets:
+            raise ValueError(f"give at least one of {', '.join(BUDGETS)}, for example {{latency: 0.5x}}")
         for name, text in budgets.items():
-            parse_budget(name, text)
+            parse_budget(str(name), text)
         return budgets
 
     @model_validator(mode="after")
@@ -227,15 +238,16 @@ def make_config(data: Mapping[str, Any], source: str = "configuration") -> Confi
 def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `a.b=c` settings to it."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"the configuration {path} is not text in UTF-8") from error
     return _from_text(text, str(path), settings)
 
 
 def default_config(settings: Sequence[str] = ()) -> Config:
     """Return the embedded default, `configs/digits.yaml`, with `a.b=c` settings applied."""
-    path = Path(__file__).resolve()
     import trimtab.configs
 
     path = Path(trimtab.configs.__path__[0]) / "digits.yaml"
@@ -244,9 +256,9 @@ def default_config(settings: Sequence[str] = ()) -> Config:
 
 def _from_text(text: str, source: str, settings: Sequence[str]) -> Config:
     try:
-        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise BadInput(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        data = _read_yaml(text)
+    except ValueError as error:
+        raise BadInput(f"{source} is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise BadInput(f"{source}: expected keys and values, found {type(data).__name__}")
     for setting in settings:
@@ -266,9 +278,19 @@ def _apply_setting(data: dict[str, Any], setting: str) -> None:
             data[part] = {short: data[part]} if short and isinstance(data.get(part), str) else {}
         data = data[part]
     try:
-        data[last] = yaml.safe_load(text)
+        data[last] = _read_yaml(text)
+    except ValueError as error:
+        raise BadInput(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+
+
+def _read_yaml(text: str) -> Any:
+    """Read YAML safely; whatever is wrong with it is a `ValueError` of one line."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise BadInput(f"--set {key}: {text!r} is not a YAML value") from error
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _explain(problem: Any) -> str:
@@ -279,6 +301,10 @@ def _explain(problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"the key {'.'.join(location)!r} is missing"
+    if problem["type"] in {"dict_type", "model_type"}:
+        message = "expected keys and values"
+    if problem["type"] != "value_error":
+        message += f", found {problem['input']!r}"
     return f"{'.'.join(location)}: {message}" if location else message
 
 
@@ -298,7 +324,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float):
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
         seen.add(key)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,40 @@ def load_network(config: Config, splits: Splits, advance: Callable[[int, int], N
     network = config.network
     torch.manual_seed(config.seed)
     model = make_model(network)
+    _check_fits(model, splits)
     if network.checkpoint is not None:
         load_checkpoint(model, Path(network.checkpoint).expanduser())
         return model.eval()
     if network.training is None:
         raise BadInput("the network has no weights: give network.checkpoint, or network.training to train it here")
-    cached = cache_dir() / "networks" / f"{_training_key(config)}.safetensors"
+    cached = cache_dir() / "networks" / f"{_training_key(config, model, splits)}.safetensors"
     if cached.exists():
         load_checkpoint(model, cached)
         return model.eval()
     train(model, *splits.train(), network.training, config.seed, advance)
     _save(model, cached)
     return model.eval()
+
+
+def _check_fits(model: nn.Module, splits: Splits) -> None:
+    """Run one image through, before anything is trained on them."""
+    shape = tuple(splits.calibration.shape[1:])
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(torch.from_numpy(splits.calibration[:1]))
+    except Exception as error:
+        raise BadInput(f"the network does not take the data's images {shape}: {_line(error)}") from error
+    found = tuple(getattr(outputs, "shape", ()))
+    if found != (1, splits.classes):
+        raise BadInput(
+            f"the network has outputs of shape {found[1:]}, the data {splits.classes} classes"
+            if isinstance(outputs, torch.Tensor)
+            else f"the network returns {type(outputs).__name__}, not a tensor of {splits.classes} logits"
+        )
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def make_model(network: NetworkConfig) -> nn.Module:
@@ -79,9 +102,9 @@ def _imported(path: str, options: Mapping[str, Any]) -> nn.Module:
         sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise BadInput(f"network.import {path!r} cannot be resolved: {error}") from error
-    model = factory if isinstance(factory, nn.Module) else factory(**options)
+        model = factory if isinstance(factory, nn.Module) else factory(**options)
+    except Exception as error:  # the user's own code: whatever it raises
+        raise BadInput(f"network.import {path!r} cannot be resolved: {_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"network.import {path!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -98,13 +121,21 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
             state = load_file(str(path))
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise BadInput(
+            f"the checkpoint {path} holds more than weights, or is damaged; pickled code is never run: save the "
+            "network's state_dict()"
+        ) from error
     except Exception as error:
-        raise BadInput(f"the checkpoint {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise BadInput(f"the checkpoint {path} cannot be read: {_line(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict):
         raise BadInput(f"the checkpoint {path} is not a state dict")
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise BadInput(f"the checkpoint {path} is not a state dict: {odd[0]!r} is no tensor")
     wanted = model.state_dict()
     wrong = [
         f"{name} is {tuple(state[name].shape)}, the network's is {tuple(wanted[name].shape)}"
@@ -153,8 +184,11 @@ def train(
     model.eval()
 
 
-def _training_key(config: Config) -> str:
+def _training_key(config: Config, model: nn.Module, splits: Splits) -> str:
+    # An imported network's code and a folder's images may change while their names stay.
+    seen = hashlib.sha256(repr(model).encode() + splits.calibration.tobytes() + splits.selection[0].tobytes())
     what = {
+        "seen": seen.hexdigest(),
         "network": config.network.model_dump(mode="json"),
         "data": config.data.model_dump(mode="json", exclude={"root"}),
         "seed": config.seed,
@@ -168,5 +202,5 @@ def _save(model: nn.Module, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, str(part))
+    save_file({name: value.clone().contiguous() for name, value in model.state_dict().items()}, str(part))
     part.rename(path)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.accuracy import Judge, Judgement
 from trimtab.evaluators.timing import worker_cores
 from trimtab.spaces.policy import Policy
@@ -66,6 +66,7 @@ class RayPool:
         self._started = not ray.is_initialized()
         if self._started:
             ray.init(
+                address="local",
                 num_cpus=max(workers, 1),
                 include_dashboard=False,
                 log_to_driver=False,
@@ -75,6 +76,8 @@ class RayPool:
                 _node_ip_address="127.0.0.1",
             )
             _protect_token()
+        elif ray.cluster_resources().get("CPU", 0) < workers:
+            raise BadInput(f"workers = {workers}, but the Ray cluster that is running here has fewer CPUs")
         self.size = workers
         self._cores = sorted(worker_cores(threads))
         self._shipped = ray.put(judge)
@@ -95,7 +98,9 @@ class RayPool:
             slot, policy, tries = running.pop(done)
             try:
                 accuracy, seconds = self._ray.get(done)
-            except self._ray.exceptions.RayActorError as error:
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
                 if tries >= RETRIES:
                     raise TrimtabError(
                         f"workers died {tries + 1} times on policy {policy.id}: {' '.join(str(error).split())[:300]}"

@@ -12,7 +12,7 @@ from trimtab.evaluators.accuracy import Judge
 from trimtab.evaluators.cost import count_macs
 from trimtab.evaluators.data import Splits, load
 from trimtab.evaluators.steps import StepPlan
-from trimtab.search.config import Config
+from trimtab.search.config import GIVEN_DATA, GIVEN_NETWORK, Config
 from trimtab.search.networks import load_network
 from trimtab.search.progress import Progress
 from trimtab.spaces.repair import Calibration
@@ -34,6 +34,11 @@ class Problem:
 def load_problem(config: Config, progress: Progress, download: bool = False) -> Problem:
     """Load the data and the network that a configuration names; what is wrong with them is a `BadInput`."""
     data = config.data
+    if data.name == GIVEN_DATA or config.network.import_ == GIVEN_NETWORK:
+        raise BadInput(
+            "this run was started from Python with a network and data of its own, which no file holds: go on with it "
+            "there (trimtab.compress with resume=True, or Result.export)"
+        )
     splits = load(
         data.name,
         root=data.root,
@@ -58,7 +63,7 @@ def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     example = torch.from_numpy(splits.calibration[:1].copy())
     space = build_space(model, example, config.space.options())
     outputs = space.network.op(space.network.output).shape
-    if outputs != (splits.classes,):
+    if len(outputs) != 1 or outputs[0] < splits.classes:
         raise BadInput(f"the network has outputs of shape {outputs}, the data {splits.classes} classes")
     count_macs(model, example, StepPlan(space).steps(space.base()))
     calibration = Calibration.of(space, splits.calibration)

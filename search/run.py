@@ -87,8 +87,11 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
     journal = Journal(folder / "journal") if resume else None
     recalled = _recall(problem, journal, model) if journal is not None else None
     ground, limits = recalled or survey(problem, bench, model, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", config.to_yaml())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", config.to_yaml())
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error.strerror}") from error
     with journal or Journal(folder / "journal") as journal:
         if recalled is None:
             journal.append("run", _identity(problem, engine.signature))

@@ -67,12 +67,12 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
 def _agents(summary: Mapping[str, Any]) -> Table:
     base = summary["base"]
     table = Table(title=f"{summary['network']} on {summary['data']}, {summary['engine']}, seed {summary['seed']}")
-    for column in ("", "evaluations", "proxy acc.", "final acc.", "latency vs fp32", "ms", "KiB", "MMAC"):
+    for column in ("", "trials", "proxy acc.", "final acc.", "latency vs fp32", "ms", "KiB", "MMAC"):
         table.add_column(column, justify="left" if not column else "right")
     for name in ("base", "int8"):
         form = summary[name]
         table.add_row(
-            f"{name} (as given)" if name == "base" else "uniform int8",
+            "as given" if name == "base" else "uniform int8",
             "",
             f"{form['accuracy']:.2%}",
             f"{form['final_accuracy']:.2%}",
