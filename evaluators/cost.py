@@ -63,12 +63,14 @@ class TableFit:
     def of(cls, totals: Sequence[float], steps: Sequence[int], measured: Sequence[float]) -> TableFit:
         """Fit to end-to-end measurements (seconds) by least squares on relative errors, drawn lightly to (1, 0, 0)."""
         weight = 1 / np.asarray(measured)
-        rows = np.stack([np.asarray(totals), np.asarray(steps) * 1e-6, np.full(len(totals), 1e-6)], axis=1)
+        # The unit of both additions: about a microsecond for small networks, and the same share of any network.
+        unit = 0.15 * float(np.median(np.asarray(measured) / np.asarray(steps)))
+        rows = np.stack([np.asarray(totals), np.asarray(steps) * unit, np.full(len(totals), unit)], axis=1)
         rows = rows * weight[:, None]
         pull = 0.02 * np.eye(3)
         target = np.concatenate([np.ones(len(totals)), 0.02 * np.array([1.0, 0.0, 0.0])])
         factor, per_step, constant = np.linalg.lstsq(np.concatenate([rows, pull]), target, rcond=None)[0]
-        return cls(float(factor), float(per_step) * 1e-6, float(constant) * 1e-6)
+        return cls(float(factor), float(per_step) * unit, float(constant) * unit)
 
 
 class CostModel:

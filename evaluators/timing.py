@@ -30,6 +30,10 @@ __all__ = [
 SLICE_SECONDS = 0.005
 LEAST_SLICES = 20
 
+#: Neighbouring ratios share a slice of the reference: with equal noise in both networks their correlation is 1/6,
+#: which makes n of them worth n / (1 + 2/6) independent ones.
+SHARED_REFERENCE = 4 / 3
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -131,7 +135,7 @@ def measure(
         if len(used) < LEAST_SLICES and late:
             used = slices  # on a machine this busy, a median over disturbed slices is all there is
         if len(used) >= LEAST_SLICES or late:
-            median, low, high = median_interval([s.seconds / s.reference for s in used])
+            median, low, high = median_interval([s.seconds / s.reference for s in used], SHARED_REFERENCE)
             narrow = (high - low) / 2 <= precision * median and len(used) >= LEAST_SLICES
             if narrow or late:
                 return Latency(
@@ -155,11 +159,14 @@ class _Slice:
     interrupted: bool
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return (median, low, high): the distribution-free 95 % interval of the median, by order statistics."""
+def median_interval(values: Sequence[float], per_independent: float = 1.0) -> tuple[float, float, float]:
+    """Return (median, low, high): the distribution-free 95 % interval of the median, by order statistics.
+
+    `per_independent` is how many of the values are worth one independent value.
+    """
     ordered = sorted(values)
     count = len(ordered)
-    spread = 0.98 * math.sqrt(count)
+    spread = 0.98 * math.sqrt(count * per_independent)
     low = max(0, math.floor(count / 2 - spread))
     high = min(count - 1, math.ceil(count / 2 + spread))
     return float(np.median(ordered)), ordered[low], ordered[high]

@@ -1,0 +1,72 @@
+"""An engine and sessions whose times are made up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
+from trimtab.evaluators.steps import STEP, Step, step_graph
+from trimtab.kernels.graph import Graph
+
+
+def _text(graph: Graph) -> str:
+    nodes = [
+        (n.op, sorted(n.attrs.items()), [(k, w.dtype, w.shape) for k, w in n.weights.items()]) for n in graph.nodes
+    ]
+    return repr((graph.input_shape, nodes, sorted(graph.quant)))
+
+
+class FakeEngine:
+    """Every program has a time of its own; `measured` lists what was timed; `speed` slows the whole machine."""
+
+    name = "fake"
+
+    def __init__(self, signature: str = "fake 1", threads: int = 1) -> None:
+        self.threads = threads
+        self.signature = signature
+        self.measured: list[Graph] = []
+        self.speed = 1.0
+
+    def truth(self, step: Step) -> float:
+        return self._seconds(step_graph(step))
+
+    def _seconds(self, graph: Graph) -> float:
+        digest = hashlib.sha256(_text(graph).encode()).digest()
+        return (1 + int.from_bytes(digest[:2], "big")) * 1e-9
+
+    def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
+        assert layer == STEP
+        self.measured.append(graph)
+        seconds = self._seconds(graph) * self.speed
+        return [seconds * 1.5, seconds, seconds * 3]
+
+    def compile(
+        self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
+    ) -> EngineSession:
+        raise NotImplementedError
+
+
+class FakeSession:
+    """Takes `seconds` a run, times noise and `drift` (a function of the slices so far), never really waiting.
+
+    Every `interrupted`-th slice is taken for a whole time slice by another process.
+    """
+
+    def __init__(self, seconds: float, noise: float = 0.0, seed: int = 0, interrupted: int = 0) -> None:
+        self.seconds, self.noise, self.interrupted = seconds, noise, interrupted
+        self.rng = np.random.default_rng(seed)
+        self.slices = 0
+
+    def run(self, x: Images) -> Images:
+        return x
+
+    def time(self, inputs: Images, seconds: float) -> TimeSlice:
+        self.slices += 1
+        each = self.seconds * float(np.exp(self.noise * self.rng.normal()))
+        runs = max(1, int(seconds / each))
+        if self.interrupted and self.slices % self.interrupted == 0:
+            return TimeSlice(runs, runs * each + 0.02, 1)
+        return TimeSlice(runs, runs * each, 0)

@@ -1,0 +1,48 @@
+"""Networks and policies that the evaluators are tested on."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from tests.spaces.conftest import TOYS, images, randomise_norms
+from torch import nn
+
+from trimtab.spaces import Calibration, Candidate, Options, Policy, Space, build_space, compress
+from trimtab.spaces.zoo import build
+
+NETS = tuple(TOYS)
+
+
+@cache
+def model_of(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TOYS[name]() if name in TOYS else build(name)
+    return randomise_norms(model)
+
+
+@cache
+def space_of(name: str) -> Space:
+    return build_space(model_of(name), images(1), Options(channels=5))
+
+
+@cache
+def calibration_of(name: str) -> Calibration:
+    return Calibration.of(space_of(name), images(32, seed=1).numpy())
+
+
+def candidate_of(name: str, policy: Policy) -> Candidate:
+    return compress(space_of(name), policy, calibration_of(name))
+
+
+def random_policies(space: Space, count: int, seed: int = 0) -> list[Policy]:
+    """Every kind of decision at random, untouched and uniform int8 first."""
+    rng = np.random.default_rng(seed)
+    drawn = [space.decode([int(rng.integers(len(knob.choices))) for knob in space.knobs]) for _ in range(count)]
+    return [space.base(), space.int8(), *drawn]
+
+
+def pictures(count: int, seed: int = 5) -> np.ndarray:
+    return images(count, seed).numpy()

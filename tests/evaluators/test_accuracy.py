@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from tests.evaluators.nets import NETS, candidate_of, pictures, random_policies, space_of
+from torch import nn
+from torch.nn import functional as F
+
+from trimtab.evaluators import Judge, lower
+from trimtab.evaluators.accuracy import accuracy_of, timing_candidate, top1, torch_logits
+from trimtab.evaluators.data import load
+from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.spaces import Calibration, Options, Policy, Space, build_space
+from trimtab.spaces.candidate import Candidate
+
+
+def native_logits(candidate: Candidate, x: np.ndarray) -> np.ndarray:
+    return NativeEngine().compile(lower(candidate), 8).run(x)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Root mean square difference, relative to how far logits lie apart."""
+    return float(np.sqrt(((a - b) ** 2).mean()) / b.std())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
+    x = pictures(24)
+    for policy in random_policies(space_of(name), 6):
+        candidate = candidate_of(name, policy)
+        assert distance(torch_logits(candidate, x), native_logits(candidate, x)) < 0.02, policy.to_json()
+
+
+@pytest.mark.parametrize("name", ["residual-a", "concat"])
+def test_without_integers_the_simulation_is_the_engine(name: str) -> None:
+    space, x = space_of(name), pictures(8)
+    for policy in (space.base(), space.uniform(0.5, (8, 32))):
+        candidate = candidate_of(name, policy)
+        expected = native_logits(candidate, x)
+        np.testing.assert_allclose(
+            torch_logits(candidate, x, batch=3), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+        )
+
+
+class Digits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.second, self.third = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.last = nn.Linear(24, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        x = F.max_pool2d(F.relu(self.second(x) + x), 2)
+        logits: torch.Tensor = self.last(F.relu(self.third(x)).mean((2, 3)))
+        return logits
+
+
+@cache
+def trained() -> tuple[nn.Module, Space, Judge]:
+    """A network that has seen the digits for a second, and its judge."""
+    splits = load("digits", selection=300, calibration=64)
+    torch.manual_seed(0)
+    model = Digits()
+    images, labels = (torch.from_numpy(part) for part in splits.train())
+    optimiser = torch.optim.Adam(model.parameters(), 0.01)
+    for epoch in range(6):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
+        for at in order.split(64):
+            optimiser.zero_grad()
+            F.cross_entropy(model(images[at]), labels[at]).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    space = build_space(model.eval(), images[:1], Options(channels=4))
+    return model, space, Judge(space, Calibration.of(space, splits.calibration), *splits.selection)
+
+
+def policies() -> list[Policy]:
+    space = trained()[1]
+    return [space.base(), space.int8(), space.uniform(0.75, (8, 8)), *random_policies(space, 3)[2:]]
+
+
+def test_the_judge_counts_right_answers() -> None:
+    model, space, judge = trained()
+    with torch.no_grad():
+        answers = [int(model(torch.from_numpy(image[None])).argmax()) for image in judge.images]
+    right = sum(answer == label for answer, label in zip(answers, judge.labels, strict=True))
+    judged = judge(space.base())
+    assert judged.accuracy == right / len(judge.labels)
+    assert judged.accuracy > 0.8
+    assert set(judged.seconds) == {"repair", "compile", "run"}
+    assert all(seconds >= 0 for seconds in judged.seconds.values())
+
+
+def test_both_judges_agree_within_a_point() -> None:
+    _, space, judge = trained()
+    simulated = Judge(space, judge.calibration, judge.images, judge.labels, by="torch")
+    for policy in policies():
+        assert abs(judge(policy).accuracy - simulated(policy).accuracy) <= 0.01
+
+
+def test_another_judge_judges_alike() -> None:
+    _, space, judge = trained()
+    again = Judge(space, Calibration.of(space, judge.calibration.images.numpy()), judge.images, judge.labels)
+    for policy in policies():
+        assert judge(policy).accuracy == again(policy).accuracy == judge(policy).accuracy
+
+
+def test_images_may_lie_in_any_memory_order() -> None:
+    _, space, judge = trained()
+    strided = np.ascontiguousarray(judge.images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    padded = np.repeat(strided, 2, axis=3)[:, :, :, ::2]
+    assert not padded.flags.c_contiguous
+    for by in ("native", "torch"):
+        judges = [Judge(space, judge.calibration, images, judge.labels, by) for images in (judge.images, padded)]
+        assert judges[0](space.int8()).accuracy == judges[1](space.int8()).accuracy
+
+
+def test_read_only_images_serve() -> None:
+    _, space, judge = trained()
+    images = judge.images.copy()
+    images.flags.writeable = False
+    for by in ("native", "torch"):
+        assert Judge(space, judge.calibration, images, judge.labels, by)(space.int8()).accuracy > 0.8
+
+
+def test_accuracy_of_a_session_is_top1_of_its_logits() -> None:
+    _, space, judge = trained()
+    session = NativeEngine().compile(lower(judge.candidate(space.base())), 16)
+    assert accuracy_of(session, judge.images, judge.labels) == judge(space.base()).accuracy
+
+
+def test_top1_by_hand() -> None:
+    logits = np.array([[0.0, 1.0, 2.0], [5.0, 1.0, 2.0], [0.0, 3.0, 2.0], [1.0, 0.0, 0.5]])
+    assert top1(logits, np.array([2, 0, 2, 0])) == 0.75
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_timing_candidate_has_the_shapes_of_the_repaired_one(name: str) -> None:
+    for policy in random_policies(space_of(name), 2):
+        bare, repaired = lower(timing_candidate(space_of(name), policy)), lower(candidate_of(name, policy))
+        assert [(node.op, node.name, node.inputs) for node in bare.nodes] == [
+            (node.op, node.name, node.inputs) for node in repaired.nodes
+        ]
+        assert set(bare.quant) == set(repaired.quant)

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.evaluators.fakes import FakeEngine
+from tests.evaluators.nets import NETS, candidate_of, model_of, random_policies, space_of
+from torch import Tensor, nn
+
+from trimtab.errors import TrimtabError
+from trimtab.evaluators import Cost, CostModel, LatencyTable, count_macs, lower, stored_bytes
+from trimtab.evaluators.accuracy import timing_candidate
+from trimtab.evaluators.cost import TableFit, peak_memory
+from trimtab.evaluators.steps import Call, Step, StepPlan
+from trimtab.kernels.passes import fuse, legalise
+from trimtab.kernels.validate import check_graph
+from trimtab.spaces import Options, Policy, Space, build_space
+
+
+def model_for(space: Space, fit: TableFit | None = None) -> CostModel:
+    return CostModel(space, LatencyTable(FakeEngine()), fit)
+
+
+# bytes
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_size_is_what_the_repaired_candidate_stores(name: str) -> None:
+    space = space_of(name)
+    for policy in [*random_policies(space, 6), space.uniform(1.0, (8, 32)), space.uniform(0.5, (32, 32), 0.25)]:
+        assert model_for(space).size(policy) == stored_bytes(lower(candidate_of(name, policy)))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_size_is_exact_for_any_policy(data: st.DataObject) -> None:
+    space = space_of("residual-b")
+    policy = space.decode([data.draw(st.integers(0, len(knob.choices) - 1)) for knob in space.knobs])
+    assert model_for(space).size(policy) == stored_bytes(lower(candidate_of("residual-b", policy)))
+
+
+def test_stored_bytes_by_hand() -> None:
+    space = build_space(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5, bias=False)), torch.zeros(1, 3, 4, 4)
+    )
+    float_bytes = 4 * (4 * 27 + 4 + 5 * 16)
+    int8_bytes = (4 * 27 + 4 * 4) + 4 * 4 + (5 * 16 + 4 * 5) + 4 * 5  # weights, scales, biases: repair adds the last
+    assert model_for(space).size(space.base()) == float_bytes
+    assert model_for(space).size(space.int8()) == int8_bytes
+
+
+# MACs
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet8-b", "resnet32-b", *NETS])
+def test_three_counters_agree(name: str) -> None:
+    space, model = space_of(name), model_of(name)
+    example = torch.zeros(1, *space.network.input_shape)
+    steps = StepPlan(space).steps(space.base())
+    assert count_macs(model, example, steps) == model_for(space).cost(space.base()).macs
+
+
+def test_known_macs() -> None:
+    model = model_of("resnet20")
+    space = build_space(model, torch.zeros(1, 3, 32, 32))
+    # He et al. 2016: 40.6 million for shortcut option A (convolutions and the linear layer).
+    assert count_macs(model, torch.zeros(1, 3, 32, 32), StepPlan(space).steps(space.base())) == 40_551_040
+
+
+class Renamed(nn.Conv2d):
+    """A subclass, which thop does not know."""
+
+
+def test_a_network_that_a_counter_misses_is_refused() -> None:
+    def network(kind: type[nn.Conv2d]) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), kind(8, 8, 3), nn.Flatten(), nn.Linear(8 * 12 * 12, 3))
+
+    example = torch.zeros(1, 3, 16, 16)
+    space = build_space(network(nn.Conv2d), example)
+    steps = StepPlan(space).steps(space.base())
+    assert count_macs(network(nn.Conv2d), example, steps) == 8 * 14 * 14 * 27 + 8 * 12 * 12 * 72 + 8 * 12 * 12 * 3
+    with pytest.raises(TrimtabError, match="counters disagree"):
+        count_macs(network(Renamed), example, steps)
+
+
+def test_a_network_of_which_a_layer_is_left_out_is_refused() -> None:
+    space, model = space_of("residual-b"), model_of("residual-b")
+    steps = StepPlan(space).steps(space.base())
+    with pytest.raises(TrimtabError, match="counters disagree"):
+        count_macs(model, torch.zeros(1, 3, 16, 16), steps[1:])
+
+
+def test_counting_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)).train()
+    space = build_space(model, torch.zeros(1, 3, 8, 8))
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    count_macs(model, torch.randn(1, 3, 8, 8), StepPlan(space).steps(space.base()))
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# memory
+
+
+def call(tensor: str, reads: Sequence[str], elements: int, int8: bool = False) -> Call:
+    return Call(tensor, tensor, tuple(reads), Step("add", (1,), (elements,), out_int8=int8))
+
+
+def test_peak_memory_of_a_chain_is_its_largest_neighbours() -> None:
+    chain = [call("a", ["x"], 100), call("b", ["a"], 50, int8=True), call("c", ["b"], 200)]
+    assert peak_memory(chain, 30) == max(30 + 400, 400 + 50, 50 + 800)
+
+
+def test_a_residual_lives_across_its_block() -> None:
+    block = [call("a", ["x"], 100), call("b", ["a"], 100), call("c", ["b"], 100), call("d", ["c", "a"], 100)]
+    assert peak_memory(block, 0) == 4 * 300  # a, b and c, then a, c and d
+    assert peak_memory([*block[:3], call("d", ["c"], 100)], 0) == 4 * 200
+
+
+def test_an_input_that_is_read_late_lives_until_then() -> None:
+    calls = [call("a", ["x"], 10), call("b", ["a"], 10), call("c", ["b", "x"], 10)]
+    assert peak_memory(calls, 1000) == 1000 + 80
+
+
+def liveness_peak(space: Space, policy: Policy) -> int:
+    """The peak of a simulated run of the real program: every tensor is dropped after its last reader."""
+    graph, shapes = check_graph(legalise(fuse(lower(timing_candidate(space, policy)))))
+    size = {name: math.prod(shape) * (1 if name in graph.quant else 4) for name, shape in shapes.items()}
+    live, peak = {graph.input}, size[graph.input]
+    for i, node in enumerate(graph.nodes):
+        live.add(node.name)
+        peak = max(peak, sum(size[name] for name in live))
+        later = {name for following in graph.nodes[i + 1 :] for name in following.inputs} | {graph.output}
+        live &= later
+    return peak
+
+
+@pytest.mark.parametrize("name", [*NETS, "resnet20"])
+def test_memory_is_the_peak_of_live_activations(name: str) -> None:
+    space = space_of(name)
+    for policy in random_policies(space, 5):
+        assert model_for(space).get(policy, "memory") == liveness_peak(space, policy)
+
+
+# latency
+
+
+def test_costs_one_by_one_are_the_cost() -> None:
+    space = space_of("residual-a")
+    model = model_for(space, TableFit(1.1, 1e-7, 1e-6))
+    for policy in random_policies(space, 3):
+        cost = model.cost(policy)
+        assert isinstance(cost, Cost)
+        for budget in ("latency", "size", "macs", "memory"):
+            assert model.get(policy, budget) == cost.get(budget)
+
+
+def test_latency_is_the_sum_over_steps() -> None:
+    space = space_of("residual-a")
+    model = model_for(space)
+    for policy in random_policies(space, 2):
+        steps = model.plan.steps(policy)
+        assert model.get(policy, "latency") == pytest.approx(sum(FakeEngine().truth(step) for step in steps))
+        fitted = CostModel(space, model.table, TableFit(2.0, 1e-6, 5e-6))
+        expected = 2.0 * model.get(policy, "latency") + 1e-6 * len(steps) + 5e-6
+        assert fitted.get(policy, "latency") == pytest.approx(expected)
+
+
+def drawn_totals(count: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.uniform(1e-4, 1e-3, count), rng.integers(10, 40, count)
+
+
+def test_fit_recovers_an_affine_law() -> None:
+    totals, steps = drawn_totals()
+    measured = 1.3 * totals + 1e-6 * steps + 2e-6
+    fit = TableFit.of(totals, steps.tolist(), measured)
+    errors = [fit(total, int(n)) / seconds - 1 for total, n, seconds in zip(totals, steps, measured, strict=True)]
+    assert np.abs(errors).max() < 0.01
+    assert fit.factor == pytest.approx(1.3, rel=0.02)
+    assert fit.per_step == pytest.approx(1e-6, rel=0.25)
+
+
+def test_fit_does_not_depend_on_the_machine_s_speed() -> None:
+    totals, steps = drawn_totals()
+    noisy = totals * np.random.default_rng(1).uniform(0.9, 1.3, len(totals)) + 2e-5
+    fast, slow = (TableFit.of(totals * k, steps.tolist(), noisy * k) for k in (1, 100))
+    assert slow.factor == pytest.approx(fast.factor)
+    assert slow.per_step == pytest.approx(100 * fast.per_step)
+    assert slow.constant == pytest.approx(100 * fast.constant)
+
+
+def test_fit_leaves_a_perfect_table_alone() -> None:
+    totals, steps = drawn_totals()
+    fit = TableFit.of(totals, steps.tolist(), totals)
+    assert fit.factor == pytest.approx(1.0)
+    assert abs(fit.per_step) < 1e-12
+    assert abs(fit.constant) < 1e-12
+
+
+def test_fit_of_one_measurement_stays_sane() -> None:
+    fit = TableFit.of([1e-3], [20], [1.2e-3])
+    assert fit(1e-3, 20) == pytest.approx(1.2e-3, rel=0.01)
+    assert 0.5 < fit.factor < 1.5
+
+
+def test_a_fit_never_predicts_nothing() -> None:
+    assert TableFit(1.0, 0.0, -1.0)(1e-3, 10) == pytest.approx(1e-4)
+
+
+def test_table_error_is_relative_to_the_measurement() -> None:
+    space = space_of("residual-a")
+    model = model_for(space)
+    policies = random_policies(space, 1)
+    factors = (1.0, 0.8, 1.25)
+    measured = {p: model.get(p, "latency") / f for p, f in zip(policies, factors, strict=True)}
+    error = model.error(measured)
+    assert (error.median, error.largest, error.networks) == (pytest.approx(0.2), pytest.approx(0.25), 3)
+    nothing = model.error({})
+    assert nothing.networks == 0
+    assert math.isnan(nothing.median)
+    assert math.isnan(nothing.largest)
+
+
+def test_a_large_network_is_priced_in_milliseconds() -> None:
+    import time
+
+    space = build_space(model_of("resnet56"), torch.zeros(1, 3, 32, 32), Options())
+    model = model_for(space)
+    policies = random_policies(space, 20)
+    for policy in policies:
+        model.cost(policy)
+    start = time.perf_counter()
+    for policy in policies:
+        model.cost(policy)
+    assert (time.perf_counter() - start) / len(policies) < 0.02
+
+
+def test_norms_before_their_layer_do_not_count_as_a_disagreement() -> None:
+    class PreNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv, self.last = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.last(self.conv(torch.relu(self.norm(x))).mean((2, 3)))
+            return result
+
+    model, example = PreNorm().eval(), torch.zeros(1, 3, 8, 8)
+    space = build_space(model, example)
+    assert count_macs(model, example, StepPlan(space).steps(space.base())) > 0

@@ -1,0 +1,114 @@
+"""What every engine owes: `TestContract` runs on each of `ENGINES`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.evaluators.nets import model_of, pictures, space_of
+
+from trimtab.errors import BadInput
+from trimtab.evaluators import lower
+from trimtab.evaluators.accuracy import timing_candidate
+from trimtab.evaluators.engines import ENGINES, Engine, cpu_name, make_engine
+from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.evaluators.steps import STEP, StepPlan, step_graph
+from trimtab.kernels import levels
+from trimtab.kernels.graph import Graph
+
+NAME = "residual-b"
+
+
+def program(integer: bool = False) -> Graph:
+    space = space_of(NAME)
+    return lower(timing_candidate(space, space.int8() if integer else space.base()))
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return make_engine(str(request.param))
+
+
+class TestContract:
+    def test_computes_the_network(self, engine: Engine) -> None:
+        x = pictures(3)
+        with torch.no_grad():
+            expected = model_of(NAME)(torch.from_numpy(x)).numpy()
+        found = engine.compile(program()).run(x)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+    @pytest.mark.parametrize("integer", [False, True])
+    def test_runs_any_number_of_images(self, engine: Engine, integer: bool) -> None:
+        session, x = engine.compile(program(integer), 4), pictures(9)
+        whole = session.run(x)
+        assert (whole.shape, whole.dtype) == ((9, 5), np.float32)
+        for count in (1, 3, 4, 5):
+            np.testing.assert_allclose(session.run(x[:count]), whole[:count], rtol=1e-4, atol=1e-4)
+
+    def test_runs_images_in_any_memory_order(self, engine: Engine) -> None:
+        session, x = engine.compile(program()), pictures(2)
+        strided = np.asfortranarray(x)
+        np.testing.assert_array_equal(session.run(strided), session.run(x))
+
+    def test_does_not_change_its_input(self, engine: Engine) -> None:
+        x = pictures(2)
+        kept = x.copy()
+        x.flags.writeable = False
+        engine.compile(program(True)).run(x)
+        np.testing.assert_array_equal(x, kept)
+
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_times_runs(self, engine: Engine, batch: int) -> None:
+        session = engine.compile(program(), batch)
+        inputs = pictures(2 * batch).reshape(2, batch, 3, 16, 16)
+        piece = session.time(inputs, 0.01)
+        assert piece.runs > 0
+        assert piece.seconds >= 0.01
+        assert piece.involuntary_switches >= 0
+        assert session.time(inputs, 0.0).runs > 0
+
+    def test_prices_every_kind_of_step(self, engine: Engine) -> None:
+        kinds = {}
+        for name in ("concat-flatten", "inverted", "pre-activation", "residual-a"):
+            space = space_of(name)
+            for policy in (space.base(), space.int8(), space.uniform(0.5, (8, 32), 0.25)):
+                kinds.update({(step.kind, step.out_int8): step for step in StepPlan(space).steps(policy)})
+        assert len(kinds) > 10
+        for step in kinds.values():
+            times = engine.layer_seconds(step_graph(step), STEP, 0.0002)
+            assert len(times) > 2
+            assert min(times) > 0
+
+    def test_signature_tells_threads_apart(self, engine: Engine) -> None:
+        other = make_engine(engine.name, 2)
+        assert (engine.threads, other.threads) == (1, 2)
+        assert "threads=1" in engine.signature
+        assert "threads=2" in other.signature
+        assert engine.signature.startswith(engine.name)
+        assert make_engine(engine.name).signature == engine.signature
+
+    def test_results_do_not_depend_on_threads(self, engine: Engine) -> None:
+        x = pictures(4)
+        one, two = (make_engine(engine.name, threads).compile(program(True)).run(x) for threads in (1, 2))
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_engines_have_their_registered_names() -> None:
+    for name in ENGINES:
+        assert make_engine(name).name == name
+    assert len({make_engine(name).signature for name in ENGINES}) == len(ENGINES)
+
+
+def test_an_unknown_engine_lists_the_known() -> None:
+    with pytest.raises(BadInput, match=r"unknown engine 'onnx-runtime'; did you mean 'onnxruntime'\? .*native"):
+        make_engine("onnx-runtime")
+
+
+def test_the_native_signature_names_the_kernel_level() -> None:
+    signatures = {NativeEngine(level=level).signature for level in levels()}
+    assert len(signatures) == len(levels())
+    assert all(level in NativeEngine(level=level).signature for level in levels())
+
+
+def test_the_processor_has_a_name() -> None:
+    assert cpu_name()

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.evaluators.nets import NETS, candidate_of, model_of, pictures, random_policies, space_of
+from tests.kernels import reference
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trimtab.evaluators import lower
+from trimtab.evaluators.accuracy import timing_candidate
+from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.evaluators.lowering import storage, stored_as_int8
+from trimtab.kernels import Graph
+from trimtab.spaces import Calibration, Candidate, LayerDecision, build_space, compress
+from trimtab.spaces.network import Network, Op
+from trimtab.spaces.quantise import activation_quant
+
+Array = Any
+INT8, WEIGHT_ONLY, FLOAT = LayerDecision(8, 8), LayerDecision(8, 32), LayerDecision()
+
+
+def run(graph: Graph, x: Array) -> Array:
+    return NativeEngine().compile(graph, 4).run(x)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_untouched_network_computes_what_the_model_computes(name: str) -> None:
+    x = pictures(5)
+    with torch.no_grad():
+        expected = model_of(name)(torch.from_numpy(x)).numpy()
+    found = run(lower(candidate_of(name, space_of(name).base())), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_integer_programs_give_the_reference_s_integers(name: str) -> None:
+    graph, x = lower(candidate_of(name, space_of(name).int8())), pictures(3)
+    np.testing.assert_array_equal(run(graph, x), reference.output(graph, x))
+
+
+class Small(nn.Module):
+    """A pool that moves integers, a residual, a flatten: what the hand-written reference below computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 6, 1)
+        self.last = nn.Linear(6 * 8 * 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.first(x)), 2)
+        x = F.relu(self.second(x) + x)
+        result: Tensor = self.last(F.relu(self.third(x)).flatten(1))
+        return result
+
+
+class ByHand:
+    """Integer arithmetic from a candidate's own weights, scales and ranges, as docs/arithmetic.md has it."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+
+    def quant(self, tensor: str) -> tuple[float, int]:
+        return activation_quant(*self.candidate.ranges[tensor])
+
+    def sums(self, layer: str, q: Array, at: tuple[float, int]) -> tuple[Array, Array]:
+        """Exact integer sums (N, O, ...) and their scale in float64, shaped alike."""
+        weight, scale = self.candidate.int8[layer]
+        op = self.candidate.network.op(layer)
+        x, w = torch.from_numpy(q.astype(np.float64) - at[1]), torch.from_numpy(weight.astype(np.float64))
+        padding = (weight.shape[-1] - 1) // 2 if weight.ndim == 4 else 0
+        acc = F.linear(x, w) if weight.ndim == 2 else F.conv2d(x, w, padding=padding)
+        each = at[0] * scale.astype(np.float64)
+        shape = (1, -1) if weight.ndim == 2 else (1, -1, 1, 1)
+        assert op.bias is not None
+        bias = np.rint(op.bias.astype(np.float64) / each).reshape(shape)
+        return acc.numpy() + bias, each.reshape(shape)
+
+    def relu_to(self, acc: Array, each: Array, to: tuple[float, int]) -> Array:
+        value = acc.astype(np.float32) * (each / to[0]).astype(np.float32)
+        return np.clip(np.rint(value), 0, 255 - to[1]) + to[1]
+
+    def store(self, x: Array, to: tuple[float, int]) -> Array:
+        return np.clip(np.rint(x * np.float32(1 / to[0])), -to[1], 255 - to[1]) + to[1]
+
+    def __call__(self, x: Array) -> Array:
+        network = self.candidate.network
+        relus = [op.name for op in network if op.kind == "activation"]
+        seen, pooled, summed, narrow = (self.quant(name) for name in (network.input, relus[0], relus[1], relus[2]))
+        q = self.relu_to(*self.sums("first", self.store(x, seen), seen), pooled)
+        q = q.reshape(len(q), 8, 8, 2, 8, 2).max(axis=(3, 5))
+        acc, each = self.sums("second", q, pooled)
+        real = acc.astype(np.float32) * each.astype(np.float32)
+        real = real + (q - pooled[1]).astype(np.float32) * np.float32(pooled[0])
+        q = self.store(np.maximum(real, 0), summed)
+        q = self.relu_to(*self.sums("third", q, summed), narrow)
+        acc, each = self.sums("last", q.reshape(len(q), -1), narrow)
+        return acc.astype(np.float32) * each.astype(np.float32)
+
+
+def small_candidate() -> Candidate:
+    torch.manual_seed(3)
+    space = build_space(Small(), torch.zeros(1, 3, 16, 16))
+    return compress(space, space.int8(), Calibration.of(space, pictures(16)))
+
+
+def test_an_integer_candidate_computes_its_integers_exactly() -> None:
+    candidate, x = small_candidate(), pictures(4, seed=9)
+    np.testing.assert_array_equal(run(lower(candidate), x), ByHand(candidate)(x))
+
+
+def test_moved_values_keep_their_scale() -> None:
+    candidate = small_candidate()
+    quant = storage(candidate)
+    moves = [op for op in candidate.network if op.kind in ("max_pool2d", "flatten")]
+    assert len(moves) == 2
+    for op in moves:
+        assert quant[op.name] == quant[op.inputs[0]]
+
+
+def layer(name: str, source: str) -> Op:
+    attrs = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+    return Op("conv2d", name, (source,), (4, 8, 8), attrs, np.ones((4, 4, 1, 1), np.float32))
+
+
+def op(kind: str, name: str, *sources: str) -> Op:
+    return Op(kind, name, sources, (4, 8, 8), {"activation": "relu"} if kind == "activation" else {})
+
+
+def stored(ops: list[Op], floats: dict[str, LayerDecision] | None = None) -> set[str]:
+    network = Network("x", (4, 8, 8), tuple(ops), ops[-1].name)
+    decisions = {found.name: INT8 for found in network.layers} | (floats or {})
+    return set(stored_as_int8(network, decisions))
+
+
+RESIDUAL = [layer("a", "x"), layer("b", "a"), op("add", "sum", "b", "a"), layer("c", "sum")]
+BRANCHES = [layer("l", "x"), layer("r", "x"), op("concat", "cat", "l", "r"), layer("c", "cat")]
+TWO_READERS = [layer("a", "x"), layer("b", "a"), layer("c", "a"), op("add", "sum", "b", "c"), layer("d", "sum")]
+
+
+@pytest.mark.parametrize("decision", [WEIGHT_ONLY, FLOAT])
+def test_a_residual_is_stored_where_integers_read_it(decision: LayerDecision) -> None:
+    assert stored(RESIDUAL) == {"x", "a", "sum"}  # b stays float32: it is fused into the sum
+    assert stored(RESIDUAL, {"c": decision}) == {"x", "a"}
+    assert stored(RESIDUAL, {"b": decision}) == {"x", "sum"}
+    assert stored(RESIDUAL, {"a": decision}) == {"a", "sum"}
+
+
+def test_a_concatenation_is_stored_with_its_parts_or_not_at_all() -> None:
+    assert stored(BRANCHES) == {"x", "l", "r", "cat"}
+    assert stored(BRANCHES, {"c": FLOAT}) == {"x"}
+    assert stored(BRANCHES, {"l": FLOAT}) == {"l", "r", "cat"}  # a float layer reads x, so x stays float32
+
+
+def test_pools_hand_integers_on_only_where_they_move_them() -> None:
+    for kind, expected in (("max_pool2d", {"x", "a", "p"}), ("avg_pool2d", {"x", "p"})):
+        ops = [layer("a", "x"), op(kind, "p", "a"), layer("c", "p")]
+        assert stored(ops) == expected
+        assert stored(ops, {"c": FLOAT}) == {"x"}
+
+
+def test_activations_and_the_output_stay_float() -> None:
+    assert stored([layer("a", "x"), op("activation", "y", "a"), layer("c", "y")]) == {"x", "y"}
+    assert stored([layer("a", "x"), op("activation", "y", "a"), layer("b", "a"), op("add", "z", "y", "b")]) == {"x"}
+
+
+def test_a_float_reader_keeps_the_tensor_float() -> None:
+    assert stored(TWO_READERS) == {"x", "a", "sum"}
+    assert stored(TWO_READERS, {"c": FLOAT}) == {"x", "sum"}
+
+
+def lowered(ops: list[Op], decisions: dict[str, LayerDecision]) -> Graph:
+    network = Network("x", (4, 8, 8), tuple(ops), ops[-1].name)
+    all_decisions = {found.name: INT8 for found in network.layers} | decisions
+    int8 = {
+        name: (np.ones((4, 4, 1, 1), np.int8), np.ones(4, np.float32))
+        for name, decision in all_decisions.items()
+        if decision.w_bits == 8
+    }
+    ranges = dict.fromkeys(["x", *(found.name for found in network)], (-1.0, 1.0))
+    policy = space_of("concat").base()  # not looked at
+    return lower(Candidate(policy, network, all_decisions, int8, ranges))
+
+
+def test_integer_layers_share_one_quantised_copy() -> None:
+    ops = [
+        layer("a", "x"),
+        layer("b", "a"),
+        layer("c", "a"),
+        layer("d", "a"),
+        op("add", "s", "b", "c"),
+        op("add", "t", "s", "d"),
+    ]
+    graph = lowered(ops, {"c": FLOAT})
+    copies = [node for node in graph.nodes if node.op == "quantize"]
+    assert [(node.name, node.inputs) for node in copies] == [("a/int8", ("a",))]
+    reads = {node.name: node.inputs[0] for node in graph.nodes}
+    assert (reads["b"], reads["c"], reads["d"]) == ("a/int8", "a", "a/int8")
+    assert "a" not in graph.quant
+    assert "a/int8" in graph.quant
+
+
+def test_no_copy_without_a_float_reader() -> None:
+    assert "quantize" not in {node.op for node in lowered(TWO_READERS, {}).nodes}
+    assert "quantize" not in {node.op for node in lowered(TWO_READERS, dict.fromkeys("abcd", FLOAT)).nodes}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_layers_compute_in_the_bits_that_were_decided(name: str) -> None:
+    for policy in random_policies(space_of(name), 5):
+        candidate = timing_candidate(space_of(name), policy)
+        graph = lower(candidate)
+        for node in graph.nodes:
+            if "weight" in node.weights:
+                decision = candidate.decisions[node.name]
+                assert (node.weights["weight"].dtype == np.int8) == (decision.w_bits == 8)
+                assert (node.inputs[0] in graph.quant) == (decision.a_bits == 8)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.evaluators.nets import NETS, candidate_of, random_policies, space_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from trimtab.evaluators.accuracy import timing_candidate
+from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.steps import STEP, Step, StepPlan, step_graph
+from trimtab.kernels import Graph, Session
+from trimtab.kernels.graph import Node
+from trimtab.kernels.passes import fuse, legalise
+from trimtab.kernels.validate import check_graph
+from trimtab.spaces import Policy, Space
+from trimtab.spaces.candidate import reshape_network
+from trimtab.spaces.execute import run
+
+Line = tuple[object, ...]
+LAYERS = ("conv2d", "linear")
+
+
+def executed(graph: Graph) -> list[Line]:
+    """What the engine makes of a program: every step's operator, tensors, shapes, storage, activation, residual."""
+    graph, shapes = check_graph(legalise(fuse(graph)))
+
+    def line(node: Node) -> Line:
+        residual = node.op in LAYERS and len(node.inputs) == 2
+        first = node.inputs[0]
+        kernel = node.weights["weight"].shape[2:] if node.op == "conv2d" else None
+        attrs = tuple(node.attrs.get(name) for name in ("activation", "stride", "padding", "dilation", "groups"))
+        stored = (first in graph.quant, node.name in graph.quant)
+        return node.name, set(node.inputs), node.op, shapes[first], shapes[node.name], *stored, residual, kernel, attrs
+
+    return [line(node) for node in graph.nodes]
+
+
+def predicted(space: Space, policy: Policy) -> list[Line]:
+    lines: list[Line] = []
+    for call in StepPlan(space).calls(policy):
+        step = call.step
+        attrs = dict(step.attrs)
+        kernel = attrs.get("kernel") if step.kind == "conv2d" else None
+        named = tuple(attrs.get(name) for name in ("activation", "stride", "padding", "dilation", "groups"))
+        stored = (step.in_int8, step.out_int8)
+        shapes = (step.in_shape, step.out_shape)
+        lines.append((call.tensor, set(call.reads), step.kind, *shapes, *stored, step.residual, kernel, named))
+    return lines
+
+
+@pytest.mark.parametrize("name", [*NETS, "resnet8", "resnet8-b"])
+def test_the_predicted_steps_are_those_that_run(name: str) -> None:
+    space = space_of(name)
+    for policy in random_policies(space, 12):
+        assert predicted(space, policy) == executed(lower(timing_candidate(space, policy)))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8-b", "concat", "inverted"])
+def test_the_compiled_session_runs_the_predicted_steps(name: str) -> None:
+    space = space_of(name)
+    for policy in random_policies(space, 1):
+        session = NativeEngine().compile(lower(timing_candidate(space, policy))).session
+        assert [call.tensor for call in StepPlan(space).calls(policy)] == session.steps
+
+
+def test_both_factors_carry_their_layer_s_name() -> None:
+    space = space_of("resnet8")
+    policy = space.uniform(1.0, (8, 8), 0.25)
+    named = StepPlan(space).named_steps(policy)
+    ranked = [name for name, decision in policy.layers.items() if decision.rank is not None]
+    assert ranked
+    for name in ranked:
+        first, second = (step for found, step in named if found == name)
+        assert first.out_shape[0] == second.in_shape[0] == policy.layers[name].rank
+        assert (first.residual, dict(first.attrs)["activation"]) == (False, "none")
+
+
+def test_a_block_s_addition_and_activation_cost_no_step() -> None:
+    space = space_of("resnet8-b")
+    kinds = [step.kind for step in StepPlan(space).steps(space.base())]
+    assert set(kinds) == {"conv2d", "global_avg_pool2d", "flatten", "linear"}
+    residuals = [name for name, step in StepPlan(space).named_steps(space.base()) if step.residual]
+    assert len(residuals) == 3
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_macs_are_torch_s(name: str) -> None:
+    space = space_of(name)
+    for policy in random_policies(space, 4):
+        network, _ = reshape_network(space, policy)
+        with FlopCounterMode(display=False) as counter:
+            run(network, torch.zeros(1, *network.input_shape))
+        assert 2 * sum(step.macs for step in StepPlan(space).steps(policy)) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_weights_are_those_of_the_layers(name: str) -> None:
+    space = space_of(name)
+    for policy in random_policies(space, 2):
+        candidate = timing_candidate(space, policy)
+        weights = sum(op.weight.size for op in candidate.network.layers if op.weight is not None)
+        assert sum(step.weights for step in StepPlan(space).steps(policy)) == weights
+
+
+@pytest.mark.parametrize("name", [*NETS, "resnet8", "resnet8-b"])
+def test_every_step_s_program_holds_just_that_step(name: str) -> None:
+    space = space_of(name)
+    steps = {step for policy in random_policies(space, 6) for step in StepPlan(space).steps(policy)}
+    for step in steps:
+        graph = step_graph(step)
+        assert STEP in Session(graph).steps
+        line = next(line for line in executed(graph) if line[0] == STEP)
+        expected = (step.kind, step.in_shape, step.out_shape, step.in_int8, step.out_int8, step.residual)
+        assert line[2:8] == expected
+        node = next(node for node in graph.nodes if node.name == STEP)
+        if node.weights:
+            assert (node.weights["weight"].dtype == "int8") == (step.w_bits == 8)
+
+
+def test_keys_tell_steps_apart() -> None:
+    steps = {
+        step
+        for name in NETS
+        for policy in random_policies(space_of(name), 3)
+        for step in StepPlan(space_of(name)).steps(policy)
+    }
+    assert len({step.key for step in steps}) == len(steps)
+
+
+def test_prediction_needs_no_weights() -> None:
+    space = space_of("resnet8")
+    policy = random_policies(space, 1)[-1]
+    shapes = [call.step.out_shape for call in StepPlan(space).calls(policy)]
+    graph, found = check_graph(legalise(fuse(lower(candidate_of("resnet8", policy)))))
+    assert shapes == [found[node.name] for node in graph.nodes]
+
+
+def test_an_operand_added_to_itself_is_not_fused() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            result: torch.Tensor = self.last(y + y)
+            return result
+
+    from trimtab.spaces import build_space
+
+    space = build_space(Twice(), torch.zeros(1, 3, 16, 16))
+    for policy in (space.base(), space.int8()):
+        assert predicted(space, policy) == executed(lower(timing_candidate(space, policy)))
+
+
+def test_macs_of_one_step_by_hand() -> None:
+    attrs = (("groups", 2), ("kernel", (3, 3)), ("stride", (2, 2)))
+    assert Step("conv2d", (8, 9, 9), (6, 4, 4), attrs).macs == 6 * 4 * 4 * (8 // 2) * 9
+    assert Step("linear", (10,), (7,)).macs == math.prod((10, 7))
+    assert Step("add", (8, 9, 9), (8, 9, 9)).macs == 0
