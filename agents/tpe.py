@@ -13,7 +13,7 @@ from trimtab.spaces import Policy, Space
 
 __all__ = ["Tpe"]
 
-#: Proposals that are random, and results that must be known before the estimator is asked.
+#: Proposals that do not come from the estimator, and results that must be known before it is asked.
 STARTUP = 20
 
 #: Candidates among which the estimator takes the one of the largest expected improvement.
@@ -66,7 +66,21 @@ class Tpe(Agent):
         vector = draw(self.space, np.random.default_rng(seed))
         if number >= STARTUP and self._told >= STARTUP:
             vector = self._mixed(self._sample(seed), vector, seed)
+        elif number % 2 == 0:
+            vector = self._lean(vector, whole=number % 4 == 0)
         return self.space.decode(vector)
+
+    def _lean(self, drawn: list[int], whole: bool) -> list[int]:
+        """Take the narrowest bits, no factorisation, and all channels or at least half of them.
+
+        Narrow bits cost the least accuracy for what they save, so half of the start-up spends the budgets on channels.
+        """
+        vector = []
+        for knob, own in zip(self.space.knobs, drawn, strict=True):
+            last = len(knob.choices) - 1
+            channels = last if whole else max(own, last // 2)
+            vector.append({"bits": 0, "rank": last, "channels": channels}[knob.kind])
+        return vector
 
     def _mixed(self, sampled: list[int], drawn: list[int], seed: int) -> list[int]:
         """Replace a share of the knobs by random ones, the larger the longer the model has only repeated itself."""

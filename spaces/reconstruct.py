@@ -8,7 +8,7 @@ what the shortcut has lost.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -69,11 +69,10 @@ def sample_targets(op: Op, tensor: Tensor, other: str | None, seed: int) -> Samp
     total = len(tensor) * rows * columns
     wanted = min(total, max(LEAST_SAMPLES, SAMPLES_PER_INPUT * inputs))
     drawn = np.sort(np.random.default_rng(seed).choice(total, wanted, replace=False))
-    image, place = np.divmod(drawn, rows * columns)
-    row, column = np.divmod(place, columns)
-    positions = [torch.from_numpy(index) for index in (image, row, column)]
-    empty = Sample(*positions, values=torch.empty(0), other=other)
-    return Sample(*positions, values=empty.at(tensor), other=other)
+    positions = np.unravel_index(drawn, (len(tensor), rows, columns))
+    image, row, column = (torch.from_numpy(index) for index in positions)
+    places = Sample(image, row, column, torch.empty(0), other)
+    return replace(places, values=places.at(tensor))
 
 
 def solve(op: Op, x: Tensor, sample: Sample, channels: Array, values: Mapping[str, Tensor]) -> tuple[Array, Array]:

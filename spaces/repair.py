@@ -104,7 +104,7 @@ class _Repair:
         for i, op in enumerate(self.network.ops):
             sample = self.calibration.samples.get(op.name)
             needed = [*op.inputs, sample.other] if sample is not None and sample.other else op.inputs
-            last.update(dict.fromkeys(needed, i))  # type: ignore[arg-type]
+            last.update(dict.fromkeys(needed, i))
         return last
 
     def _output(self, op: Op) -> Tensor:
