@@ -1,0 +1,1 @@
+"""The run: configuration, budgets, workers, journal and resume, export, report, the command line."""
