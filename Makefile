@@ -32,6 +32,7 @@ $(VENV)/installed: $(NATIVE)
 	  { echo "trimtab needs Python 3.10 or newer with venv: install it, for example with 'apt-get install python3 python3-venv python3-dev'."; exit 1; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
 	  { echo "trimtab builds its kernels from source and found no C++17 compiler: install one, for example with 'apt-get install g++'."; exit 1; }
+	@echo "Setting up $(VENV): a few minutes, about 6 GB (torch brings most of it)."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "scikit-build-core>=1.1" "nanobind>=3" ninja cmake
 	$(BIN)/pip install --quiet --no-build-isolation -e ".[dev]"

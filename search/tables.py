@@ -30,9 +30,15 @@ def load_summary(folder: Path) -> dict[str, Any]:
     return data
 
 
+def _console() -> Console:
+    """Standard output; where it is not a terminal nothing is folded to eighty columns."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
 def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Print the agents side by side, the budgets, the checks, and where everything lies."""
-    console = Console(highlight=False)
+    console = _console()
     console.print(_agents(summary))
     console.print(_budgets(summary))
     console.print(summary["verdict"])
@@ -161,4 +167,4 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*[f"{v:.4g}" if isinstance(v, float) else "–" if v is None else str(v) for v in row.values()])
-    Console(highlight=False).print(table)
+    _console().print(table)
