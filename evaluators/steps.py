@@ -273,7 +273,7 @@ def step_graph(step: Step) -> Graph:
         if kernel is not None:
             size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
         weights = _random_weights(rng, size, step.w_bits)
-    if step.residual and step.kind == "conv2d" and _fill_residual(step, attrs, nodes, quant):
+    if step.residual and _fill_residual(step, attrs, nodes, quant):
         inputs = ("x", "residual")
     if step.kind == "add":
         inputs = ("x", "x")
@@ -301,15 +301,18 @@ def _concat_inputs(step: Step, nodes: list[Node], quant: dict[str, Quant]) -> tu
 
 
 def _fill_residual(step: Step, attrs: Mapping[str, object], nodes: list[Node], quant: dict[str, Quant]) -> bool:
-    rows, columns = attrs["stride"]  # type: ignore[misc]
-    shape = (-(-step.in_shape[1] // rows), -(-step.in_shape[2] // columns))  # type: ignore[has-type]
-    if shape != step.out_shape[1:]:
-        return False
-    nodes.append(Node("subsample", "thinned", ("x",), {"stride": (rows, columns)}))  # type: ignore[has-type]
+    source = "x"
+    if step.kind == "conv2d":
+        rows, columns = attrs["stride"]  # type: ignore[misc]
+        shape = (-(-step.in_shape[1] // rows), -(-step.in_shape[2] // columns))  # type: ignore[has-type]
+        if shape != step.out_shape[1:]:
+            return False
+        source = "thinned"
+        nodes.append(Node("subsample", source, ("x",), {"stride": (rows, columns)}))  # type: ignore[has-type]
     index = tuple(i % step.in_shape[0] for i in range(step.out_shape[0]))
-    nodes.append(Node("channel_map", "residual", ("thinned",), {"index": index}))
+    nodes.append(Node("channel_map", "residual", (source,), {"index": index}))
     if step.in_int8:
-        quant["thinned"] = quant["residual"] = _QUANT
+        quant[source] = quant["residual"] = _QUANT
     return True
 
 

@@ -7,19 +7,38 @@ from functools import cache
 import numpy as np
 import torch
 from tests.spaces.conftest import TOYS, images, randomise_norms
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trimtab.spaces import Calibration, Candidate, Options, Policy, Space, build_space, compress
 from trimtab.spaces.zoo import build
 
-NETS = tuple(TOYS)
+
+class ResidualLinear(nn.Module):
+    """Linear layers only, one with a residual, and a tensor that three layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3 * 16 * 16, 24)
+        self.second, self.left, self.right = nn.Linear(24, 24), nn.Linear(24, 12), nn.Linear(24, 12)
+        self.last = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x.flatten(1)))
+        x = F.relu(x + self.second(x))
+        result: Tensor = self.last(F.relu(self.left(x) + self.right(x)))
+        return result
+
+
+MADE = {**TOYS, "linear": ResidualLinear}
+NETS = tuple(MADE)
 
 
 @cache
 def model_of(name: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = TOYS[name]() if name in TOYS else build(name)
+        model = MADE[name]() if name in MADE else build(name)
     return randomise_norms(model)
 
 

@@ -69,10 +69,12 @@ class TestContract:
 
     def test_prices_every_kind_of_step(self, engine: Engine) -> None:
         kinds = {}
-        for name in ("concat-flatten", "inverted", "pre-activation", "residual-a"):
+        for name in ("concat-flatten", "inverted", "pre-activation", "residual-a", "linear"):
             space = space_of(name)
             for policy in (space.base(), space.int8(), space.uniform(0.5, (8, 32), 0.25)):
-                kinds.update({(step.kind, step.out_int8): step for step in StepPlan(space).steps(policy)})
+                kinds.update(
+                    {(step.kind, step.out_int8, step.residual): step for step in StepPlan(space).steps(policy)}
+                )
         assert len(kinds) > 10
         for step in kinds.values():
             times = engine.layer_seconds(step_graph(step), STEP, 0.0002)
