@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,7 @@ class RayPool:
         self._ray = ray
         self._started = not ray.is_initialized()
         if self._started:
+            logging.getLogger("ray").setLevel(logging.ERROR)
             ray.init(
                 address="local",
                 num_cpus=max(workers, 1),

@@ -15,7 +15,7 @@ from trimtab.search.ground import Ground
 from trimtab.search.loop import AgentRun
 from trimtab.search.problem import Problem
 
-__all__ = ["Winner", "build_summary", "verdict"]
+__all__ = ["Winner", "best_of", "build_summary", "verdict"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,16 @@ class Winner:
     agent: str
     evaluation: Evaluation
     final_accuracy: float
+
+
+def best_of(winners: Mapping[str, Winner | None]) -> Winner | None:
+    """Return the most accurate winner by proxy accuracy, among equals the fastest."""
+
+    def rank(winner: Winner) -> tuple[float, float]:
+        latency = winner.evaluation.latency
+        return winner.evaluation.accuracy, -latency.ratio if latency else 0.0
+
+    return max((w for w in winners.values() if w), key=rank, default=None)
 
 
 def build_summary(
@@ -41,7 +51,7 @@ def build_summary(
 ) -> dict[str, Any]:
     """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1]."""
     config = problem.config
-    best = max((w for w in winners.values() if w), key=lambda w: w.evaluation.accuracy, default=None)
+    best = best_of(winners)
     evaluations = [e for run in runs for e in run.evaluations]
     return {
         "schema": 1,
