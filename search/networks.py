@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -120,7 +121,9 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
 
             state = load_file(str(path))
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns about the pickle protocol before it refuses the code
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise BadInput(
             f"the checkpoint {path} holds more than weights, or is damaged; pickled code is never run: save the "

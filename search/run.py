@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -31,7 +32,7 @@ from trimtab.search.loop import AgentRun, Ledger, Searcher
 from trimtab.search.pool import make_pool
 from trimtab.search.problem import Problem
 from trimtab.search.progress import Progress
-from trimtab.search.summary import Winner, build_summary
+from trimtab.search.summary import Winner, best_of, build_summary
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy
 
@@ -84,15 +85,16 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
     engine = make_engine(config.engine.name, config.engine.threads)
     bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
     model = CostModel(problem.space, LatencyTable(engine))
-    journal = Journal(folder / "journal") if resume else None
-    recalled = _recall(problem, journal, model) if journal is not None else None
-    ground, limits = recalled or survey(problem, bench, model, progress)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", config.to_yaml())
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}") from error
-    with journal or Journal(folder / "journal") as journal:
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(folder / "journal")) if resume else None
+        recalled = _recall(problem, journal, model) if journal is not None else None
+        ground, limits = recalled or survey(problem, bench, model, progress)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "config.yaml", config.to_yaml())
+        except OSError as error:
+            raise BadInput(f"cannot write to {folder}: {error.strerror}") from error
+        journal = journal or stack.enter_context(Journal(folder / "journal"))
         if recalled is None:
             journal.append("run", _identity(problem, engine.signature))
             journal.append("ground", ground.to_json())
@@ -151,7 +153,7 @@ class _Finisher:
             agent: None if found is None else Winner(agent, found[0], finals[found[0].policy.id])
             for agent, found in chosen.items()
         }
-        best = max((w for w in winners.values() if w), key=lambda w: w.evaluation.accuracy, default=None)
+        best = best_of(winners)
         checks: list[ExportCheck] = []
         if best is not None:
             self.progress.line("exporting, and running the exports back")

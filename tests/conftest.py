@@ -1,0 +1,21 @@
+"""What every test gets: a cache folder of its own, never the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the tests that would otherwise measure the same steps and train the same network again."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh cache folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("TRIMTAB_CACHE", str(folder))
+    return folder

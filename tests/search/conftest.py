@@ -1,0 +1,55 @@
+"""What the search's tests share: one cache, one trained network, the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.search.runs import TINY, CommandLine, tiny
+
+from trimtab.search.problem import Problem, load_problem
+from trimtab.search.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def search_cache(cache: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The search's tests share what was measured and trained."""
+    monkeypatch.setenv("TRIMTAB_CACHE", str(shared_cache))
+    return shared_cache
+
+
+@pytest.fixture(scope="session")
+def with_shared_cache(shared_cache: Path) -> Iterator[None]:
+    """The shared cache for what outlives one test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIMTAB_CACHE", str(shared_cache))
+        yield
+
+
+@pytest.fixture(scope="session")
+def problem(with_shared_cache: None) -> Problem:
+    """The network of `TINY`, trained, traced, with its judge."""
+    return load_problem(tiny(), Progress())
+
+
+@pytest.fixture
+def trimtab(shared_cache: Path, tmp_path: Path) -> CommandLine:
+    """The command line, started in an empty folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return CommandLine(shared_cache, folder)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """`written(agent="random")`: the small configuration as a file, with changes."""
+
+    def write(name: str = "tiny.yaml", **changes: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({**TINY, **changes}))
+        return path
+
+    return write

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.search.runs import TINY
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from trimtab import Result, Task, compress
+from trimtab.errors import BadInput, InfeasibleBudget
+from trimtab.spaces import Policy
+
+SETTINGS: dict[str, Any] = {
+    "trials": 3,
+    "workers": 0,
+    "baselines": ["random"],
+    "measure": TINY["measure"],
+    "space": TINY["space"],
+}
+
+
+class Mine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 16, 3, padding=1)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        result: Tensor = self.last(x.mean((2, 3)))
+        return result
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Mine()
+
+
+def arrays(count: int, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(count)
+    return rng.normal(size=(count, 1, 12, 12)).astype(np.float32), np.arange(count) % classes
+
+
+def loader(count: int) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*map(torch.from_numpy, arrays(count))), batch_size=16)
+
+
+def search(model: Any, task: Any, **changes: Any) -> Result:
+    return compress(model, task, **{"budgets": {"size": "0.6x"}, **SETTINGS, **changes})
+
+
+def test_a_module_with_loaders_is_compressed_and_exported(model: nn.Module, tmp_path: Path) -> None:
+    threads, before = torch.get_num_threads(), {k: v.clone() for k, v in model.state_dict().items()}
+    result = search(model, Task(loader(80), loader(40), loader(48)), out=tmp_path / "run")
+    assert result.best is not None
+    assert result.best.cost.size <= 0.6 * result.summary["base"]["size"]
+    assert result.pareto
+    assert result.folder == tmp_path / "run"
+    assert "48 images given as final" in result.summary["provenance"]
+    assert result.summary["data"] == "python"
+    assert f"{result.best.cost.size} bytes" in repr(result)
+    checks = result.export(tmp_path / "out")
+    assert checks[0].agreement == 1.0
+    assert Policy.load(tmp_path / "out" / "policy.json") == result.best.policy
+    # The caller's module and settings are as they were.
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.get_num_threads() == threads
+    again = search(model, Task(loader(80), loader(40), loader(48)), out=tmp_path / "run", resume=True)
+    assert [p["policy"] for p in again.summary["points"]] == [p["policy"] for p in result.summary["points"]]
+
+
+def test_arrays_do_without_final_images_and_say_so(model: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
+    # The selection lacks the last class, which is no reason to refuse it.
+    result = search(model, (arrays(64), arrays(30, classes=3)))
+    assert "final: the selection images themselves" in result.summary["provenance"]
+    assert result.summary["base"]["accuracy"] == result.summary["base"]["final_accuracy"]
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (arrays(8)[0], "a trimtab.Task or a pair"),
+        ((3, arrays(8)), "task.train is a DataLoader"),
+        ((arrays(8), [1, 2]), "does not yield"),
+        ((arrays(8), []), "yields no images"),
+        (([(arrays(8)[0],)], arrays(8)), "does not yield"),
+        ((arrays(32), (arrays(8)[0], arrays(7)[1])), "expected batches"),
+        ((arrays(32), (arrays(8)[0], np.eye(8))), "expected batches"),
+        ((arrays(32), (arrays(8)[0][0], arrays(1)[1])), "expected batches"),
+        ((arrays(32), (arrays(8)[0], arrays(8)[1] - 1)), "labels from 0"),
+        ((arrays(32), [arrays(8), (np.zeros((2, 1, 9, 9)), np.zeros(2))]), "one shape"),
+        ((arrays(32), arrays(32, classes=9)), "9 classes"),
+    ],
+)
+def test_data_of_the_wrong_form_is_refused(model: nn.Module, tmp_path: Path, task: Any, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        search(model, task, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budgets": "0.5x"}, "budgets"),
+        ({"budgets": {"sise": "0.5x"}}, "did you mean 'size'"),
+        ({"agent": "tpee"}, "did you mean 'tpe'"),
+        ({"trails": 3}, "unknown key 'trails'; did you mean 'trials'"),
+        ({"network": "resnet8"}, "not as the setting 'network'"),
+        ({"resume": True}, "resume needs out"),
+    ],
+)
+def test_wrong_settings_are_refused(model: nn.Module, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        search(model, (arrays(32), arrays(8)), **changes)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(BadInput, match="model is a torch.nn.Module, not str"):
+        search("resnet8", (arrays(32), arrays(8)))
+
+
+def test_an_impossible_budget_leaves_nothing_behind(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(InfeasibleBudget, match="smallest reachable size"):
+        search(model, (arrays(32), arrays(8)), budgets={"size": "1 B"})
+    assert not list(tmp_path.glob("trimtab-*"))

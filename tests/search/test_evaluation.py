@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.evaluators.cost import Cost
+from trimtab.evaluators.timing import Latency
+from trimtab.search.evaluation import Evaluation, pareto, violations
+from trimtab.search.journal import Journal
+from trimtab.search.loop import Ledger
+from trimtab.spaces import LayerDecision, Policy
+
+LATENCY = Latency(0.5, 0.49, 0.52, 1e-3, 2e-3, 40, 1, "interval")
+LIMITS = {"latency": 1.0, "size": 100.0}
+
+
+def make_policy(number: int) -> Policy:
+    return Policy("net", {"a": number + 1}, {"a": LayerDecision(8, 8, None)})
+
+
+def make_evaluation(number: int, latency: float, accuracy: float, size: int = 50) -> Evaluation:
+    cost = Cost(latency, size, 1000, 10)
+    return Evaluation(make_policy(number), accuracy, cost, violations(cost, LIMITS), {"run": 0.1})
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
+def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    evaluations = [make_evaluation(i, float(x), y / 6) for i, (x, y) in enumerate(points)]
+    front = pareto(evaluations)
+
+    def beats(a: Evaluation, b: Evaluation) -> bool:
+        no_worse = a.cost.latency <= b.cost.latency and a.accuracy >= b.accuracy
+        return no_worse and (a.cost.latency, a.accuracy) != (b.cost.latency, b.accuracy)
+
+    best = {(e.cost.latency, e.accuracy) for e in evaluations if not any(beats(other, e) for other in evaluations)}
+    assert [(e.cost.latency, e.accuracy) for e in front] == sorted(best)
+
+
+def test_the_front_does_not_depend_on_the_order() -> None:
+    rng = np.random.default_rng(0)
+    evaluations = [make_evaluation(i, float(rng.integers(4)), float(rng.integers(4)) / 4) for i in range(20)]
+    assert pareto(evaluations) == pareto(reversed(evaluations))
+
+
+def test_a_cost_at_the_limit_is_feasible() -> None:
+    assert make_evaluation(0, 1.0, 0.5, size=100).feasible
+    assert not make_evaluation(0, 1.0, 0.5, size=101).feasible
+
+
+def test_a_measured_latency_counts_by_its_upper_end() -> None:
+    evaluation = make_evaluation(0, 5.0, 0.5)
+    assert not evaluation.feasible
+    met = evaluation.measured(LATENCY, base_seconds=1 / 0.52, limits=LIMITS)
+    assert met.violations["latency"] == pytest.approx(0)
+    assert evaluation.measured(LATENCY, 1.9, LIMITS).verified
+    missed = evaluation.measured(LATENCY, 1.95, LIMITS)  # the median alone would fit
+    assert missed.latency is not None
+    assert not missed.verified
+
+
+def test_what_was_not_measured_is_not_verified() -> None:
+    evaluation = make_evaluation(0, 0.5, 0.5)
+    assert evaluation.feasible
+    assert not evaluation.verified
+
+
+@pytest.mark.parametrize("latency", [None, LATENCY])
+def test_an_evaluation_survives_json(latency: Latency | None) -> None:
+    evaluation = replace(make_evaluation(3, 0.1 + 0.2, 1 / 3), latency=latency)
+    assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
+
+
+def test_the_ledger_reads_back_what_it_wrote(tmp_path: Path) -> None:
+    class Asker:
+        name = "random"
+
+        def state(self) -> dict[str, object]:
+            return {"agent": "random", "proposals": 2, "pending": []}
+
+    evaluations = [make_evaluation(i, 0.5 + i, 0.5) for i in range(3)]
+    with Journal(tmp_path / "journal") as journal:
+        ledger = Ledger(journal)
+        ledger.asked(Asker(), [e.policy for e in evaluations[:2]])  # type: ignore[arg-type]
+        ledger.asked(Asker(), [evaluations[2].policy])  # type: ignore[arg-type]
+        for evaluation in evaluations:
+            ledger.result(evaluation)
+        ledger.measured(evaluations[0].policy, LATENCY)
+        ledger.judging(1.5)
+        ledger.judging(0.5)
+    with Journal(tmp_path / "journal") as journal:
+        again = Ledger(journal)
+    assert again.judged == ledger.judged == {e.policy.id: e for e in evaluations}
+    assert again.latencies == {evaluations[0].policy.id: LATENCY}
+    assert again.seconds == 2.0
+    asked = [policy for batch in again.batches["random"] for policy in batch.policies]
+    assert asked == [e.policy for e in evaluations]
+    assert again.batches["random"][0].state["proposals"] == 2

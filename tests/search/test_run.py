@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.search.runs import tiny
+
+from trimtab.errors import BadInput, InfeasibleBudget
+from trimtab.evaluators.data import Images, Labels
+from trimtab.search.evaluation import Evaluation
+from trimtab.search.journal import Record, read_journal
+from trimtab.search.problem import Problem
+from trimtab.search.progress import Progress
+from trimtab.search.run import Outcome, open_run, prepare_folder, run_search
+from trimtab.spaces import Policy
+
+
+@dataclass(frozen=True)
+class Finished:
+    problem: Problem
+    outcome: Outcome
+    records: list[Record]
+    final_reads: int
+    summary: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.outcome.folder
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [record.data for record in self.records if record.kind == kind]
+
+
+@pytest.fixture(scope="module")
+def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory, with_shared_cache: None) -> Finished:
+    """A complete run, with its reads of the final images counted."""
+    reads = 0
+
+    def final() -> tuple[Images, Labels]:
+        nonlocal reads
+        reads += 1
+        return problem.splits.final()
+
+    counted = replace(problem, splits=replace(problem.splits, final=final))
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    outcome = run_search(counted, folder, Progress())
+    summary = json.loads((folder / "summary.json").read_text())
+    return Finished(problem, outcome, read_journal(folder / "journal"), reads, summary)
+
+
+def test_a_run_leaves_its_files_and_no_half_ones(finished: Finished) -> None:
+    found = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
+    exports = {f"export/{name}" for name in ("policy.json", "model.safetensors", "model.onnx")}
+    assert found == {"config.yaml", "journal", "policy.json", "report.html", "summary.json"} | exports
+
+
+def test_the_configuration_in_the_folder_is_that_of_the_run(finished: Finished) -> None:
+    assert open_run(finished.folder) == finished.problem.config
+
+
+def test_the_journal_begins_with_the_ground_and_ends_finished(finished: Finished) -> None:
+    kinds = [record.kind for record in finished.records]
+    assert kinds[:2] == ["run", "ground"]
+    assert kinds[-1] == "finished"
+    assert (
+        finished.of("finished")[0]["winner"] == finished.outcome.summary["winner"] and (finished.summary["winner"])
+    ) or Policy.from_json(finished.summary["winner"]["policy"]).id == finished.of("finished")[0]["winner"]
+
+
+def test_all_agents_have_equally_many_evaluations(finished: Finished) -> None:
+    counts = {row["agent"]: row["evaluations"] for row in finished.summary["agents"]}
+    assert set(counts) == {"uniform", "random", "tpe"}
+    assert counts["random"] == counts["tpe"] == 6
+    asked = Counter[str]()
+    for batch in finished.of("ask"):
+        asked[batch["agent"]] += len(batch["policies"])
+    assert asked == counts
+
+
+def test_no_policy_is_judged_twice(finished: Finished) -> None:
+    judged = [Policy.from_json(data["policy"]).id for data in finished.of("result")]
+    assert len(judged) == len(set(judged))
+    asked = {Policy.from_json(policy).id for batch in finished.of("ask") for policy in batch["policies"]}
+    assert asked == set(judged)
+
+
+def test_only_feasible_policies_are_judged(finished: Finished) -> None:
+    limits = finished.of("ground")[0]["limits"]
+    for data in finished.of("result"):
+        evaluation = Evaluation.from_json(data)
+        assert evaluation.feasible
+        assert all(evaluation.cost.get(name) <= limit for name, limit in limits.items())
+
+
+def test_the_summary_agrees_with_the_journal(finished: Finished) -> None:
+    judged = {Policy.from_json(data["policy"]).id: data for data in finished.of("result")}
+    for point in finished.summary["points"]:
+        data = judged[point["policy"]]
+        assert (point["accuracy"], point["size"]) == (data["accuracy"], data["cost"]["size"])
+    ground = finished.of("ground")[0]
+    assert {b["name"]: b["limit"] for b in finished.summary["budgets"]} == ground["limits"]
+    assert finished.summary["base"]["latency"] == ground["base"]["latency"]
+    base, config = ground["base"], finished.problem.config
+    assert ground["limits"]["size"] == pytest.approx(0.5 * base["size"])
+    assert ground["limits"]["latency"] == pytest.approx(0.95 * base["latency"])
+    assert finished.summary["trials"] == config.trials
+
+
+def test_the_winner_is_the_best_of_all_agents(finished: Finished) -> None:
+    bests = {row["agent"]: row["best"] for row in finished.summary["agents"] if row["best"]}
+    winner = finished.summary["winner"]
+    assert bests[winner["agent"]]["accuracy"] == max(best["accuracy"] for best in bests.values())
+    assert json.loads((finished.folder / "policy.json").read_text()) == winner["policy"]
+    assert json.loads((finished.folder / "export" / "policy.json").read_text()) == winner["policy"]
+
+
+def test_every_reported_network_meets_the_budgets_when_measured(finished: Finished) -> None:
+    limits = finished.of("ground")[0]["limits"]
+    base = finished.summary["base"]["latency"]
+    reported = [row["best"] for row in finished.summary["agents"] if row["best"]]
+    assert reported
+    for best in reported:
+        assert best["latency"]["high"] * base <= limits["latency"]
+        assert best["size"] <= limits["size"]
+        assert all(violation <= 0 for violation in best["violations"].values())
+
+
+def test_the_exported_weights_are_within_the_size_budget(finished: Finished) -> None:
+    from safetensors import safe_open
+
+    limit = finished.of("ground")[0]["limits"]["size"]
+    with safe_open(finished.folder / "export" / "model.safetensors", "numpy") as file:
+        stored = sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118 (not a mapping)
+    assert stored <= limit
+    best = next(r["best"] for r in finished.summary["agents"] if r["agent"] == finished.summary["winner"]["agent"])
+    assert stored == best["size"]
+
+
+def test_the_final_images_are_read_once(finished: Finished) -> None:
+    assert finished.final_reads == 1
+    assert 0 <= finished.summary["base"]["final_accuracy"] <= 1
+
+
+def test_the_exports_agree_with_what_was_measured(finished: Finished) -> None:
+    native, onnx = finished.summary["exports"]
+    assert (native["engine"], native["agreement"], native["largest_difference"]) == ("native", 1.0, 0.0)
+    assert onnx["engine"] == "onnxruntime"
+    assert onnx["agreement"] >= 0.97
+    winner = finished.outcome.winner
+    assert winner is not None
+    assert native["accuracy"] == winner.evaluation.accuracy
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "ray", "optuna", "onnx", "sklearn"):
+    sys.modules[name] = None
+import numpy as np
+from trimtab import kernels
+images = np.load(sys.argv[2])
+np.save(sys.argv[3], kernels.load(sys.argv[1]).run(images))
+"""
+
+
+def test_the_artefact_runs_without_torch(finished: Finished, tmp_path: Path) -> None:
+    images, labels = finished.problem.judge.images[:1], finished.problem.judge.labels
+    np.save(tmp_path / "x.npy", images)
+    artefact = finished.folder / "export" / "model.safetensors"
+    command = [sys.executable, "-c", WITHOUT_TORCH, artefact, tmp_path / "x.npy", tmp_path / "y.npy"]
+    subprocess.run(list(map(str, command)), check=True)
+    assert np.load(tmp_path / "y.npy").shape == (1, labels.max() + 1)
+
+
+def test_the_front_is_feasible_and_rises(finished: Finished) -> None:
+    front = finished.outcome.front
+    assert front
+    assert all(evaluation.feasible for evaluation in front)
+    assert [e.accuracy for e in front] == sorted({e.accuracy for e in front})
+    assert [e.policy.id for e in front] == finished.summary["pareto"]
+
+
+def test_resuming_a_finished_run_evaluates_nothing(finished: Finished, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "again"
+    shutil.copytree(finished.folder, folder)
+    run_search(finished.problem, folder, Progress(), resume=True)
+    added = read_journal(folder / "journal")[len(finished.records) :]
+    assert {record.kind for record in added} <= {"finished", "measured"}
+    again = json.loads((folder / "summary.json").read_text())
+    keys = ("agent", "policy", "accuracy", "size")
+    points = [[{key: p[key] for key in keys} for p in s["points"]] for s in (finished.summary, again)]
+    assert points[0] == points[1]
+
+
+def test_more_trials_go_on_where_the_run_ended(finished: Finished, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "more"
+    shutil.copytree(finished.folder, folder)
+    more = replace(finished.problem, config=tiny(trials=8))
+    outcome = run_search(more, folder, Progress(), resume=True)
+    asked = [record.data for record in read_journal(folder / "journal") if record.kind == "ask"]
+    assert asked[: len(finished.of("ask"))] == finished.of("ask")
+    assert {r["agent"]: r["evaluations"] for r in outcome.summary["agents"]}["random"] == 8
+    assert open_run(folder).trials == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 3}, "the configuration is not the one"),
+        ({"budgets": {"size": "0.4x"}}, "the configuration is not the one"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(
+    finished: Finished, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    other = replace(finished.problem, config=tiny(**changes))
+    before = (finished.folder / "journal").read_bytes()
+    with pytest.raises(BadInput, match=said):
+        run_search(other, finished.folder, Progress(), resume=True)
+    assert (finished.folder / "journal").read_bytes() == before
+    assert open_run(finished.folder) == finished.problem.config
+
+
+@pytest.mark.parametrize("made", [(), ("config.yaml",), ("config.yaml", "journal")])
+def test_a_run_killed_before_its_first_record_begins_again(
+    finished: Finished, tmp_path: Path, made: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in made:
+        (folder / name).write_bytes((finished.folder / name).read_bytes()[:45] if name == "journal" else b"")
+    if not made:
+        with pytest.raises(BadInput, match="no run to resume"):
+            prepare_folder(folder, resume=True)
+        return
+    problem = replace(finished.problem, config=tiny(trials=1, baselines=[]))
+    outcome = run_search(problem, folder, Progress(), resume=True)
+    kinds = [record.kind for record in read_journal(folder / "journal")]
+    assert kinds[:2] == ["run", "ground"]
+    assert len(outcome.summary["points"]) == 1
+
+
+def test_an_infeasible_budget_leaves_no_folder(problem: Problem, tmp_path: Path) -> None:
+    impossible = replace(problem, config=tiny(budgets={"size": "0.01x"}))
+    with pytest.raises(InfeasibleBudget, match=r"budget size = .* KiB cannot be met: the smallest reachable size"):
+        run_search(impossible, tmp_path / "run", Progress())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_smallest_reachable_value_that_is_said_can_be_reached(problem: Problem, tmp_path: Path) -> None:
+    with pytest.raises(InfeasibleBudget) as error:
+        run_search(replace(problem, config=tiny(budgets={"size": "1 B"})), tmp_path / "run", Progress())
+    said = str(error.value).split("space is ")[1].split(" KiB")[0]
+    budget = f"{float(said) * 1.001:.6f} KiB"
+    config = tiny(budgets={"size": budget}, trials=2, baselines=[])
+    outcome = run_search(replace(problem, config=config), tmp_path / "run", Progress())
+    assert outcome.winner is not None
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("full", "file"):
+        with pytest.raises(BadInput, match="exists already"):
+            prepare_folder(tmp_path / name, resume=False)
+    with pytest.raises(BadInput, match="not a folder that may be written to"):
+        prepare_folder(tmp_path / "file" / "below", resume=False)
+    prepare_folder(tmp_path / "empty", resume=False)
+    prepare_folder(tmp_path / "new" / "deep", resume=False)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(BadInput, match="no run to resume"):
+        prepare_folder(tmp_path / "new", resume=True)

@@ -1,0 +1,106 @@
+"""What importing costs, and which room may import which."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: Room -> what it may import of ours. `errors` is everybody's.
+MAY_IMPORT = {
+    "kernels": set[str](),
+    "spaces": set[str](),
+    "agents": {"spaces"},
+    "evaluators": {"spaces", "kernels"},
+}
+
+
+def python(code: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["trimtab", "trimtab.errors", "trimtab.search.cli"])
+def test_importing_is_cheap_and_silent(name: str) -> None:
+    heavy = {"torch", "torchvision", "ray", "optuna", "sklearn", "onnx", "onnxruntime", "plotly"}
+    ran = python(f"import sys, {name}\nassert not {heavy!r} & set(sys.modules), {heavy!r} & set(sys.modules)")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+READS = """
+import os, sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event in ("open", "os.listdir", "os.mkdir") else None)
+import trimtab, trimtab.search.cli
+home = os.environ["HOME"]
+assert not [path for path in opened if isinstance(path, str) and path.startswith(home)], opened
+"""
+
+
+def test_importing_reads_nothing_from_home(tmp_path: Path) -> None:
+    ran = python(READS, HOME=str(tmp_path))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_use_of_the_interface_loads_it() -> None:
+    ran = python("import trimtab\nassert callable(trimtab.compress) and trimtab.Task and trimtab.Result")
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_wrong_name_is_an_attribute_error() -> None:
+    import trimtab
+
+    with pytest.raises(AttributeError, match="compres"):
+        _ = trimtab.compres
+    assert all(hasattr(trimtab, name) for name in trimtab.__all__)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    import trimtab
+
+    assert trimtab.__version__ == version("trimtab")
+
+
+def test_the_kernels_need_no_torch() -> None:
+    code = "import sys\nsys.modules['torch'] = None\nimport trimtab.kernels\nassert trimtab.kernels.levels()"
+    ran = python(code)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms of ours that a module imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module == "trimtab" else {node.module}
+    return {name.split(".")[1] for name in found if name.startswith("trimtab.")}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    odd = {str(file): wrong for file in files if (wrong := imports(file) - MAY_IMPORT[room] - {room, "errors"})}
+    assert not odd
+
+
+def test_every_room_is_a_link_into_the_package() -> None:
+    for room in (*MAY_IMPORT, "search", "configs"):
+        assert (ROOT / "src" / "trimtab" / room).resolve() == ROOT / room
