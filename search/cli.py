@@ -13,6 +13,9 @@ from trimtab.errors import BadInput, TrimtabError
 
 __all__ = ["app", "main"]
 
+#: The exit code after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="trimtab",
     no_args_is_help=True,
@@ -183,7 +186,9 @@ def doctor(as_json: Json = False) -> None:
 def main() -> None:
     """Run the command line; an error that the user can mend is one line and its exit code."""
     try:
-        app(standalone_mode=False)
+        # Typer hands the code of an interruption back instead of raising it.
+        if app(standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
     except TrimtabError as error:
         print(f"trimtab: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -191,7 +196,7 @@ def main() -> None:
         sys.exit(done.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         print("trimtab: interrupted; a run goes on with --resume --out DIR", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         # Usage errors of the command line know how to show themselves and which code to exit with.
         show = getattr(error, "show", None)

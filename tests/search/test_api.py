@@ -123,7 +123,7 @@ def test_wrong_settings_are_refused(model: nn.Module, changes: dict[str, Any], s
 
 
 def test_what_is_no_module_is_refused() -> None:
-    with pytest.raises(BadInput, match="model is a torch.nn.Module, not str"):
+    with pytest.raises(BadInput, match=r"model is a torch\.nn\.Module, not str"):
         search("resnet8", (arrays(32), arrays(8)))
 
 

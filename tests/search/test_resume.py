@@ -1,0 +1,96 @@
+"""Kills and interrupts of a real process, and what going on afterwards makes of them.
+
+The budgets here are size and MACs, whose limits do not depend on any measurement: then the same seed gives the same
+limits, the same proposals and the same violations in every run, and all sequences can be compared exactly. Under a
+latency budget each run measures its own ground, so its limits, and what is projected into them, differ from run to
+run; a resumed run reads its ground from the journal, so within one run the same exactness holds.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.search.runs import CommandLine
+
+from trimtab.search.journal import Record, read_journal
+from trimtab.spaces import Policy
+
+BUDGETS = {"size": "0.5x", "macs": "0.6x"}
+
+
+def lines(folder: Path) -> int:
+    path = folder / "journal"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def of(records: list[Record], kind: str) -> list[dict[str, Any]]:
+    return [record.data for record in records if record.kind == kind]
+
+
+def asked(records: list[Record]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for batch in of(records, "ask"):
+        found.setdefault(batch["agent"], []).extend(Policy.from_json(p).id for p in batch["policies"])
+    return found
+
+
+def judged(records: list[Record]) -> list[tuple[str, float]]:
+    return [(Policy.from_json(data["policy"]).id, data["accuracy"]) for data in of(records, "result")]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
+    trimtab: CommandLine, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    # More trials than the estimator's start-up, so that resumed proposals depend on what was told.
+    config = written(trials=26, baselines=["random"], budgets=BUDGETS)
+    assert trimtab("search", config, "--out", tmp_path / "whole").code == 0
+    whole = read_journal(tmp_path / "whole" / "journal")
+    total, killed = lines(tmp_path / "whole"), tmp_path / "killed"
+
+    rng = random.Random(5)
+    stops = sorted(rng.sample(range(4, total - 2), 3))
+    seen: list[Record] = []
+    for kill, stop in enumerate(stops):
+        again = ["--resume"] if kill else []
+        ran = trimtab.stop_when(
+            lambda stop=stop: lines(killed) >= stop,  # type: ignore[misc]
+            signal.SIGKILL,
+            "search",
+            config,
+            "--out",
+            killed,
+            *again,
+        )
+        assert ran.code == -signal.SIGKILL, ran.err
+        now = read_journal(killed / "journal")
+        assert now[: len(seen)] == seen  # nothing that was acknowledged is lost
+        seen = now
+    assert trimtab("search", "--resume", "--out", killed).code == 0
+
+    records = read_journal(killed / "journal")
+    assert records[: len(seen)] == seen
+    assert asked(records) == asked(whole)
+    assert judged(records) == judged(whole)
+    assert len(dict(judged(records))) == len(judged(records))
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_run_that_goes_on(trimtab: CommandLine, written: Callable[..., Path], tmp_path: Path) -> None:
+    config, folder = written(trials=12, baselines=[], agent="random"), tmp_path / "run"
+    ran = trimtab.stop_when(lambda: lines(folder) >= 6, signal.SIGINT, "search", config, "--out", folder)
+    assert ran.code == 130, ran.err
+    assert ran.out == ""
+    assert "--resume" in ran.err
+    assert "Traceback" not in ran.err
+    before = judged(read_journal(folder / "journal"))
+    assert 0 < len(before) < 12
+    assert trimtab("search", "--resume", "--out", folder).code == 0
+    after = judged(read_journal(folder / "journal"))
+    assert after[: len(before)] == before
+    assert len(after) == 12
