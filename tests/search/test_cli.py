@@ -94,8 +94,8 @@ def test_a_run_from_python_is_not_read_from_its_folder(trimtab: CommandLine) -> 
     (run / "config.yaml").write_text(make_config(given).to_yaml())
     policy = Policy("net", {}, {})
     (run / "policy.json").write_text(json.dumps(policy.to_json()))
-    for arguments in (["export", run], ["evaluate", run / "policy.json"]):
-        refused(trimtab(*arguments), 2, "started from Python", "Result.export")
+    for command, given_path in (("export", run), ("evaluate", run / "policy.json")):
+        refused(trimtab(command, given_path), 2, "started from Python", "Result.export")
 
 
 def test_doctor_prints_facts_or_one_document(trimtab: CommandLine) -> None:

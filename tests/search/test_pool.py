@@ -166,7 +166,8 @@ def test_latency_is_the_same_beside_a_busy_worker(problem: Problem) -> None:
     bench = LatencyBench(make_engine("native", 1), problem.space, problem.judge.images)
     policy, policies = problem.space.int8(), draws(problem, 6)
     pool = RayPool(problem.judge, 1)
-    done, judged = Event(), []
+    done = Event()
+    judged: list[tuple[Policy, Judgement]] = []
 
     def keep_busy() -> None:
         while not done.is_set():
