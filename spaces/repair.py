@@ -156,9 +156,12 @@ class _Repair:
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
-    axes = (0, 2, 3) if y.ndim == 4 else (0,)
-    std, mean = torch.std_mean(y, axes, correction=0)
-    return mean, std
+    """Mean and standard deviation per channel, (O,) each."""
+    # Sums over planes first, which PyTorch vectorises as it does not var_mean; from there on in float64.
+    planes = y.flatten(2) if y.ndim == 4 else y[:, :, None]
+    mean = planes.mean(2).double().mean(0)
+    square = torch.linalg.vector_norm(planes, dim=2).double().square().mean(0) / planes.shape[2]
+    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
