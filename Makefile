@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/trimtab search
 
 test: $(VENV)/installed
-	$(BIN)/pytest -m "not slow and not data"
+	$(BIN)/pytest -m "not slow"
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow

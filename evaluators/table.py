@@ -19,7 +19,7 @@ __all__ = ["LatencyTable"]
 STEP_SECONDS = 0.001
 
 #: Seconds after which the reference step is measured again.
-REFERENCE_LASTS = 0.1
+REFERENCE_LASTS = 0.03
 
 #: The step that every entry is measured beside: entries are stored as multiples of it, so that the table stays
 #: consistent while the machine's speed drifts.
