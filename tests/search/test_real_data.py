@@ -1,0 +1,53 @@
+"""Published checkpoints on CIFAR-10, through the whole of tracing, repair and the native engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from trimtab.evaluators.accuracy import accuracy_of
+from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.evaluators.lowering import lower
+from trimtab.search.config import load_config
+from trimtab.search.problem import Problem, load_problem
+from trimtab.search.progress import Progress
+
+CONFIG = Path(__file__).parents[2] / "configs" / "resnet20-cifar10.yaml"
+
+#: Name in the zoo and top-1 in percent on the 10,000 test images, measured in PyTorch by others.
+PUBLISHED = {"resnet20": 91.73, "resnet56": 93.39}
+
+pytestmark = pytest.mark.data
+
+
+def problem_of(name: str) -> Problem:
+    root = os.environ.get("TRIMTAB_DATA")
+    if root is None:
+        pytest.skip("TRIMTAB_DATA is not set: it names the folder with cifar10/ and checkpoints/")
+    checkpoint = Path(root) / "checkpoints" / f"{name}.safetensors"
+    if not checkpoint.is_file():
+        pytest.skip(f"{checkpoint} is absent")
+    settings = [f"network.zoo={name}", f"network.checkpoint={checkpoint}", "data.selection=5000"]
+    return load_problem(load_config(CONFIG, settings), Progress())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_engine_has_the_published_accuracy_in_fp32_and_int8(name: str) -> None:
+    problem = problem_of(name)
+    sessions = [
+        NativeEngine().compile(lower(problem.judge.candidate(policy)), 16)
+        for policy in (problem.space.base(), problem.space.int8())
+    ]
+    halves = (problem.splits.selection, problem.splits.final())
+    fp32, int8 = (100 * sum(accuracy_of(s, *half) for half in halves) / len(halves) for s in sessions)
+    assert fp32 == pytest.approx(PUBLISHED[name], abs=0.02)
+    assert int8 > fp32 - 0.3
+
+
+def test_reconstruction_keeps_most_of_what_three_quarters_of_the_channels_can_hold() -> None:
+    problem = problem_of("resnet20")
+    policy = problem.space.uniform(0.75, (8, 8))
+    session = NativeEngine().compile(lower(problem.judge.candidate(policy)), 16)
+    assert accuracy_of(session, *problem.splits.selection) > 0.65
