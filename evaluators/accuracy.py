@@ -22,7 +22,7 @@ from trimtab.spaces.quantise import activation_quant
 from trimtab.spaces.repair import Calibration, compress
 from trimtab.spaces.space import Space
 
-__all__ = ["Judge", "Judgement", "accuracy_of", "timing_candidate", "top1", "torch_logits"]
+__all__ = ["Judge", "Judgement", "accuracy_of", "judging_session", "timing_candidate", "top1", "torch_logits"]
 
 BATCH = 16
 
@@ -60,12 +60,17 @@ class Judge:
         if self.by == "torch":
             logits, compiled = torch_logits(candidate, self.images), repaired
         else:
-            session = NativeEngine().compile(lower(candidate), BATCH)
+            session = judging_session(candidate)
             compiled = time.perf_counter()
             logits = session.run(self.images)
         done = time.perf_counter()
         seconds = {"repair": repaired - start, "compile": compiled - repaired, "run": done - compiled}
         return Judgement(top1(logits, self.labels), seconds)
+
+
+def judging_session(candidate: Candidate) -> EngineSession:
+    """Compile a candidate on the native engine, for batches of images."""
+    return NativeEngine().compile(lower(candidate), BATCH)
 
 
 def accuracy_of(session: EngineSession, images: Array, labels: Array) -> float:

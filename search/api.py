@@ -93,8 +93,7 @@ class Result:
             if self.best is None:
                 raise BadInput("there is no winner to export: no candidate met every budget when it was measured")
             policy = self.best.policy
-        seconds = self._problem.config.measure.final_seconds / 2
-        return export_candidate(self._problem, self._problem.judge.candidate(policy), Path(path), seconds)
+        return export_candidate(self._problem, self._problem.judge.candidate(policy), Path(path))
 
     def __repr__(self) -> str:
         if self.best is None or self.best.latency is None:

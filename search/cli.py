@@ -132,7 +132,7 @@ def export(
     policy = Policy.load(run / "policy.json")
     problem = load_problem(config, ConsoleProgress(), download)
     candidate = problem.judge.candidate(policy)
-    checks = export_candidate(problem, candidate, out or run / "export", config.measure.final_seconds / 2)
+    checks = export_candidate(problem, candidate, out or run / "export")
     if as_json:
         _print_json({"folder": str(out or run / "export"), "exports": [asdict(check) for check in checks]})
         return

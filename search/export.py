@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from trimtab import kernels
-from trimtab.evaluators.accuracy import accuracy_of
+from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.base import EngineSession
-from trimtab.evaluators.engines.native import NativeEngine, NativeSession
+from trimtab.evaluators.engines.native import NativeSession
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.onnx_model import save_onnx, to_onnx
 from trimtab.evaluators.timing import Latency, measure, timing_slot
@@ -53,7 +53,7 @@ class ExportCheck:
         )
 
 
-def export_candidate(problem: Problem, candidate: Candidate, folder: Path, seconds: float) -> list[ExportCheck]:
+def export_candidate(problem: Problem, candidate: Candidate, folder: Path) -> list[ExportCheck]:
     """Write `policy.json`, `model.safetensors` and `model.onnx` into a folder, run both models back, and compare."""
     folder.mkdir(parents=True, exist_ok=True)
     graph = lower(candidate)
@@ -64,14 +64,14 @@ def export_candidate(problem: Problem, candidate: Candidate, folder: Path, secon
 
     images, labels = problem.judge.images[:PARITY_IMAGES], problem.judge.labels[:PARITY_IMAGES]
     threads = problem.config.engine.threads
-    expected = NativeEngine(threads).compile(graph, 16).run(images)
+    expected = judging_session(candidate).run(images)
     checks = []
     for name, path in (("native", native), ("onnxruntime", onnx)):
         bench = LatencyBench(make_engine(name, threads), problem.space, images)
         session = _load(name, path, threads)
         found = session.run(images)
         with timing_slot(threads):
-            latency = measure(session, bench.reference, bench.inputs, seconds=seconds)
+            latency = measure(session, bench.reference, bench.inputs, seconds=problem.config.measure.final_seconds / 2)
         checks.append(
             ExportCheck(
                 name,

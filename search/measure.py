@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from trimtab.evaluators.accuracy import accuracy_of
+from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel, stored_bytes
 from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.problem import Problem
@@ -24,7 +23,7 @@ def evaluate_policy(problem: Problem, policy: Policy) -> dict[str, Any]:
     config = problem.config
     engine = make_engine(config.engine.name, config.engine.threads)
     candidate = problem.judge.candidate(policy)
-    session = NativeEngine().compile(lower(candidate), 16)
+    session = judging_session(candidate)
     bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
     latency = bench.measure(candidate, config.measure.final_seconds)
     model = CostModel(problem.space, LatencyTable(engine))

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.accuracy import accuracy_of
+from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel, TableError, stored_bytes
 from trimtab.evaluators.engines import cpu_name, make_engine
-from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.budgets import BudgetLimits, describe
@@ -159,14 +158,14 @@ class _Finisher:
             self.progress.line("exporting, and running the exports back")
             candidate = self.rechecked[best.evaluation.policy.id][1]
             write_text(self.folder / "policy.json", json.dumps(candidate.policy.to_json(), indent=1) + "\n")
-            config = self.problem.config.measure
-            checks = export_candidate(self.problem, candidate, self.folder / "export", config.final_seconds / 2)
+            checks = export_candidate(self.problem, candidate, self.folder / "export")
         front = tuple(pareto(e for run in self.runs for e in run.evaluations if e.feasible))
         summary = build_summary(
             self.problem,
             self.ground,
             self.runs,
             winners,
+            front,
             finals,
             checks,
             self._table_error(),
@@ -202,8 +201,7 @@ class _Finisher:
         candidates = {"base": space.base(), "int8": space.int8()}
         finished = {name: self.problem.judge.candidate(policy) for name, policy in candidates.items()}
         finished |= {evaluation.policy.id: candidate for evaluation, candidate in chosen}
-        engine = NativeEngine()
-        return {name: accuracy_of(engine.compile(lower(c), 16), images, labels) for name, c in finished.items()}
+        return {name: accuracy_of(judging_session(c), images, labels) for name, c in finished.items()}
 
     def _table_error(self) -> TableError:
         base = self.ground.base.latency

@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.evaluators.cost import Cost, TableError
 from trimtab.evaluators.engines import cpu_name, make_engine
-from trimtab.search.evaluation import Evaluation, pareto
+from trimtab.search.evaluation import Evaluation
 from trimtab.search.export import ExportCheck
 from trimtab.search.ground import Ground
 from trimtab.search.loop import AgentRun
@@ -42,6 +42,7 @@ def build_summary(
     ground: Ground,
     runs: Sequence[AgentRun],
     winners: Mapping[str, Winner | None],
+    front: Sequence[Evaluation],
     finals: Mapping[str, float],
     checks: Sequence[ExportCheck],
     error: TableError,
@@ -52,7 +53,6 @@ def build_summary(
     """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1]."""
     config = problem.config
     best = best_of(winners)
-    evaluations = [e for run in runs for e in run.evaluations]
     return {
         "schema": 1,
         "network": config.network.zoo or config.network.torchvision or config.network.import_,
@@ -80,7 +80,7 @@ def build_summary(
         "profile": dict(profile),
         "layers": _layers(problem, best),
         "points": [_point(run.agent, e) for run in runs for e in run.evaluations],
-        "pareto": [e.policy.id for e in pareto(e for e in evaluations if e.feasible)],
+        "pareto": [e.policy.id for e in front],
     }
 
 

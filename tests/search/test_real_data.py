@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.evaluators.accuracy import accuracy_of
-from trimtab.evaluators.engines.native import NativeEngine
-from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.search.config import load_config
 from trimtab.search.problem import Problem, load_problem
 from trimtab.search.progress import Progress
@@ -37,8 +35,7 @@ def problem_of(name: str) -> Problem:
 def test_the_engine_has_the_published_accuracy_in_fp32_and_int8(name: str) -> None:
     problem = problem_of(name)
     sessions = [
-        NativeEngine().compile(lower(problem.judge.candidate(policy)), 16)
-        for policy in (problem.space.base(), problem.space.int8())
+        judging_session(problem.judge.candidate(policy)) for policy in (problem.space.base(), problem.space.int8())
     ]
     halves = (problem.splits.selection, problem.splits.final())
     fp32, int8 = (100 * sum(accuracy_of(s, *half) for half in halves) / len(halves) for s in sessions)
@@ -49,5 +46,5 @@ def test_the_engine_has_the_published_accuracy_in_fp32_and_int8(name: str) -> No
 def test_reconstruction_keeps_most_of_what_three_quarters_of_the_channels_can_hold() -> None:
     problem = problem_of("resnet20")
     policy = problem.space.uniform(0.75, (8, 8))
-    session = NativeEngine().compile(lower(problem.judge.candidate(policy)), 16)
+    session = judging_session(problem.judge.candidate(policy))
     assert accuracy_of(session, *problem.splits.selection) > 0.65
