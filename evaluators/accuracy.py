@@ -138,4 +138,4 @@ def _identity(name: str, source: str, shape: tuple[int, ...]) -> Op:
 
 def _rounded(y: Tensor, quant: Quant) -> Tensor:
     scale, zero = quant.scale, quant.zero_point
-    return (torch.clamp(torch.round(y / scale) + zero, 0, 255) - zero) * scale
+    return (torch.clamp(torch.round(y / scale) + zero, 0, quant.top) - zero) * scale

@@ -194,7 +194,14 @@ class _Writer:
         return name
 
     def _quantise(self, tensor: str, raw: str) -> None:
-        self.add("QuantizeLinear", [raw, *self._quant(tensor)], f"{tensor}:uint8")
+        top = self.storage[tensor].top
+        if top == 255:
+            self.add("QuantizeLinear", [raw, *self._quant(tensor)], f"{tensor}:uint8")
+            return
+        # Clipped as integers: a Clip in front would keep onnxruntime from computing what gives `raw` in integers.
+        wide = self.add("QuantizeLinear", [raw, *self._quant(tensor)], f"{tensor}:wide")
+        bounds = [self.constant(f"{tensor}:{name}", np.array(q, np.uint8)) for name, q in (("low", 0), ("top", top))]
+        self.add("Clip", [wide, *bounds], f"{tensor}:uint8")
 
     def _dequantise(self, tensor: str, real: str) -> None:
         self.real[tensor] = self.add("DequantizeLinear", [f"{tensor}:uint8", *self._quant(tensor)], real)
@@ -297,6 +304,9 @@ def _linear(writer: _Writer, node: Node, output: str) -> None:
 def _activation(writer: _Writer, node: Node, output: str) -> None:
     source = writer.real[node.inputs[0]]
     kind = node.attrs["activation"]
+    stored = writer.storage.get(node.name)
+    if kind == "relu6" and stored is not None and np.rint(6 / stored.scale) + stored.zero_point >= stored.top:
+        kind = "relu"  # the storage stops at 6 or below, and onnxruntime fuses a Clip only into one of 8 bits
     if kind == "relu6":
         bounds = [writer.constant(f"{node.name}:{bound}", np.array(bound, np.float32)) for bound in (0, 6)]
         writer.add("Clip", [source, *bounds], output)

@@ -17,7 +17,9 @@ class Program:
     arena_bytes: int
     weight_bytes: int
     def __init__(self, level: str, threads: int, batch: int) -> None: ...
-    def add_tensor(self, c: int, h: int, w: int, offset: int, is_u8: bool, scale: float, zero: int) -> int: ...
+    def add_tensor(
+        self, c: int, h: int, w: int, offset: int, is_u8: bool, scale: float, zero: int, bits: int
+    ) -> int: ...
     def add_conv_float(
         self,
         name: str,

@@ -21,7 +21,7 @@ from trimtab.kernels.validate import check_graph
 
 __all__ = ["SCHEMA", "load", "read_graph", "save"]
 
-SCHEMA = 1
+SCHEMA = 2
 _KEY = "trimtab.graph"
 
 
@@ -74,7 +74,7 @@ def _describe(graph: Graph) -> dict[str, Any]:
         "input": graph.input,
         "input_shape": [int(n) for n in graph.input_shape],
         "output": graph.output,
-        "quant": {name: [float(q.scale), int(q.zero_point)] for name, q in graph.quant.items()},
+        "quant": {name: [float(q.scale), int(q.zero_point), int(q.bits)] for name, q in graph.quant.items()},
         "nodes": [
             {
                 "op": node.op,
@@ -106,7 +106,7 @@ def _rebuild(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> Graph:
         tuple(_get(program, "input_shape", list)),
         tuple(_node(item, tensors) for item in _get(program, "nodes", list)),
         _get(program, "output", str),
-        {name: _quant(pair) for name, pair in _get(program, "quant", dict).items()},
+        {name: _quant(item) for name, item in _get(program, "quant", dict).items()},
     )
     used = {f"{node.name}.{name}" for node in graph.nodes for name in node.weights}
     if used != set(tensors):
@@ -114,10 +114,10 @@ def _rebuild(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> Graph:
     return graph
 
 
-def _quant(pair: Any) -> Quant:
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(n, int | float) for n in pair):
-        raise ArtefactError(f"quantisation must be [scale, zero point], got {pair!r}")
-    return Quant(float(pair[0]), pair[1])
+def _quant(item: Any) -> Quant:
+    if not isinstance(item, list) or len(item) != 3 or not all(isinstance(n, int | float) for n in item):
+        raise ArtefactError(f"quantisation must be [scale, zero point, bits], got {item!r}")
+    return Quant(float(item[0]), *item[1:])
 
 
 def _node(item: Any, tensors: Mapping[str, Any]) -> Node:

@@ -2,7 +2,7 @@
 
 A tensor carries the name of the node that produces it (or of the graph's input) and has the shape (C, H, W) or (F,)
 per image. It is stored as float32, or, where `Graph.quant` has an entry for it, as uint8 with one scale and one
-zero point: real = (q - zero_point) * scale. `docs/arithmetic.md` specifies every rounding.
+zero point: real = (q - zero_point) * scale, q of 1 to 8 bits. `docs/arithmetic.md` specifies every rounding.
 """
 
 from __future__ import annotations
@@ -38,10 +38,19 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Quant:
-    """How a tensor is stored as uint8: real = (q - zero_point) * scale, scale > 0, 0 <= zero_point <= 255."""
+    """How a tensor is stored as uint8: real = (q - zero_point) * scale, with scale > 0.
+
+    q and the zero point are 0 to `top`: fewer than 8 bits still take one byte each.
+    """
 
     scale: float
     zero_point: int
+    bits: int = 8
+
+    @property
+    def top(self) -> int:
+        """The largest integer that is stored, 2^bits - 1."""
+        return (1 << self.bits) - 1
 
 
 @dataclass(frozen=True)

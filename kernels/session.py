@@ -119,7 +119,7 @@ class Session:
         for name in [graph.input, *(node.name for node in graph.nodes)]:
             quant = graph.quant.get(name)
             c, h, w = shapes[name] if len(shapes[name]) == 3 else (shapes[name][0], 1, 1)
-            stored = (False, 1.0, 0) if quant is None else (True, quant.scale, quant.zero_point)
+            stored = (False, 1.0, 0, 8) if quant is None else (True, quant.scale, quant.zero_point, quant.bits)
             ids[name] = program.add_tensor(c, h, w, placement.offsets[name], *stored)
         for node in graph.nodes:
             _ADDERS[node.op](program, graph, shapes, ids, node)

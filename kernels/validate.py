@@ -136,8 +136,10 @@ def _check_quants(quants: Mapping[str, Quant], shapes: Mapping[str, Shape]) -> N
         scale = float(np.float32(quant.scale)) if abs(quant.scale) < 1e38 else float("inf")
         if not (isfinite(scale) and 1e-30 < scale < 1e30):
             raise BadInput(f"quantisation of {name!r}: scale must be in (1e-30, 1e30), got {quant.scale!r}")
-        if not _is_int(quant.zero_point) or not 0 <= quant.zero_point <= 255:
-            raise BadInput(f"quantisation of {name!r}: zero point must be 0 to 255, got {quant.zero_point!r}")
+        if not _is_int(quant.bits) or not 1 <= quant.bits <= 8:
+            raise BadInput(f"quantisation of {name!r}: bits must be 1 to 8, got {quant.bits!r}")
+        if not _is_int(quant.zero_point) or not 0 <= quant.zero_point <= quant.top:
+            raise BadInput(f"quantisation of {name!r}: zero point must be 0 to {quant.top}, got {quant.zero_point!r}")
 
 
 def _check_integer_size(graph: Graph, node: Node) -> None:

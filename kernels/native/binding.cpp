@@ -169,7 +169,8 @@ NB_MODULE(_native, m) {
       .def("__init__", [](Program* p, const std::string& level, int threads,
                           int batch) { new (p) Program(kernels_of(level), threads, batch); },
            "level"_a, "threads"_a, "batch"_a)
-      .def("add_tensor", &Program::add_tensor, "c"_a, "h"_a, "w"_a, "offset"_a, "is_u8"_a, "scale"_a, "zero"_a)
+      .def("add_tensor", &Program::add_tensor, "c"_a, "h"_a, "w"_a, "offset"_a, "is_u8"_a, "scale"_a, "zero"_a,
+           "bits"_a)
       .def("add_conv_float", &add_conv_float, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,
            "weights"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)
       .def("add_conv_int", &add_conv_int, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,

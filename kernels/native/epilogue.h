@@ -50,7 +50,7 @@ TRIMTAB_INLINE void store_u8_some(uint8_t* p, typename S::I q, int count) {
 
 template <class S>
 TRIMTAB_INLINE typename S::I quantize(const Operand& o, typename S::F x) {
-  const auto low = S::set(static_cast<float>(-o.zero)), high = S::set(static_cast<float>(255 - o.zero));
+  const auto low = S::set(static_cast<float>(-o.zero)), high = S::set(static_cast<float>(o.top - o.zero));
   return S::round(S::clamp(x * S::set(o.inverse), low, high)) + S::set(o.zero);
 }
 

@@ -22,11 +22,11 @@ Operand advanced(Operand o, size_t elements) {
 
 // The bounds of an activation among the integers of a store, relative to the zero point.
 void bound_integers(Store& s) {
-  const double zero = s.out.zero;
+  const double zero = s.out.zero, top = s.out.top;
   s.low = static_cast<float>(s.floor == 0 ? 0.0 : -zero);
-  s.high = static_cast<float>(255 - zero);
+  s.high = static_cast<float>(top - zero);
   if (std::isfinite(s.ceil))
-    s.high = static_cast<float>(std::min(255 - zero, std::nearbyint(static_cast<double>(s.ceil) / s.out.scale)));
+    s.high = static_cast<float>(std::min(top - zero, std::nearbyint(static_cast<double>(s.ceil) / s.out.scale)));
 }
 
 }  // namespace
@@ -34,9 +34,10 @@ void bound_integers(Store& s) {
 Program::Program(const Kernels& kernels, int threads, int batch)
     : kernels_(kernels), batch_(batch), level_(kernels.name), crew_(threads) {}
 
-int Program::add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero) {
+int Program::add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero,
+                        int bits) {
   const auto inverse = static_cast<float>(1.0 / static_cast<double>(scale));
-  tensors_.push_back({c, h, w, offset, {nullptr, scale, inverse, zero, is_u8}});
+  tensors_.push_back({c, h, w, offset, {nullptr, scale, inverse, zero, (1 << bits) - 1, is_u8}});
   return static_cast<int>(tensors_.size()) - 1;
 }
 

@@ -36,7 +36,7 @@ class Program {
  public:
   Program(const Kernels& kernels, int threads, int batch);
 
-  int add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero);
+  int add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero, int bits);
   void add_conv(const std::string& name, int in, int out, int residual, const ConvSpec& spec, Activation activation);
   void add_sum(const std::string& name, int a, int b, int out, Activation activation);
   void add_convert(const std::string& name, int in, int out, Activation activation);

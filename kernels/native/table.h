@@ -9,12 +9,13 @@ namespace trimtab {
 
 constexpr int kSlack = 256;  // bytes that a kernel may read past the end of a tensor or of its scratch
 
-// A stored tensor: float32, or uint8 with real = (q - zero) * scale.
+// A stored tensor: float32, or uint8 with real = (q - zero) * scale and q <= top.
 struct Operand {
   void* data;
   float scale;
   float inverse;  // float32(1 / scale)
   int32_t zero;
+  int32_t top;  // 2^bits - 1
   bool is_u8;
 };
 

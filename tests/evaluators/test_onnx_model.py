@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trimtab.spaces.zoo import ChannelPad, CifarResNet
 
 Array = Any
 IN, MID, OUT = Quant(0.02, 119), Quant(0.03, 0), Quant(0.05, 87)
+FEW = Quant(0.4, 7, 4)
 PAIRS = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, "activation": "none"}
 
 
@@ -38,7 +40,7 @@ def stored(x: Tensor, quant: Quant | None) -> Tensor:
     if quant is None:
         return x
     scale = float(np.float32(quant.scale))
-    return (torch.round(x / scale).clamp(-quant.zero_point, 255 - quant.zero_point)) * scale
+    return (torch.round(x / scale).clamp(-quant.zero_point, quant.top - quant.zero_point)) * scale
 
 
 def computed(node: Node, inputs: list[Tensor], quant: Quant | None) -> Tensor:
@@ -253,6 +255,16 @@ def test_integer_chain_is_exact_but_for_ties(rng, integer, tmp_path):
     assert operators(to_onnx(graph), tmp_path)["QLinearConv"] == 2 + integer
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 7])
+def test_narrow_activations_are_clipped_as_integers(rng, bits, tmp_path):
+    top = 2**bits - 1
+    narrow = {"x": (4, top // 2), "a": (4, 0), "b": (8, top // 3), "c": (6, 0)}
+    graph = replace(chain(rng, True), quant={name: Quant(r / top, z, bits) for name, (r, z) in narrow.items()})
+    x = images(rng, 32, 6, 12, 10)
+    assert_steps(outputs(graph, x), reference(graph, x), 6 / top)
+    assert operators(to_onnx(graph), tmp_path)["QLinearConv"] == 3
+
+
 LAYERS = {
     "plain": ((8, 6, 3, 3), PAIRS),
     "padded unevenly": ((8, 6, 3, 2), {**PAIRS, "padding": (0, 1, 2, 0)}),
@@ -310,7 +322,9 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("quant", [{}, {"x": IN}, {"x": IN, "y": OUT}, {"x": IN, "y": IN}, {"y": OUT}])
+@pytest.mark.parametrize(
+    "quant", [{}, {"x": IN}, {"x": IN, "y": OUT}, {"x": IN, "y": IN}, {"y": OUT}, {"x": FEW, "y": FEW}]
+)
 @pytest.mark.parametrize("case", OTHERS)
 def test_other_operators(rng, case, quant):
     op, attrs = OTHERS[case]

@@ -34,7 +34,7 @@ def store(x: Array, quant: Quant | None) -> Array:
         return np.asarray(x, F32)
     inverse = F32(1.0 / float(F32(quant.scale)))
     z = quant.zero_point
-    return (np.rint(np.clip(np.asarray(x, F32) * inverse, F32(-z), F32(255 - z))) + F32(z)).astype(np.uint8)
+    return (np.rint(np.clip(np.asarray(x, F32) * inverse, F32(-z), F32(quant.top - z))) + F32(z)).astype(np.uint8)
 
 
 def real(q: Array, quant: Quant | None) -> Array:
@@ -95,7 +95,7 @@ def layer(node: Node, inputs: list[Array], quants: list[Quant | None], to: Quant
 def requantize(acc: Array, scale: Array, activation: str, to: Quant) -> Array:
     out_scale, z = float(F32(to.scale)), to.zero_point
     low = z if activation != "none" else 0
-    high = min(255, np.rint(6.0 / out_scale) + z) if activation == "relu6" else 255
+    high = min(to.top, np.rint(6.0 / out_scale) + z) if activation == "relu6" else to.top
     scaled = acc.astype(F32) * channels((scale / out_scale).astype(F32), acc)
     return (np.rint(np.clip(scaled, F32(low - z), F32(high - z))) + F32(z)).astype(np.uint8)
 

@@ -60,16 +60,18 @@ def test_a_file_that_is_not_one(tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "schema": {"schema": 2},
+    "old schema": {"schema": 1},
+    "schema": {"schema": 9},
     "no nodes": {"nodes": []},
     "nodes": {"nodes": {"a": 1}},
     "node": {"nodes": [3]},
     "shape": {"input_shape": [3, "a", 1]},
     "huge shape": {"input_shape": [3, 2**40, 2**40]},
     "quant": {"quant": {"x": [1]}},
-    "quant type": {"quant": {"x": ["a", "b"]}},
-    "quant name": {"quant": {"y": [1.0, 3]}},
-    "zero point": {"quant": {"x": [1.0, 3.5]}},
+    "quant type": {"quant": {"x": ["a", "b", "c"]}},
+    "quant name": {"quant": {"y": [1.0, 3, 8]}},
+    "bits": {"quant": {"x": [1.0, 3, 64]}},
+    "zero point": {"quant": {"x": [1.0, 3.5, 8]}},
     "output": {"output": "nothing"},
     "input": {"input": None},
 }

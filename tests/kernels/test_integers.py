@@ -80,6 +80,33 @@ def test_residual(stored: Quant | None, to: Quant | None, explicit: bool, level:
     agree(graph, build.images(rng, 3, (5, 7, 6)), level, batch=2)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
+def test_narrow_activations(bits: int, activation: str, level: str, rng: np.random.Generator) -> None:
+    """Every store of a few bits stops at 2^bits - 1: the input, a layer, a layer with residual, a conversion."""
+    top = 2**bits - 1
+    quant = {
+        "x": Quant(4.0 / top, top // 2, bits),
+        "a": Quant(8.0 / top, top // 3, bits),
+        "b": Quant(8.0 / top, 0, bits),
+        "c": Quant(3.0 / top, top, bits),
+        "depthwise": Quant(5.0 / top, top // 2, bits),
+    }
+    graph = build.graph(
+        (9, 7, 6),
+        build.conv(rng, "x", 9, 11, name="a", activation=activation, **PAD),
+        build.conv(rng, "a", 11, 11, name="b", residual="a", activation=activation, **PAD),
+        build.conv(rng, "b", 11, 11, name="depthwise", groups=11, activation=activation, **PAD),
+        Node("activation", "c", ("depthwise",), {"activation": activation}),
+        quant=quant,
+    )
+    x = build.images(rng, 3, (9, 7, 6))
+    agree(graph, x, level, batch=2)
+    for name, values in Session(graph, level=level).run_tensors(x).items():
+        q = np.rint(values / np.float32(quant[name].scale)) + quant[name].zero_point
+        assert set(np.unique(q)) <= set(range(top + 1))
+
+
 @pytest.mark.parametrize("features", [1, 10, 64, 333])
 @pytest.mark.parametrize("to", [None, OUT])
 def test_linear(features: int, to: Quant | None, level: str, rng: np.random.Generator) -> None:
@@ -133,6 +160,12 @@ def test_threads_change_nothing(batch: int, level: str, rng: np.random.Generator
 
 
 @st.composite
+def quants(draw: st.DrawFn) -> Quant:
+    bits = draw(st.sampled_from([8, 8, 8, 5, 4, 2, 1]))
+    return Quant(draw(st.floats(0.005, 0.1)) * 2 ** (8 - bits), draw(st.integers(0, 2**bits - 1)), bits)
+
+
+@st.composite
 def random_case(draw: st.DrawFn) -> tuple[Graph, int, int]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     groups = draw(st.sampled_from([1, 1, 2, 3]))
@@ -149,10 +182,9 @@ def random_case(draw: st.DrawFn) -> tuple[Graph, int, int]:
     first = build.conv(rng, "x", channels, out, kernel, name="first", **attrs)
     second = build.conv(rng, "first", out, out, name="second", padding=(1, 1, 1, 1))
     join = Node(draw(st.sampled_from(["add", "concat"])), "join", ("second", "first"))
-    quant = {"x": Quant(draw(st.floats(0.005, 0.1)), draw(st.integers(0, 255)))}
-    quant["first"] = Quant(draw(st.floats(0.005, 0.1)), draw(st.integers(0, 255)))
+    quant = {"x": draw(quants()), "first": draw(quants())}
     if draw(st.booleans()):
-        quant["join"] = Quant(draw(st.floats(0.005, 0.1)), draw(st.integers(0, 255)))
+        quant["join"] = draw(quants())
     return build.graph(shape, first, second, join, quant=quant), draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
 

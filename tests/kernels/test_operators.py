@@ -25,7 +25,7 @@ OPERATORS = {
     "add": {"activation": "relu"},
     "concat": {},
 }
-STORAGES = [None, IN, OUT]
+STORAGES = [None, IN, OUT, Quant(0.5, 2, 3)]
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -187,7 +187,19 @@ def test_wrong_layers(case: str) -> None:
         Session(Graph("x", SHAPE, (node,), node.name, {"x": IN}))
 
 
-@pytest.mark.parametrize("quant", [Quant(0.0, 0), Quant(float("nan"), 0), Quant(1.0, 256), Quant(1.0, -1)])
+@pytest.mark.parametrize(
+    "quant",
+    [
+        Quant(0.0, 0),
+        Quant(float("nan"), 0),
+        Quant(1.0, 256),
+        Quant(1.0, -1),
+        Quant(1.0, 16, 4),
+        Quant(1.0, 0, 0),
+        Quant(1.0, 0, 9),
+        Quant(1.0, 0, 2.0),  # type: ignore[arg-type]
+    ],
+)
 def test_wrong_quantisation(quant: Quant) -> None:
     with pytest.raises(BadInput, match="quantisation of 'x'"):
         Session(Graph("x", SHAPE, (_conv(),), "conv", {"x": quant}))
