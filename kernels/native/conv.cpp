@@ -2,19 +2,57 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 namespace trimtab {
 namespace {
 
 constexpr size_t kScratchTarget = 96 * 1024;  // bytes of input rows that stay in cache while all channels pass
+constexpr size_t kTransformedTarget = 256 * 1024;  // bytes of Winograd's transformed inputs that stay in cache
+constexpr int kWinogradFrom = 8;                   // channels
 constexpr int kTileSteps = 16;
 constexpr size_t kNarrowFrom = 128 * 1024;  // bytes of int8 weights: from there on reading them is what costs,
 constexpr int kNarrowPixels = 32;             // where no more pixels than these share one reading
 
-void plan_segments(const ConvSpec& s, PackedConv& p, const Kernels& k) {
+// How large the accumulator of one output channel can get, in integers.
+double largest_sum(const ConvSpec& s, const Operand& in, int channel) {
+  const size_t inputs = static_cast<size_t>(s.ic / s.groups) * s.kh * s.kw;
+  const int8_t* w = s.int_weights + channel * inputs;
+  double weights = 0;
+  for (size_t i = 0; i < inputs; ++i) weights += std::abs(static_cast<int>(w[i]));
+  const double bias = std::abs(static_cast<double>(s.bias[channel]) / in.scale / s.weight_scale[channel]);
+  return weights * std::max(in.zero, 255 - in.zero) + bias;
+}
+
+// Whether Winograd's sums, 4 times the accumulators, fit 32 bits.
+bool fits_winograd(const ConvSpec& s, const Operand& in) {
+  if (s.int_weights == nullptr) return true;
+  for (int o = 0; o < s.oc; ++o) {
+    if (largest_sum(s, in, o) >= 1 << 29) return false;
+  }
+  return true;
+}
+
+Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in) {
+  const bool integer = s.int_weights != nullptr;
+  const bool square = s.kh == 3 && s.kw == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
+                      s.dilation_w == 1 && s.groups == 1;
+  if (square && (k.has_winograd || !integer) && s.ic >= kWinogradFrom && s.oc >= kWinogradFrom &&
+      fits_winograd(s, in))
+    return Method::kWinograd;
+  if (!integer) return Method::kRows;
+  const int segment = s.kw * s.ic;
+  const bool flat = s.kh * s.kw == 1 && s.stride_h * s.stride_w == 1 && !s.pads;
+  if (k.has_tiles && (flat || s.oh * s.ow >= 8) && 2 * (s.groups == 1 ? segment : s.ic / s.groups) >= kTileSteps * k.dot)
+    return Method::kTiles;
+  const size_t weights = static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
+  return k.has_narrow && weights >= kNarrowFrom && s.oh * s.ow <= kNarrowPixels ? Method::kNarrow : Method::kRows;
+}
+
+void plan_segments(const ConvSpec& s, PackedConv& p) {
   Conv& g = p.conv;
   const int row = (g.direct ? g.iw : g.scratch_w) * g.ic;
-  const int dot = p.integer ? k.dot : 1;
+  const int dot = p.dot;
   if (p.depthwise) {
     g.segments = s.kh * s.kw;
     g.steps = (g.segments + dot - 1) / dot;
@@ -23,20 +61,45 @@ void plan_segments(const ConvSpec& s, PackedConv& p, const Kernels& k) {
       p.segment_offset[t] = t / s.kw * s.dilation_h * row + t % s.kw * s.dilation_w * g.ic;
     return;
   }
+  if (g.method == Method::kWinograd) {
+    g.segments = 1;
+    g.segment_length = s.ic;
+    g.steps = (s.ic + dot - 1) / dot;
+    p.segment_offset = {0};
+    return;
+  }
   const bool whole_rows = s.groups == 1 && (s.dilation_w == 1 || s.kw == 1);
   const int taps = whole_rows ? 1 : s.kw;
   g.segments = s.kh * taps;
   g.segment_length = whole_rows ? s.kw * s.ic : s.ic / s.groups;
   g.steps = (g.segment_length + dot - 1) / dot;
-  const int pixels = g.pointwise ? 64 : g.oh * g.ow;
-  g.tiles = p.integer && k.has_tiles && pixels >= 8 && 2 * g.segment_length >= kTileSteps * dot;
-  if (g.tiles) g.steps = static_cast<int>(round_up(g.steps, kTileSteps));
+  if (g.method == Method::kTiles) g.steps = static_cast<int>(round_up(g.steps, kTileSteps));
   for (int i = 0; i < g.segments; ++i)
     p.segment_offset.push_back(i / taps * s.dilation_h * row + i % taps * s.dilation_w * g.ic);
 }
 
-void plan_blocks(const ConvSpec& s, PackedConv& p, size_t element, int batch, int threads) {
+// A distance of planes that is no multiple of 4096 bytes, where many of them would share one set of the cache.
+int32_t staggered(size_t elements, size_t element) {
+  return static_cast<int32_t>(((elements * element + kLine - 1) / kLine | 1) * kLine / element);
+}
+
+// How many tiles pass through all panels together: few enough that they stay in cache, in even shares.
+size_t plan_winograd(PackedConv& p, const Kernels& k) {
   Conv& g = p.conv;
+  g.tile_channels = static_cast<int32_t>(round_up(g.ic, 4 * k.lanes / p.element));
+  const int all = (g.block_rows + 1) / 2 * ((g.ow + 1) / 2);
+  const int fit = static_cast<int>(kTransformedTarget / (16 * g.tile_channels * p.element));
+  const int most = std::clamp(fit, 12, 48), passes = (all + most - 1) / most;
+  g.tiles = std::min(all, static_cast<int>(round_up((all + passes - 1) / passes, k.rows)));
+  const size_t width = static_cast<size_t>(k.vectors) * k.lanes;
+  g.inputs_plane = staggered(static_cast<size_t>(g.tiles) * g.tile_channels, p.element);
+  g.products_plane = staggered(g.tiles * width, 4);
+  return 16 * (g.inputs_plane * p.element + g.products_plane * size_t{4}) + 16 * g.tiles * width;
+}
+
+void plan_blocks(const ConvSpec& s, PackedConv& p, const Kernels& k, int batch, int threads) {
+  Conv& g = p.conv;
+  const size_t element = p.element;
   const int64_t rows = g.pointwise ? int64_t{batch} * s.oh * s.ow : s.oh;
   const int64_t width = g.pointwise ? 1 : g.scratch_w;
   const int64_t fit = static_cast<int64_t>(kScratchTarget / (width * s.ic * element));
@@ -44,10 +107,12 @@ void plan_blocks(const ConvSpec& s, PackedConv& p, size_t element, int batch, in
   block = std::min({block, (rows + threads - 1) / threads, rows});
   const int64_t count = (rows + block - 1) / block;
   g.block_rows = static_cast<int32_t>((rows + count - 1) / count);
+  if (g.method == Method::kWinograd) g.block_rows = static_cast<int32_t>(round_up(g.block_rows, 2));
   const size_t input_rows = static_cast<size_t>(g.block_rows - 1) * s.stride_h + g.reach_h;
   const size_t table = round_up(static_cast<size_t>(g.block_rows) * (g.pointwise ? 1 : s.ow) * 4, kLine);
   p.scratch_bytes = table + (g.direct ? 0 : input_rows * width * s.ic * element) + kSlack;
-  if (g.tiles) {
+  if (g.method == Method::kWinograd) p.scratch_bytes += plan_winograd(p, k);
+  if (g.method == Method::kTiles) {
     const size_t gathered = static_cast<size_t>(32) * g.segments * g.steps * 4;
     p.scratch_bytes += gathered + round_up(g.segments * 4, kLine);
   }
@@ -56,8 +121,9 @@ void plan_blocks(const ConvSpec& s, PackedConv& p, size_t element, int batch, in
 
 // Where weight (output channel o of its group, input i of segment-major order) goes, as the kernels read it.
 template <class B, class W>
-void pack_gemm(const ConvSpec& s, PackedConv& p, const Kernels& k, int dot, const W* weights) {
+void pack_gemm(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
   Conv& g = p.conv;
+  const int dot = p.dot;
   const int per_group = s.oc / s.groups, inputs = s.ic / s.groups, lanes = k.lanes;
   const int vectors = (per_group + lanes - 1) / lanes;
   g.group_width = vectors * lanes;
@@ -82,11 +148,53 @@ void pack_gemm(const ConvSpec& s, PackedConv& p, const Kernels& k, int dot, cons
   }
 }
 
+// G w G^T for one filter, with G doubled where weights are integers.
+template <class W, class B>
+void transform_filter(const W* w, B to[16]) {
+  const W one = std::is_same_v<W, float> ? W(1) : W(2);
+  const auto half = std::is_same_v<W, float> ? 0.5 : 1.0;
+  const auto rows = [&](const auto* from, int step, auto* out, int out_step) {
+    const auto a = from[0], b = from[step], c = from[2 * step];
+    out[0] = one * a;
+    out[out_step] = half * (a + b + c);
+    out[2 * out_step] = half * (a - b + c);
+    out[3 * out_step] = one * c;
+  };
+  double middle[4][3], all[4][4], exact[9];
+  for (int i = 0; i < 9; ++i) exact[i] = w[i];
+  for (int x = 0; x < 3; ++x) rows(exact + x, 3, &middle[0][x], 3);
+  for (int y = 0; y < 4; ++y) rows(middle[y], 1, all[y], 1);
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<B>(all[i / 4][i % 4]);
+}
+
+// [plane][panel][step][vector][lane][dot]
+template <class B, class W>
+void pack_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
+  Conv& g = p.conv;
+  const int lanes = k.lanes, vectors = (s.oc + lanes - 1) / lanes, dot = p.dot;
+  g.group_width = vectors * lanes;
+  const size_t steps = g.steps, plane = steps * dot * g.group_width;
+  g.group_bytes = 16 * plane * sizeof(B);
+  p.weights = Memory(g.group_bytes);
+  B* const to = reinterpret_cast<B*>(p.weights.data());
+  for (int o = 0; o < s.oc; ++o) {
+    const int vector = o / lanes, panel = vector / k.vectors, width = std::min(k.vectors, vectors - panel * k.vectors);
+    B* const column = to + (static_cast<size_t>(panel) * k.vectors * steps + vector % k.vectors) * lanes * dot +
+                      static_cast<size_t>(o % lanes) * dot;
+    for (int i = 0; i < s.ic; ++i) {
+      B filter[16];
+      transform_filter(weights + (static_cast<size_t>(o) * s.ic + i) * 9, filter);
+      B* const first = column + static_cast<size_t>(i / dot) * width * lanes * dot + i % dot;
+      for (int t = 0; t < 16; ++t) first[t * plane] = filter[t];
+    }
+  }
+}
+
 // [vector][step][lane][tap]
 template <class B, class W>
-void pack_depthwise(const ConvSpec& s, PackedConv& p, const Kernels& k, int dot, const W* weights) {
+void pack_depthwise(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
   Conv& g = p.conv;
-  const int lanes = k.lanes, taps = s.kh * s.kw;
+  const int lanes = k.lanes, dot = p.dot, taps = s.kh * s.kw;
   const size_t vectors = (s.oc + lanes - 1) / lanes;
   g.group_width = static_cast<int32_t>(vectors * lanes);
   p.weights = Memory(vectors * g.steps * lanes * dot * sizeof(B));
@@ -100,11 +208,13 @@ void pack_depthwise(const ConvSpec& s, PackedConv& p, const Kernels& k, int dot,
 }
 
 template <class B, class W>
-void pack_weights(const ConvSpec& s, PackedConv& p, const Kernels& k, int dot, const W* weights) {
+void pack_weights(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
   if (p.depthwise)
-    pack_depthwise<B>(s, p, k, dot, weights);
+    pack_depthwise<B>(s, p, k, weights);
+  else if (p.conv.method == Method::kWinograd)
+    pack_winograd<B>(s, p, k, weights);
   else
-    pack_gemm<B>(s, p, k, dot, weights);
+    pack_gemm<B>(s, p, k, weights);
 }
 
 // The padded position of output channel o.
@@ -114,8 +224,7 @@ size_t slot(const ConvSpec& s, const PackedConv& p, int o) {
   return static_cast<size_t>(o / per_group) * p.conv.group_width + o % per_group;
 }
 
-void fold_integers(const ConvSpec& s, PackedConv& p, const Operand& in, const Operand& out, bool requantize,
-                   bool raw_inputs) {
+void fold_integers(const ConvSpec& s, PackedConv& p, const Operand& in, const Operand& out, bool requantize) {
   int32_t* start = reinterpret_cast<int32_t*>(p.start.data());
   float* scale = reinterpret_cast<float*>(p.scale.data());
   const size_t inputs = static_cast<size_t>(s.ic / s.groups) * s.kh * s.kw;
@@ -124,11 +233,13 @@ void fold_integers(const ConvSpec& s, PackedConv& p, const Operand& in, const Op
     const double limit = 1 << 30;
     const double bias = std::clamp(std::nearbyint(static_cast<double>(s.bias[o]) / real), -limit, limit);
     int64_t first = static_cast<int64_t>(bias);
-    if (raw_inputs) {
+    if (p.raw_inputs) {
       for (size_t i = 0; i < inputs; ++i) first -= int64_t{in.zero} * s.int_weights[o * inputs + i];
     }
-    start[slot(s, p, o)] = static_cast<int32_t>(first);
-    scale[slot(s, p, o)] = static_cast<float>(requantize ? real / static_cast<double>(out.scale) : real);
+    // Exact: Winograd's sums are 4 times the accumulators, and powers of two do not round.
+    const int factor = p.conv.method == Method::kWinograd ? 4 : 1;
+    start[slot(s, p, o)] = static_cast<int32_t>(factor * first);
+    scale[slot(s, p, o)] = static_cast<float>(requantize ? real / static_cast<double>(out.scale) : real) / factor;
   }
 }
 
@@ -140,32 +251,31 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   Conv& g = p.conv;
   p.integer = s.int_weights != nullptr;
   p.depthwise = s.groups == s.ic && s.oc == s.ic && s.groups > 1;
-  const bool raw_inputs = p.depthwise || !k.wide_inputs;  // integers are read as q, not as q - zero
-  const size_t element = !p.integer ? 4 : raw_inputs ? 1 : 2;
   g.ih = s.ih, g.iw = s.iw, g.ic = s.ic, g.oh = s.oh, g.ow = s.ow, g.oc = s.oc;
   g.stride_h = s.stride_h, g.stride_w = s.stride_w, g.pad_top = s.pad_top, g.pad_left = s.pad_left;
   g.reach_h = (s.kh - 1) * s.dilation_h + 1, g.reach_w = (s.kw - 1) * s.dilation_w + 1;
   g.groups = p.depthwise ? 1 : s.groups;
   g.pointwise = s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pads;
-  g.direct = !s.pads && (!p.integer || raw_inputs);
+  g.method = p.depthwise ? Method::kRows : choose_method(s, k, in);
+  p.raw_inputs = p.integer && (p.depthwise || !k.wide_inputs);
+  p.dot = p.integer ? k.dot : 1;
+  p.element = !p.integer ? 4 : p.raw_inputs ? 1 : 2;
+  g.direct = !s.pads && (!p.integer || p.raw_inputs) && g.method != Method::kWinograd;
   g.scratch_w = g.pointwise ? 1 : (s.ow - 1) * s.stride_w + g.reach_w;
-  const size_t weights = static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
-  g.narrow = p.integer && !p.depthwise && k.has_narrow && weights >= kNarrowFrom &&
-             s.oh * s.ow <= kNarrowPixels;
-  plan_segments(s, p, k);
-  plan_blocks(s, p, element, batch, threads);
-  const int dot = p.integer ? k.dot : 1;
+  if (g.method == Method::kWinograd) g.scratch_w = static_cast<int32_t>(round_up(s.ow, 2)) + 2;
+  plan_segments(s, p);
+  plan_blocks(s, p, k, batch, threads);
   if (!p.integer)
-    pack_weights<float>(s, p, k, dot, s.float_weights);
-  else if (k.wide_inputs && !g.narrow)
-    pack_weights<int16_t>(s, p, k, dot, s.int_weights);
+    pack_weights<float>(s, p, k, s.float_weights);
+  else if (k.wide_inputs && g.method != Method::kNarrow)
+    pack_weights<int16_t>(s, p, k, s.int_weights);
   else
-    pack_weights<int8_t>(s, p, k, dot, s.int_weights);
+    pack_weights<int8_t>(s, p, k, s.int_weights);
   const size_t channels = static_cast<size_t>(g.group_width) * g.groups;
   p.start = Memory(channels * 4);
   p.scale = Memory(channels * 4);
   if (p.integer) {
-    fold_integers(s, p, in, out, requantize, raw_inputs);
+    fold_integers(s, p, in, out, requantize);
   } else {
     for (int o = 0; o < s.oc; ++o) reinterpret_cast<float*>(p.start.data())[slot(s, p, o)] = s.bias[o];
   }

@@ -24,6 +24,9 @@ struct PackedConv {
   Memory weights, start, scale;
   std::vector<int32_t> segment_offset;
   bool integer = false, depthwise = false;
+  bool raw_inputs = false;   // integers are read as q, not as q - zero
+  int dot = 1;               // inputs of one step
+  size_t element = 4;        // bytes of an input as the kernel reads it
   size_t scratch_bytes = 0;  // per thread
 };
 

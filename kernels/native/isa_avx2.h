@@ -10,7 +10,7 @@ namespace {
 
 struct Avx2 : Vector<Lanes8> {
   static constexpr int kRows = 6, kVectors = 2;
-  static constexpr bool kTiles = false, kNarrow = true;
+  static constexpr bool kTiles = false, kNarrow = true, kWinograd = true;
 
   TRIMTAB_INLINE I round(F x) { return (I)_mm256_cvtps_epi32((__m256)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {

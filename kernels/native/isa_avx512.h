@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 : Vector<Lanes16> {
   static constexpr int kRows = 6, kVectors = 4;
-  static constexpr bool kTiles = false, kNarrow = false;
+  static constexpr bool kTiles = false, kNarrow = false, kWinograd = false;
 
   TRIMTAB_INLINE I round(F x) { return (I)_mm512_cvtps_epi32((__m512)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {

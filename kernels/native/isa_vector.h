@@ -14,18 +14,21 @@ struct Lanes4 {
   static constexpr int kLanes = 4;
   typedef float F __attribute__((vector_size(16)));
   typedef int32_t I __attribute__((vector_size(16)));
+  typedef int16_t H __attribute__((vector_size(16)));
   typedef uint8_t Bytes __attribute__((vector_size(4)));
 };
 struct Lanes8 {
   static constexpr int kLanes = 8;
   typedef float F __attribute__((vector_size(32)));
   typedef int32_t I __attribute__((vector_size(32)));
+  typedef int16_t H __attribute__((vector_size(32)));
   typedef uint8_t Bytes __attribute__((vector_size(8)));
 };
 struct Lanes16 {
   static constexpr int kLanes = 16;
   typedef float F __attribute__((vector_size(64)));
   typedef int32_t I __attribute__((vector_size(64)));
+  typedef int16_t H __attribute__((vector_size(64)));
   typedef uint8_t Bytes __attribute__((vector_size(16)));
 };
 
@@ -33,6 +36,7 @@ template <class Types>
 struct Vector : Types {
   using F = typename Types::F;
   using I = typename Types::I;
+  using H = typename Types::H;
   using Bytes = typename Types::Bytes;
 
   template <class V, class T>

@@ -6,6 +6,7 @@
 #include "gemm.h"
 #include "peak.h"
 #include "tiles.h"
+#include "winograd.h"
 
 namespace trimtab {
 namespace {
@@ -13,12 +14,21 @@ namespace {
 template <class S>
 static void conv_int(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   if constexpr (S::kTiles) {
-    if (g.tiles) return conv_tiles<S>(g, store, in, task);
+    if (g.method == Method::kTiles) return conv_tiles<S>(g, store, in, task);
   }
   if constexpr (S::kNarrow) {
-    if (g.narrow) return conv_gemm<S, typename S::IntNarrow, uint8_t>(g, store, in, task);
+    if (g.method == Method::kNarrow) return conv_gemm<S, typename S::IntNarrow, uint8_t>(g, store, in, task);
+  }
+  if constexpr (S::kWinograd) {
+    if (g.method == Method::kWinograd) return winograd<S, typename S::Int, uint8_t>(g, store, in, task);
   }
   conv_gemm<S, typename S::Int, uint8_t>(g, store, in, task);
+}
+
+template <class S>
+static void conv_float(const Conv& g, const Store& store, const Operand& in, const Task& task) {
+  if (g.method == Method::kWinograd) return winograd<S, typename S::Float, float>(g, store, in, task);
+  conv_gemm<S, typename S::Float, float>(g, store, in, task);
 }
 
 template <class S>
@@ -31,13 +41,15 @@ template <class S>
 constexpr Kernels make_kernels(const char* name) {
   return {name,
           S::kLanes,
+          S::kRows,
           S::kVectors,
           S::Int::kDot,
+          S::kWinograd,
           sizeof(typename S::Int::A) == 2,
           S::kTiles,
           S::kNarrow,
           &conv_int<S>,
-          &conv_gemm<S, typename S::Float, float>,
+          &conv_float<S>,
           &depthwise<S, IntTaps<S>>,
           &depthwise<S, FloatTaps<S>>,
           &convert<S>,

@@ -30,6 +30,14 @@ struct Store {
   const float* scale;  // per channel, padded to whole vectors: acc -> real, or acc -> q where requantize
 };
 
+// The kernel that a convolution runs on.
+enum class Method : uint8_t {
+  kRows,      // a matrix product whose left rows are filter rows, read in place
+  kNarrow,    // the same, with int8 weights that are widened as they are read
+  kTiles,     // the same, on AMX tiles
+  kWinograd,  // Winograd's F(2x2, 3x3)
+};
+
 // A convolution (a linear layer is one of 1x1 pixel). Packed weights: [group][panel][step][vector][lane][dot];
 // a step is `dot` consecutive inputs; a filter row is a segment of whole steps.
 struct Conv {
@@ -39,8 +47,7 @@ struct Conv {
   int32_t groups;
   bool pointwise;      // 1x1, stride 1, no padding: all pixels of the batch are one column of rows
   bool direct;         // the kernel reads the stored input itself: no copy
-  bool tiles;          // the AMX path
-  bool narrow;         // weights are packed as int8 though the inputs are int16
+  Method method;
   int32_t block_rows;  // output rows that share one scratch
   int32_t scratch_w;   // pixels in a scratch row
   int32_t segments;    // filter taps (depthwise) or contiguous runs of the filter
@@ -51,6 +58,9 @@ struct Conv {
   const void* start;   // per output channel, padded: the accumulators' first value (int32 or float)
   size_t group_bytes;  // of packed weights
   int32_t group_width; // padded output channels of one group
+  int32_t tiles;           // Winograd: tiles that pass through all panels together
+  int32_t tile_channels;   // Winograd: elements of a transformed tile in one plane
+  int32_t inputs_plane, products_plane;  // Winograd: elements between planes
 };
 
 // One thread's share of one step on `images` images.
@@ -69,8 +79,10 @@ struct PoolArgs {
 struct Kernels {
   const char* name;
   int32_t lanes;        // of a 32-bit vector
+  int32_t rows;         // highest tile, in pixels
   int32_t vectors;      // widest panel, in vectors
   int32_t dot;          // inputs of one integer dot product
+  bool has_winograd;    // for integers; float has it everywhere
   bool wide_inputs;     // the integer GEMM reads (q - zero) as int16; else q as uint8
   bool has_tiles;
   bool has_narrow;      // int8 weights can be widened as they are read
