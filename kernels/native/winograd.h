@@ -65,6 +65,72 @@ TRIMTAB_INLINE void transform_products(const Acc* m, size_t plane, Acc* const ou
   }
 }
 
+// MR tiles times NV vectors of columns in one plane; `stride` elements between the tiles' inputs.
+template <class P, int MR, int NV, int Lanes>
+TRIMTAB_INLINE void multiply_tiles(const typename P::A* a, ptrdiff_t stride, int steps, const typename P::B* b,
+                                   const typename P::Acc* start, typename P::Acc* out) {
+  using V = typename P::V;
+  V acc[MR][NV];
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) {
+    V first;
+    std::memcpy(&first, start + j * Lanes, sizeof first);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) acc[i][j] = first;
+  }
+  for (int k = 0; k < steps; ++k) {
+    V right[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) right[j] = P::weights(b + j * Lanes * P::kDot);
+    b += NV * Lanes * P::kDot;
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      const V left = P::broadcast(a + i * stride);
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) acc[i][j] = P::dot(acc[i][j], left, right[j]);
+    }
+    a += P::kDot;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) std::memcpy(out + (i * NV + j) * Lanes, &acc[i][j], sizeof(V));
+  }
+}
+
+// The tiles [first, count) as far as blocks of MR tiles reach; returns the first tile that is left.
+template <class S, class P, int MR, int NV>
+TRIMTAB_INLINE int multiply_blocks(const Conv& g, const typename P::A* a, int first, int count,
+                                   const typename P::B* b, const typename P::Acc* start, typename P::Acc* out) {
+  for (; first + MR <= count; first += MR)
+    multiply_tiles<P, MR, NV, S::kLanes>(a + static_cast<ptrdiff_t>(first) * g.tile_channels, g.tile_channels, g.steps,
+                                         b, start, out + first * NV * S::kLanes);
+  return first;
+}
+
+// All tiles of one plane with one panel of NV vectors. Not `micro`: a plane has few steps, so what surrounds them counts.
+template <class S, class P, int NV>
+static void multiply_plane(const Conv& g, const typename P::A* a, int count, const typename P::B* b,
+                           const typename P::Acc* start, typename P::Acc* out) {
+  int t = multiply_blocks<S, P, S::kRows, NV>(g, a, 0, count, b, start, out);
+  t = multiply_blocks<S, P, 4, NV>(g, a, t, count, b, start, out);
+  t = multiply_blocks<S, P, 2, NV>(g, a, t, count, b, start, out);
+  multiply_blocks<S, P, 1, NV>(g, a, t, count, b, start, out);
+}
+
+template <class P>
+using Plane = void (*)(const Conv&, const typename P::A*, int, const typename P::B*, const typename P::Acc*,
+                       typename P::Acc*);
+
+template <class S, class P>
+static Plane<P> plane_kernel(int vectors) {
+  if constexpr (S::kVectors > 2) {
+    if (vectors == 4) return &multiply_plane<S, P, 4>;
+    if (vectors == 3) return &multiply_plane<S, P, 3>;
+  }
+  return vectors == 2 ? &multiply_plane<S, P, 2> : &multiply_plane<S, P, 1>;
+}
+
 // Stores the outputs of tiles [first, first + count) of a block; `rows` and g.ow say which of them lie in the image.
 template <class S, class Acc>
 static void emit_tiles(const Conv& g, const Store& store, Acc* const outputs[2], int first, int count, int rows,
@@ -89,21 +155,16 @@ static void winograd_panel(const Conv& g, const WinogradScratch<typename P::A, t
   using V = typename P::V;
   constexpr int kWidth = S::kVectors * S::kLanes;
   const int row = vectors * S::kLanes;
-  const size_t panels = static_cast<size_t>(g.steps) * P::kDot;  // weights of one column of a plane
+  const size_t column = static_cast<size_t>(g.steps) * P::kDot;  // weights of one plane
   // A constant in the middle product is a constant in all four outputs.
   alignas(64) static constexpr Acc kZeros[kWidth] = {};
   const Acc* const bias = static_cast<const Acc*>(g.start) + panel * kWidth;
-  alignas(64) int32_t offset[S::kRows];
+  const Plane<P> kernel = plane_kernel<S, P>(vectors);
   for (int p = 0; p < kPlanes; ++p) {
-    const auto* b = static_cast<const typename P::B*>(g.weights) + (p * g.group_width + panel * kWidth) * panels;
+    const auto* b = static_cast<const typename P::B*>(g.weights) + (p * g.group_width + panel * kWidth) * column;
     const auto* a = scratch.inputs + p * g.inputs_plane;
     Acc* const out = scratch.products + p * g.products_plane;
-    for (int m = 0; m < count;) {
-      const int height = tile_height<S>(count - m, count), first = least(m, count - height);
-      for (int i = 0; i < height; ++i) offset[i] = (first + i) * g.tile_channels;
-      micro_kernel<S, P>(height, vectors)(a, offset, g, b, p == 5 ? bias : kZeros, out + first * row);
-      m = first + height;
-    }
+    kernel(g, a, count, b, p == 5 ? bias : kZeros, out);
   }
   for (int t = 0; t < count; ++t) {
     for (int c = 0; c < row; c += S::kLanes) {

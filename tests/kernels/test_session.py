@@ -237,7 +237,7 @@ def test_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["kind"] for row in rows] == ["float32", "int8"] * 2
     for row in rows:
         assert row["mmac"] > 0
-        assert 0 < row["compute_fraction"] < 1.5
+        assert 0 < row["compute_fraction"] < 2.5  # Winograd needs fewer products than are counted
         assert row["gmac_per_s"] == pytest.approx(row["mmac"] / row["ms"])
 
 
