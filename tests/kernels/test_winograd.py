@@ -1,0 +1,74 @@
+"""3x3 convolutions that the engine may compute by Winograd's algorithm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.kernels import build, reference
+from tests.kernels.build import IN, OUT
+
+from trimtab.kernels import Graph, Node, Quant, Session
+
+WIDE = Quant(0.01, 0)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    channels=st.integers(12, 70),
+    out=st.integers(1, 70),
+    size=st.tuples(st.integers(4, 19), st.integers(4, 19)),
+    padding=st.tuples(*[st.integers(0, 3)] * 4),
+    integer=st.booleans(),
+    residual=st.booleans(),
+    stored=st.booleans(),
+    threads=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_direct_sum(
+    channels: int,
+    out: int,
+    size: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    integer: bool,
+    residual: bool,
+    stored: bool,
+    threads: int,
+    seed: int,
+    level: str,
+) -> None:
+    rng = np.random.default_rng(seed)
+    quant = {"x": IN} if integer else {}
+    if integer and stored:
+        quant["out"] = OUT
+    nodes = []
+    if residual:
+        nodes.append(build.conv(rng, "x", channels, out, name="short", integer=integer, padding=padding, bias=False))
+    nodes.append(
+        build.conv(rng, "x", channels, out, name="out", integer=integer, activation="relu", padding=padding,
+                   residual="short" if residual else None)  # fmt: skip
+    )
+    graph = build.graph((channels, *size), *nodes, quant=quant)
+    x = build.images(rng, 3, (channels, *size))
+    got = Session(graph, level=level, batch=2, threads=threads).run(x)
+    wanted = reference.output(graph, x)
+    if integer:
+        np.testing.assert_array_equal(got, wanted)
+    else:
+        np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize("channels", [64, 512])
+def test_the_largest_sums(weight: int, channels: int, level: str) -> None:
+    """Weights and inputs at their limits, whether or not Winograd's larger sums would still fit 32 bits."""
+    weights = {
+        "weight": np.full((9, channels, 3, 3), weight, np.int8),
+        "weight_scale": np.full(9, 1e-4, np.float32),
+        "bias": np.linspace(-3000, 3000, 9, dtype=np.float32),
+    }
+    node = Node("conv2d", "out", ("x",), {"padding": (1, 1, 1, 1)}, weights)
+    graph = Graph("x", (channels, 6, 6), (node,), "out", {"x": WIDE})
+    x = np.full((1, channels, 6, 6), 2.55, np.float32)
+    np.testing.assert_array_equal(Session(graph, level=level).run(x), reference.output(graph, x))
