@@ -46,8 +46,17 @@ def test_equals_the_direct_sum(
     if residual:
         nodes.append(build.conv(rng, "x", channels, out, name="short", integer=integer, padding=padding, bias=False))
     nodes.append(
-        build.conv(rng, "x", channels, out, name="out", integer=integer, activation="relu", padding=padding,
-                   residual="short" if residual else None)  # fmt: skip
+        build.conv(
+            rng,
+            "x",
+            channels,
+            out,
+            name="out",
+            integer=integer,
+            activation="relu",
+            padding=padding,
+            residual="short" if residual else None,
+        )
     )
     graph = build.graph((channels, *size), *nodes, quant=quant)
     x = build.images(rng, 3, (channels, *size))
