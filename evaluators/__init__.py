@@ -1,7 +1,7 @@
 """What a decision costs and is worth: accuracy, latency, size, MACs."""
 
 from trimtab.evaluators.accuracy import Judge, Judgement
-from trimtab.evaluators.cost import Cost, CostModel, count_macs, stored_bytes
+from trimtab.evaluators.cost import Cost, CostModel, count_macs
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.table import LatencyTable
 from trimtab.evaluators.timing import Latency, measure, noise_floor, timing_slot
@@ -17,6 +17,5 @@ __all__ = [
     "lower",
     "measure",
     "noise_floor",
-    "stored_bytes",
     "timing_slot",
 ]

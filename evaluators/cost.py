@@ -13,11 +13,11 @@ from torch import nn
 from trimtab.errors import TrimtabError
 from trimtab.evaluators.steps import Call, Step, StepPlan
 from trimtab.evaluators.table import LatencyTable
-from trimtab.kernels.graph import Graph
+from trimtab.kernels.packing import bytes_of
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
 
-__all__ = ["Cost", "CostModel", "TableError", "TableFit", "count_macs", "stored_bytes"]
+__all__ = ["Cost", "CostModel", "TableError", "TableFit", "count_macs"]
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,23 @@ class CostModel:
         return sum(step.macs for step in steps)
 
     def size(self, policy: Policy) -> int:
-        """Return the bytes of the weights as the artefact stores them, scales and biases included."""
+        """Return the bytes of the weights as the artefact stores them, tables, scales and biases included.
+
+        At most: a small layer may happen to use fewer values than its bits allow.
+        """
         untouched = policy == self.space.base()
         total = 0
         for shape in self.space.layer_shapes(policy):
             taps = math.prod(shape.op.weight.shape[2:])  # type: ignore[union-attr]
             inputs = shape.inputs // shape.op.groups * taps if not shape.op.is_depthwise else taps
             rank = shape.decision.rank
-            elements = inputs * shape.outputs if rank is None else rank * (inputs + shape.outputs)
+            weights = [inputs * shape.outputs] if rank is None else [inputs * rank, rank * shape.outputs]
             rows = shape.outputs + (rank or 0)
             # Bias correction gives every repaired layer a bias.
             biases = shape.outputs if shape.op.name in self._biased or not untouched else 0
-            total += elements * shape.decision.w_bits // 8 + 4 * biases
-            total += 4 * rows if shape.decision.w_bits == 8 else 0
+            bits = shape.decision.w_bits
+            total += sum(bytes_of(elements, bits) for elements in weights) + 4 * biases
+            total += 4 * rows if bits <= 8 else 0
         return total
 
     def memory(self, policy: Policy) -> int:
@@ -149,11 +153,6 @@ def peak_memory(calls: Sequence[Call], input_bytes: int) -> int:
         peak = max(peak, live)
         live -= sum(sizes.get(tensor, input_bytes) for tensor in set(call.reads) if last[tensor] == i)
     return peak
-
-
-def stored_bytes(graph: Graph) -> int:
-    """Return the bytes of all weights of a program, as its artefact stores them."""
-    return sum(array.nbytes for node in graph.nodes for array in node.weights.values())
 
 
 def count_macs(model: nn.Module, example: torch.Tensor, steps: Sequence[Step]) -> int:

@@ -1,6 +1,6 @@
 """The native engine: graphs of operators, compiled for this machine's kernels."""
 
-from trimtab.kernels.artefact import load, read_graph, save
+from trimtab.kernels.artefact import load, read_graph, save, stored_bytes
 from trimtab.kernels.bench import bench_kernels
 from trimtab.kernels.errors import ArtefactError, UnsupportedOperator
 from trimtab.kernels.graph import Graph, Node, Quant
@@ -25,4 +25,5 @@ __all__ = [
     "load",
     "read_graph",
     "save",
+    "stored_bytes",
 ]

@@ -1,4 +1,4 @@
-"""A graph in one safetensors file: weights as tensors, the program as JSON in the header."""
+"""A graph in one safetensors file: weights as tensors, packed, and the program as JSON in the header."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from safetensors.numpy import save as to_bytes
 
 from trimtab.errors import BadInput
 from trimtab.kernels.errors import ArtefactError
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.kernels.graph import Array, Graph, Node, Quant
+from trimtab.kernels.packing import pack, unpack
 from trimtab.kernels.session import Session
-from trimtab.kernels.validate import check_graph
+from trimtab.kernels.validate import MAX_ELEMENTS, check_graph
 
-__all__ = ["SCHEMA", "load", "read_graph", "save"]
+__all__ = ["SCHEMA", "load", "read_graph", "save", "stored_bytes"]
 
 SCHEMA = 2
 _KEY = "trimtab.graph"
@@ -28,12 +29,13 @@ _KEY = "trimtab.graph"
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write the graph to `path`, atomically; raises BadInput if it could not be compiled."""
     checked, _ = check_graph(graph)
+    packed = {node.name: _packed(node) for node in checked.nodes}
     tensors = {
-        f"{node.name}.{name}": np.ascontiguousarray(w) for node in checked.nodes for name, w in node.weights.items()
+        f"{node}.{name}": np.ascontiguousarray(w) for node, forms in packed.items() for name, (w, _) in forms.items()
     }
-    if len(tensors) != sum(len(node.weights) for node in checked.nodes):
+    if len(tensors) != sum(map(len, packed.values())):
         raise BadInput("two layers' names make the same weight name; rename one")
-    data = to_bytes(tensors, metadata={_KEY: json.dumps(_describe(checked), allow_nan=False)})
+    data = to_bytes(tensors, metadata={_KEY: json.dumps(_describe(checked, packed), allow_nan=False)})
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -45,6 +47,11 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def stored_bytes(graph: Graph) -> int:
+    """Return the bytes of a program's weights in its file, their tables included."""
+    return sum(w.nbytes for node in graph.nodes for w, _ in _packed(node).values())
 
 
 def read_graph(path: str | os.PathLike[str]) -> Graph:
@@ -68,7 +75,12 @@ def load(path: str | os.PathLike[str], *, threads: int = 1, batch: int = 1, leve
     return Session(read_graph(path), threads=threads, batch=batch, level=level)
 
 
-def _describe(graph: Graph) -> dict[str, Any]:
+def _packed(node: Node) -> dict[str, tuple[Array, int]]:
+    """A node's weights as they are stored, with the bits of their indices; only `weight` itself is worth packing."""
+    return {name: pack(w) if name == "weight" else (w, 0) for name, w in node.weights.items()}
+
+
+def _describe(graph: Graph, packed: Mapping[str, Mapping[str, tuple[Array, int]]]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "input": graph.input,
@@ -82,6 +94,11 @@ def _describe(graph: Graph) -> dict[str, Any]:
                 "inputs": list(node.inputs),
                 "attrs": dict(node.attrs),
                 "weights": sorted(node.weights),
+                "packed": {
+                    name: {"bits": bits, "shape": list(node.weights[name].shape)}
+                    for name, (_, bits) in packed[node.name].items()
+                    if bits
+                },
             }
             for node in graph.nodes
         ],
@@ -128,5 +145,20 @@ def _node(item: Any, tensors: Mapping[str, Any]) -> Node:
     missing = [weight for weight in names if f"{name}.{weight}" not in tensors]
     if missing:
         raise ArtefactError(f"layer {name!r}: the file lacks its weights {missing}")
-    weights = {weight: tensors[f"{name}.{weight}"] for weight in names}
+    packed = _get(item, "packed", dict)
+    if not set(packed) <= set(names):
+        raise ArtefactError(f"layer {name!r}: packed weights {sorted(set(packed) - set(names))} are not its own")
+    weights = {weight: _unpacked(name, tensors[f"{name}.{weight}"], packed.get(weight)) for weight in names}
     return Node(_get(item, "op", str), name, tuple(inputs), _get(item, "attrs", dict), weights)
+
+
+def _unpacked(layer: str, stored: Array, how: Any) -> Array:
+    if how is None:
+        return stored if stored.dtype != np.uint16 else unpack(stored, 0, stored.shape)
+    bits, shape = _get(how, "bits", int), _get(how, "shape", list)
+    if stored.dtype != np.uint8 or not all(type(n) is int and 0 < n <= MAX_ELEMENTS for n in shape):
+        raise ArtefactError(f"layer {layer!r}: its packed weights are {stored.dtype} for a shape of {shape}")
+    try:
+        return unpack(stored, bits, shape)
+    except ValueError as error:
+        raise ArtefactError(f"layer {layer!r}: {error}") from None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from trimtab import kernels
 from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.evaluators.bench import LatencyBench
-from trimtab.evaluators.cost import CostModel, stored_bytes
+from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.table import LatencyTable
@@ -35,7 +36,7 @@ def evaluate_policy(problem: Problem, policy: Policy) -> dict[str, Any]:
         "provenance": problem.splits.provenance,
         "latency": asdict(latency),
         "noise_floor": bench.noise_floor(config.measure.seconds / 2),
-        "size": stored_bytes(lower(candidate)),
+        "size": kernels.stored_bytes(lower(candidate)),
         "macs": model.get(policy, "macs"),
         "memory": model.get(policy, "memory"),
     }

@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trimtab import kernels
 from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.evaluators.bench import LatencyBench
-from trimtab.evaluators.cost import CostModel, TableError, stored_bytes
+from trimtab.evaluators.cost import CostModel, TableError
 from trimtab.evaluators.engines import cpu_name, make_engine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.table import LatencyTable
@@ -188,7 +189,7 @@ class _Finisher:
                 candidate = self.problem.judge.candidate(policy)
                 latency = self.bench.measure(candidate, self.problem.config.measure.final_seconds)
                 found = evaluation.measured(latency, self.ground.base.latency, self.ground.limits)
-                found = _with_size(found, stored_bytes(lower(candidate)), self.ground.limits)
+                found = _with_size(found, kernels.stored_bytes(lower(candidate)), self.ground.limits)
                 self.rechecked[policy.id] = (found, candidate)
             if self.rechecked[policy.id][0].feasible:
                 return self.rechecked[policy.id]
