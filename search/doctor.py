@@ -44,7 +44,7 @@ def _version(package: str) -> str | None:
 
 
 def _engine_version(name: str) -> str | None:
-    return _version("trimtab" if name == "native" else name)
+    return _version("trimtab" if name == "native" else name.partition("-")[0])
 
 
 def _may_raise_priority() -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import resource
-import time
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +10,11 @@ import onnxruntime as ort
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Images, TimeSlice
-from trimtab.evaluators.onnx_model import product_name, to_onnx
+from trimtab.evaluators.engines.loop import small_program_seconds, time_runs
+from trimtab.evaluators.onnx_model import to_onnx
 from trimtab.kernels.graph import Graph
 
 __all__ = ["OnnxRuntimeEngine", "OnnxRuntimeSession"]
-
-LAYER_SLICES = 7
-
-#: Range of what a layer computes before its residual, where it is timed alone: the time does not depend on it.
-LAYER_RANGE = (-4.0, 4.0)
 
 #: Images per call of `run`, which bounds the memory that its activations take.
 RUN_BATCH = 64
@@ -35,18 +28,17 @@ class OnnxRuntimeEngine:
     the program says; on other processors it changes nothing.
     """
 
-    name = "onnxruntime"
-
     def __init__(self, threads: int = 1, exact: bool = True) -> None:
         if threads < 1:
             raise BadInput(f"onnxruntime needs at least one thread, given {threads}")
+        self.name = "onnxruntime" if exact else "onnxruntime-saturating"
         self.threads = threads
         self.exact = exact
 
     @property
     def signature(self) -> str:
         """Engine, version, threads."""
-        return f"onnxruntime {ort.__version__} threads={self.threads}{'' if self.exact else ' saturating'}"
+        return f"{self.name} {ort.__version__} threads={self.threads}"
 
     def compile(
         self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
@@ -55,27 +47,17 @@ class OnnxRuntimeEngine:
 
         `ranges` (`Candidate.ranges`) lets every integer convolution run in integers; see `to_onnx`.
         """
-        return self._session(to_onnx(graph, ranges=ranges).SerializeToString(), batch)
+        return self.open(to_onnx(graph, ranges=ranges).SerializeToString(), batch)
 
-    def open(self, path: Path) -> OnnxRuntimeSession:
-        """Open an ONNX file, with nothing but the file."""
-        return self._session(path.read_bytes(), 1)
-
-    def _session(self, model: bytes, batch: int) -> OnnxRuntimeSession:
-        return OnnxRuntimeSession(
-            ort.InferenceSession(model, self._options(), providers=["CPUExecutionProvider"]), batch
-        )
+    def open(self, model: bytes | Path, batch: int = 1) -> OnnxRuntimeSession:
+        """Open an ONNX file, or its content, with one input, whose first axis is the images, and one output."""
+        content = model.read_bytes() if isinstance(model, Path) else model
+        session = ort.InferenceSession(content, self._options(), providers=["CPUExecutionProvider"])
+        return OnnxRuntimeSession(session, batch)
 
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time the whole small program: onnxruntime's optimiser leaves no layer that could be told apart."""
-        if layer not in {node.name for node in graph.nodes}:
-            raise BadInput(f"the program has no layer {layer!r}")
-        # As inside a network that is compiled with ranges, where a residual is added to a rounded result.
-        session = self.compile(graph, ranges={product_name(layer): LAYER_RANGE})
-        inputs = np.random.default_rng(0).normal(size=(4, 1, *graph.input_shape)).astype(np.float32)
-        session.time(inputs, seconds / 2)
-        slices = [session.time(inputs, seconds) for _ in range(LAYER_SLICES)]
-        return [piece.seconds / piece.runs for piece in slices]
+        return small_program_seconds(self, graph, layer, seconds)
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -97,6 +79,7 @@ class OnnxRuntimeSession:
     def __init__(self, session: ort.InferenceSession, batch: int) -> None:
         self.session, self.batch = session, batch
         self._input, self._output = session.get_inputs()[0].name, session.get_outputs()[0].name
+        self._results: dict[int, ort.OrtValue] = {}
 
     def run(self, x: Images) -> Images:
         """Return the output (N, ...) for (N, C, H, W)."""
@@ -110,27 +93,16 @@ class OnnxRuntimeSession:
 
     def time(self, inputs: Images, seconds: float) -> TimeSlice:
         """Time runs on inputs (R, batch, C, H, W), bound beforehand and all with the same output memory."""
-        images = np.ascontiguousarray(inputs, dtype=np.float32)
-        bindings = cycle(self._bindings(images))
-        run = self.session.run_with_iobinding
-        clock = time.perf_counter_ns
-        runs = 0
-        switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-        start = clock()
-        end, now = start + round(seconds * 1e9), start
-        while now < end or not runs:
-            run(next(bindings))
-            runs += 1
-            now = clock()
-        switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw - switches
-        return TimeSlice(runs, (now - start) / 1e9, switches)
+        return time_runs(self.session.run_with_iobinding, self._bindings(np.ascontiguousarray(inputs)), seconds)
 
     def _bindings(self, images: Images) -> list[ort.IOBinding]:
-        output = ort.OrtValue.ortvalue_from_numpy(self._run(images[0]))
+        batch = images.shape[1]
+        if batch not in self._results:
+            self._results[batch] = ort.OrtValue.ortvalue_from_numpy(self._run(images[0]))
         bindings = []
         for image in images:
             binding = self.session.io_binding()
             binding.bind_cpu_input(self._input, image)
-            binding.bind_ortvalue_output(self._output, output)
+            binding.bind_ortvalue_output(self._output, self._results[batch])
             bindings.append(binding)
         return bindings

@@ -22,8 +22,32 @@ def _onnxruntime(threads: int) -> Engine:
     return OnnxRuntimeEngine(threads)
 
 
+def _saturating_onnxruntime(threads: int) -> Engine:
+    from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(threads, exact=False)
+
+
+def _openvino(threads: int) -> Engine:
+    from trimtab.evaluators.engines.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(threads)
+
+
+def _torch(threads: int) -> Engine:
+    from trimtab.evaluators.engines.torch import TorchEngine
+
+    return TorchEngine(threads)
+
+
 #: Name -> constructor from the number of threads; each imports its library only when it is chosen.
-ENGINES: dict[str, Callable[[int], Engine]] = {"native": _native, "onnxruntime": _onnxruntime}
+ENGINES: dict[str, Callable[[int], Engine]] = {
+    "native": _native,
+    "onnxruntime": _onnxruntime,
+    "onnxruntime-saturating": _saturating_onnxruntime,
+    "openvino": _openvino,
+    "torch": _torch,
+}
 
 
 def make_engine(name: str, threads: int = 1) -> Engine:
