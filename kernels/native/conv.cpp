@@ -13,6 +13,11 @@ constexpr size_t kTransformedTarget = 256 * 1024;  // bytes of Winograd's transf
 // the avx2 level, against the direct kernels: 8 channels 0.83x (integers) and 1.15x (float), 12 channels 1.03x and
 // 1.04x, 16 channels 1.25x and 1.26x, 64 channels 1.8x and 1.9x.
 constexpr int kWinogradInputs = 12, kWinogradFloatInputs = 8;
+constexpr int kWinogradOverShort = 28;
+constexpr size_t kLargeFilters = 4 << 20;
+// Sums in 16 bits pay from this many steps on; measured likewise: 2 steps 1.03x, 4 steps (5-bit weights) 1.4x,
+// 9 steps (4-bit) 1.6x, 64 steps (1- and 2-bit) 1.8x.
+constexpr int kShortDepth = 3;
 constexpr double kWinogradSaving = 1.4;  // direct products over Winograd's
 constexpr int kTileSteps = 16;
 constexpr size_t kNarrowFrom = 128 * 1024;  // bytes of int8 weights: from there on reading them is what costs,
@@ -37,6 +42,14 @@ bool fits_winograd(const ConvSpec& s, const Operand& in) {
   return true;
 }
 
+// How many products of pairs fit 16 bits whatever the inputs are.
+int short_depth(const ConvSpec& s, const Operand& in) {
+  const size_t count = static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
+  int largest = 1;
+  for (size_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(static_cast<int>(s.int_weights[i])));
+  return 32767 / (2 * in.top * largest);
+}
+
 bool winograd_pays(const ConvSpec& s, const Kernels& k) {
   const bool integer = s.int_weights != nullptr;
   if (s.kh != 3 || s.kw != 3 || s.stride_h != 1 || s.stride_w != 1 || s.dilation_h != 1 || s.dilation_w != 1 ||
@@ -47,14 +60,23 @@ bool winograd_pays(const ConvSpec& s, const Kernels& k) {
          9.0 * s.oh * s.ow >= kWinogradSaving * 16.0 * static_cast<double>(tiles);
 }
 
+// Against direct kernels with sums in 16 bits, measured as above: 16 channels 0.95x, 24 channels 0.98x, 32 channels
+// 1.07x, 64 channels 1.1x; 512 channels at 7x7 0.8x, where reading Winograd's larger filters costs more.
+bool winograd_beats_short(const ConvSpec& s) {
+  return s.ic >= kWinogradOverShort && size_t{32} * s.ic * s.oc < kLargeFilters;
+}
+
 Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in) {
   const bool integer = s.int_weights != nullptr;
-  if (winograd_pays(s, k) && fits_winograd(s, in)) return Method::kWinograd;
+  const bool can_sum_short = integer && k.has_short && short_depth(s, in) >= kShortDepth;
+  if (winograd_pays(s, k) && (!can_sum_short || winograd_beats_short(s)) && fits_winograd(s, in))
+    return Method::kWinograd;
   if (!integer) return Method::kRows;
   const int segment = s.kw * s.ic;
   const bool flat = s.kh * s.kw == 1 && s.stride_h * s.stride_w == 1 && !s.pads;
   if (k.has_tiles && (flat || s.oh * s.ow >= 8) && 2 * (s.groups == 1 ? segment : s.ic / s.groups) >= kTileSteps * k.dot)
     return Method::kTiles;
+  if (can_sum_short) return Method::kShort;
   const size_t weights = static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
   return k.has_narrow && weights >= kNarrowFrom && s.oh * s.ow <= kNarrowPixels ? Method::kNarrow : Method::kRows;
 }
@@ -267,8 +289,9 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   g.groups = p.depthwise ? 1 : s.groups;
   g.pointwise = s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pads;
   g.method = p.depthwise ? Method::kRows : choose_method(s, k, in);
-  p.raw_inputs = p.integer && (p.depthwise || !k.wide_inputs);
-  p.dot = p.integer ? k.dot : 1;
+  p.raw_inputs = p.integer && (p.depthwise || !k.wide_inputs || g.method == Method::kShort);
+  p.dot = !p.integer ? 1 : g.method == Method::kShort ? 4 : k.dot;
+  g.depth = p.integer ? short_depth(s, in) : 0;
   p.element = !p.integer ? 4 : p.raw_inputs ? 1 : 2;
   g.direct = !s.pads && (!p.integer || p.raw_inputs) && g.method != Method::kWinograd;
   g.scratch_w = g.pointwise ? 1 : (s.ow - 1) * s.stride_w + g.reach_w;
@@ -277,7 +300,7 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   plan_blocks(s, p, k, batch, threads);
   if (!p.integer)
     pack_weights<float>(s, p, k, s.float_weights);
-  else if (k.wide_inputs && g.method != Method::kNarrow)
+  else if (k.wide_inputs && g.method != Method::kNarrow && g.method != Method::kShort)
     pack_weights<int16_t>(s, p, k, s.int_weights);
   else
     pack_weights<int8_t>(s, p, k, s.int_weights);

@@ -88,14 +88,22 @@ TRIMTAB_INLINE void store_requantized(const Store& s, const int32_t* acc, int ro
   const F low = S::set(s.low), high = S::set(s.high);
   const auto zero = S::set(s.out.zero);
   uint8_t* out = static_cast<uint8_t*>(s.out.data) + first;
-  for (int c = 0; c < columns; c += S::kLanes) {
-    const F scale = S::template load<F>(s.scale + channel + c);
-    const int count = columns - c;
+  const auto requantized = [&](const int32_t* a, F scale) {
+    return S::round(S::clamp(S::to_float(S::template load<typename S::I>(a)) * scale, low, high)) + zero;
+  };
+  int c = 0;
+  for (; c + 2 * S::kLanes <= columns; c += 2 * S::kLanes) {
+    const F scale[2] = {S::template load<F>(s.scale + channel + c),
+                        S::template load<F>(s.scale + channel + c + S::kLanes)};
     for (int r = 0; r < rows; ++r) {
-      const auto a = S::template load<typename S::I>(acc + r * row + c);
-      const auto q = S::round(S::clamp(S::to_float(a) * scale, low, high)) + zero;
-      store_u8_some<S>(out + r * step + c, q, count);
+      const int32_t* a = acc + r * row + c;
+      S::store_u8(out + r * step + c, requantized(a, scale[0]), requantized(a + S::kLanes, scale[1]));
     }
+  }
+  for (; c < columns; c += S::kLanes) {
+    const F scale = S::template load<F>(s.scale + channel + c);
+    for (int r = 0; r < rows; ++r)
+      store_u8_some<S>(out + r * step + c, requantized(acc + r * row + c, scale), columns - c);
   }
 }
 

@@ -1,6 +1,8 @@
 // Convolutions and linear layers as a matrix product whose left rows are read in place, tap row by tap row.
 #pragma once
 
+#include <type_traits>
+
 #include "blocks.h"
 
 namespace trimtab {
@@ -47,6 +49,61 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
   }
 }
 
+// The same with products summed in 16 bits for g.depth steps at a time, which is as long as none can overflow.
+template <class P, int MR, int NV, int Lanes>
+static void micro_short(const typename P::A* base, const int32_t* offset, const Conv& g, const typename P::B* b,
+                        const typename P::Acc* start, typename P::Acc* out) {
+  using V = typename P::V;
+  using A = typename P::A;
+  V acc[MR][NV] = {};
+  for (int i = 0; i < MR; ++i) std::memcpy(out + i * NV * Lanes, start, NV * sizeof(V));
+  const auto widen = [&] {
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        V sum;
+        std::memcpy(&sum, out + (i * NV + j) * Lanes, sizeof sum);
+        sum = P::widen(sum, acc[i][j]);
+        std::memcpy(out + (i * NV + j) * Lanes, &sum, sizeof sum);
+        acc[i][j] = V{};
+      }
+    }
+  };
+  int room = g.depth;
+  for (int s = 0; s < g.segments; ++s) {
+    const A* a[MR];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) a[i] = base + offset[i] + g.segment_offset[s];
+    for (int k = 0; k < g.steps;) {
+      const int last = k + least(room, g.steps - k);
+      room -= last - k;
+      for (; k < last; ++k) {
+        V right[NV];
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) right[j] = P::weights(b + j * Lanes * P::kDot);
+        b += NV * Lanes * P::kDot;
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; ++i) {
+          const V left = P::broadcast(a[i] + static_cast<ptrdiff_t>(k) * P::kDot);
+#pragma GCC unroll 8
+          for (int j = 0; j < NV; ++j) acc[i][j] = P::dot(acc[i][j], left, right[j]);
+        }
+      }
+      if (room == 0) {
+        widen();
+        room = g.depth;
+      }
+    }
+  }
+  if (room < g.depth) widen();
+}
+
+template <class P, class = void>
+struct SumsShort : std::false_type {};
+template <class P>
+struct SumsShort<P, std::void_t<decltype(&P::widen)>> : std::true_type {};
+
 template <class P>
 using Micro = void (*)(const typename P::A*, const int32_t*, const Conv&, const typename P::B*,
                        const typename P::Acc*, typename P::Acc*);
@@ -55,11 +112,13 @@ using Micro = void (*)(const typename P::A*, const int32_t*, const Conv&, const 
 template <class S, class P, int NV>
 struct Heights {
   static constexpr int kCount = S::kRows > 4 ? 4 : 3;
+  template <int MR>
+  static constexpr Micro<P> of_height() {
+    if constexpr (SumsShort<P>::value) return &micro_short<P, MR, NV, S::kLanes>;
+    else return &micro<P, MR, NV, S::kLanes>;
+  }
   static constexpr Micro<P> kernel(int i) {
-    return i == 0   ? &micro<P, 1, NV, S::kLanes>
-           : i == 1 ? &micro<P, 2, NV, S::kLanes>
-           : i == 2 ? &micro<P, 4, NV, S::kLanes>
-                    : &micro<P, S::kRows, NV, S::kLanes>;
+    return i == 0 ? of_height<1>() : i == 1 ? of_height<2>() : i == 2 ? of_height<4>() : of_height<S::kRows>();
   }
 };
 

@@ -10,7 +10,7 @@ namespace {
 
 struct Avx2 : Vector<Lanes8> {
   static constexpr int kRows = 6, kVectors = 2;
-  static constexpr bool kTiles = false, kNarrow = true, kWinograd = true;
+  static constexpr bool kTiles = false, kNarrow = true, kWinograd = true, kShort = true;
 
   TRIMTAB_INLINE I round(F x) { return (I)_mm256_cvtps_epi32((__m256)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {
@@ -20,6 +20,13 @@ struct Avx2 : Vector<Lanes8> {
     const __m128i low = _mm256_castsi256_si128((__m256i)x), high = _mm256_extracti128_si256((__m256i)x, 1);
     const __m128i words = _mm_packs_epi32(low, high);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+  }
+
+  TRIMTAB_INLINE void store_u8(uint8_t* p, I x, I next) {
+    // Packing works within halves: words 0-3 of x, 0-3 of next, 4-7 of x, 4-7 of next.
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)x, (__m256i)next), 0xD8);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   }
 
   struct Int {
@@ -42,6 +49,27 @@ struct Avx2 : Vector<Lanes8> {
     using B = int8_t;
     TRIMTAB_INLINE V weights(const B* b) {
       return (V)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
+    }
+  };
+
+  // Sums of pairs in 16 bits, for operands too small to saturate them; `widen` adds four lanes' worth to 32 bits.
+  struct IntShort {
+    using A = uint8_t;
+    using B = int8_t;
+    using Acc = int32_t;
+    using V = I;
+    static constexpr int kDot = 4;
+    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
+    TRIMTAB_INLINE V broadcast(const A* a) {
+      int32_t four;
+      std::memcpy(&four, a, sizeof four);
+      return (V)_mm256_set1_epi32(four);
+    }
+    TRIMTAB_INLINE V dot(V acc, V a, V b) {
+      return (V)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)a, (__m256i)b));
+    }
+    TRIMTAB_INLINE V widen(V sum, V acc) {
+      return sum + (V)_mm256_madd_epi16((__m256i)acc, _mm256_set1_epi16(1));
     }
   };
 

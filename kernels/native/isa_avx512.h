@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 : Vector<Lanes16> {
   static constexpr int kRows = 6, kVectors = 4;
-  static constexpr bool kTiles = false, kNarrow = false, kWinograd = false;
+  static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false;
 
   TRIMTAB_INLINE I round(F x) { return (I)_mm512_cvtps_epi32((__m512)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {
@@ -18,6 +18,11 @@ struct Avx512 : Vector<Lanes16> {
   }
   TRIMTAB_INLINE void store_u8(uint8_t* p, I x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)x));
+  }
+
+  TRIMTAB_INLINE void store_u8(uint8_t* p, I x, I next) {
+    store_u8(p, x);
+    store_u8(p + kLanes, next);
   }
 
   struct Int {

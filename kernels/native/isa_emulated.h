@@ -8,7 +8,7 @@ namespace {
 
 struct EmulatedAvx512 : Vector<Lanes16> {
   static constexpr int kRows = 6, kVectors = 4;
-  static constexpr bool kTiles = false, kNarrow = false, kWinograd = false;
+  static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false;
 
   struct Int {
     using A = uint8_t;

@@ -68,6 +68,10 @@ struct Vector : Types {
   }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) { return __builtin_convertvector(load<Bytes>(p), I); }
   TRIMTAB_INLINE void store_u8(uint8_t* p, I x) { store(p, __builtin_convertvector(x, Bytes)); }
+  TRIMTAB_INLINE void store_u8(uint8_t* p, I x, I next) {
+    store_u8(p, x);
+    store_u8(p + Types::kLanes, next);
+  }
 };
 
 }  // namespace

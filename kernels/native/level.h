@@ -19,6 +19,9 @@ static void conv_int(const Conv& g, const Store& store, const Operand& in, const
   if constexpr (S::kNarrow) {
     if (g.method == Method::kNarrow) return conv_gemm<S, typename S::IntNarrow, uint8_t>(g, store, in, task);
   }
+  if constexpr (S::kShort) {
+    if (g.method == Method::kShort) return conv_gemm<S, typename S::IntShort, uint8_t>(g, store, in, task);
+  }
   if constexpr (S::kWinograd) {
     if (g.method == Method::kWinograd) return winograd<S, typename S::Int, uint8_t>(g, store, in, task);
   }
@@ -44,6 +47,7 @@ constexpr Kernels make_kernels(const char* name) {
           S::kRows,
           S::kVectors,
           S::Int::kDot,
+          S::kShort,
           S::kWinograd,
           sizeof(typename S::Int::A) == 2,
           S::kTiles,

@@ -34,6 +34,7 @@ struct Store {
 enum class Method : uint8_t {
   kRows,      // a matrix product whose left rows are filter rows, read in place
   kNarrow,    // the same, with int8 weights that are widened as they are read
+  kShort,     // the same, with sums in 16 bits of operands that are small enough
   kTiles,     // the same, on AMX tiles
   kWinograd,  // Winograd's F(2x2, 3x3)
 };
@@ -54,6 +55,7 @@ struct Conv {
   const int32_t* segment_offset;  // in elements, from the pixel's first input
   int32_t segment_length;         // in elements, before padding to whole steps
   int32_t steps;                  // per segment
+  int32_t depth;                  // kShort: steps whose sums fit 16 bits
   const void* weights;
   const void* start;   // per output channel, padded: the accumulators' first value (int32 or float)
   size_t group_bytes;  // of packed weights
@@ -82,6 +84,7 @@ struct Kernels {
   int32_t rows;         // highest tile, in pixels
   int32_t vectors;      // widest panel, in vectors
   int32_t dot;          // inputs of one integer dot product
+  bool has_short;
   bool has_winograd;    // for integers; float has it everywhere
   bool wide_inputs;     // the integer GEMM reads (q - zero) as int16; else q as uint8
   bool has_tiles;

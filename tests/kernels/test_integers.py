@@ -194,3 +194,41 @@ def test_random_graphs(case: tuple[Graph, int, int], level: str) -> None:
     graph, batch, threads = case
     x = build.images(np.random.default_rng(1), 3, graph.input_shape)
     agree(graph, x, level, batch=batch, threads=threads)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    largest=st.sampled_from([1, 2, 7, 8, 15, 31, 63, 127]),
+    bits=st.sampled_from([1, 2, 4, 7, 8]),
+    channels=st.integers(1, 40),
+    out=st.integers(1, 40),
+    kernel=st.sampled_from([(1, 1), (3, 3), (2, 3), (5, 5)]),
+    stride=st.integers(1, 2),
+    groups=st.sampled_from([1, 1, 2]),
+    extreme=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_small_operands(
+    largest: int,
+    bits: int,
+    channels: int,
+    out: int,
+    kernel: tuple[int, int],
+    stride: int,
+    groups: int,
+    extreme: bool,
+    seed: int,
+    level: str,
+) -> None:
+    """Weights or inputs of few bits may be summed in narrower accumulators: at the limits, too, nothing saturates."""
+    rng = np.random.default_rng(seed)
+    channels, out = channels * groups, out * groups
+    node = build.conv(rng, "x", channels, out, kernel, stride=(stride, stride), padding=(1, 1, 1, 1), groups=groups)
+    limits = np.array([-largest, largest]) if extreme else np.arange(-largest, largest + 1)
+    node.weights["weight"][:] = rng.choice(limits, node.weights["weight"].shape)
+    top = 2**bits - 1
+    quant = {"x": Quant(1 / top, rng.integers(0, top + 1).item(), bits)}
+    x = rng.uniform(-1, 1, (2, channels, 7, 6)).astype(np.float32)
+    if extreme:
+        x[:] = 9
+    agree(build.graph((channels, 7, 6), node, quant=quant), x, level, batch=2)
