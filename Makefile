@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-slow test-data check lint types clean
+.PHONY: demo test test-slow test-data check lint types sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/trimtab search
@@ -26,6 +26,12 @@ lint: $(VENV)/installed
 
 types: $(VENV)/installed
 	$(BIN)/mypy
+
+sanitize: $(VENV)/installed
+	@for compiler in g++ clang++; do \
+	  if command -v $$compiler >/dev/null; then tests/sanitize.sh $(BIN)/python $$compiler || exit 1; \
+	  else echo "$$compiler: skipped, it is not installed"; fi; \
+	done
 
 $(VENV)/installed: $(NATIVE)
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \

@@ -1,4 +1,4 @@
-// Memory on cache-line boundaries.
+// Memory on cache-line boundaries. In a checked build (TRIMTAB_CHECKED: that of `make sanitize`) its very end is guarded.
 #pragma once
 
 #include <cstddef>
@@ -6,6 +6,10 @@
 #include <cstring>
 #include <memory>
 #include <new>
+
+#if defined(TRIMTAB_CHECKED)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace trimtab {
 
@@ -17,10 +21,14 @@ class Memory {
  public:
   Memory() = default;
   explicit Memory(size_t bytes) : bytes_(bytes) {
-    void* p = std::aligned_alloc(kLine, round_up(bytes + kLine, kLine));
+    const size_t whole = round_up(bytes + kLine, kLine);
+    void* p = std::aligned_alloc(kLine, whole);
     if (p == nullptr) throw std::bad_alloc();
-    std::memset(p, 0, round_up(bytes + kLine, kLine));
+    std::memset(p, 0, whole);
     data_.reset(static_cast<char*>(p));
+#if defined(TRIMTAB_CHECKED)
+    ASAN_POISON_MEMORY_REGION(data() + bytes, whole - bytes);
+#endif
   }
   char* data() const { return data_.get(); }
   size_t bytes() const { return bytes_; }

@@ -194,8 +194,11 @@ void Program::finish(int input, int output, size_t arena_bytes) {
   input_ = input;
   output_ = output;
   arena_ = Memory(arena_bytes + kSlack);
-  scratch_per_thread_ = round_up(scratch_per_thread_, 4096);
-  scratch_ = Memory(scratch_per_thread_ * crew_.size());
+  fill_with_junk(arena_);
+  for (int i = 0; i < crew_.size(); ++i) {
+    scratch_.emplace_back(scratch_per_thread_);
+    fill_with_junk(scratch_.back());
+  }
 }
 
 }  // namespace trimtab

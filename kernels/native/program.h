@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "checked.h"
 #include "conv.h"
 #include "crew.h"
 #include "table.h"
@@ -53,7 +54,7 @@ class Program {
   const Tensor& tensor(int i) const { return tensors_[i]; }
   int batch() const { return batch_; }
   int threads() const { return crew_.size(); }
-  size_t arena_bytes() const { return arena_.bytes() + scratch_.bytes(); }
+  size_t arena_bytes() const { return arena_.bytes() + scratch_per_thread_ * scratch_.size(); }
   size_t weight_bytes() const { return weight_bytes_; }
   const std::string& level() const { return level_; }
 
@@ -78,6 +79,7 @@ class Program {
   void load_input(const float* x, const Task& task) const;
   void save_output(int tensor, float* y, const Task& task) const;
   Task task(int images, int thread) const;
+  void run_step(const Step& step, const Task& task);
   void run_chunk(const float* x, int images, float* y);
 
   const Kernels& kernels_;
@@ -87,7 +89,9 @@ class Program {
   std::vector<Step> steps_;
   int input_ = 0, output_ = 0;
   size_t weight_bytes_ = 0, scratch_per_thread_ = kLine;
-  Memory arena_, scratch_;
+  Memory arena_;
+  std::vector<Memory> scratch_;  // of each thread
+  WriteCheck check_;
   std::mutex mutex_;  // one run at a time: the arena is shared
   Crew crew_;
 };

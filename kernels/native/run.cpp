@@ -28,7 +28,23 @@ long involuntary_switches() {
 }  // namespace
 
 Task Program::task(int images, int thread) const {
-  return {images, thread, crew_.size(), scratch_.data() + thread * scratch_per_thread_};
+  return {images, thread, crew_.size(), scratch_[thread].data()};
+}
+
+// This thread's share of a step; returns when all threads have done theirs.
+void Program::run_step(const Step& step, const Task& t) {
+  if (kChecked) {
+    if (t.thread == 0) check_.before(arena_);
+    crew_.barrier();
+  }
+  step.run(t);
+  crew_.barrier();
+  if (kChecked) {
+    const Tensor& out = tensors_[step.output];
+    const size_t bytes = out.elements() * t.images * (out.operand.is_u8 ? 1 : sizeof(float));
+    if (t.thread == 0) check_.after(arena_, step.name, out.offset, bytes);
+    crew_.barrier();
+  }
 }
 
 void Program::load_input(const float* x, const Task& t) const {
@@ -74,10 +90,7 @@ void Program::run_chunk(const float* x, int images, float* y) {
     const Task t = task(images, thread);
     load_input(x, t);
     crew_.barrier();
-    for (const Step& step : steps_) {
-      step.run(t);
-      crew_.barrier();
-    }
+    for (const Step& step : steps_) run_step(step, t);
     save_output(output_, y, t);
   });
 }
@@ -150,8 +163,7 @@ void Program::trace(const float* x, int images, const std::function<void(int, co
     crew_.barrier();
     if (thread == 0) show(input_);
     for (const Step& step : steps_) {
-      step.run(task(images, thread));
-      crew_.barrier();
+      run_step(step, task(images, thread));
       if (thread == 0) show(step.output);
       crew_.barrier();
     }
