@@ -199,25 +199,25 @@ void transform_filter(const W* w, B to[16]) {
   for (int i = 0; i < 16; ++i) to[i] = static_cast<B>(all[i / 4][i % 4]);
 }
 
-// [plane][panel][step][vector][lane][dot]
+// [panel][plane][step][vector][lane][dot]
 template <class B, class W>
 void pack_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
   Conv& g = p.conv;
   const int lanes = k.lanes, vectors = (s.oc + lanes - 1) / lanes, dot = p.dot;
   g.group_width = vectors * lanes;
-  const size_t steps = g.steps, plane = steps * dot * g.group_width;
-  g.group_bytes = 16 * plane * sizeof(B);
+  const size_t steps = g.steps, column = steps * dot;
+  g.group_bytes = 16 * column * g.group_width * sizeof(B);
   p.weights = Memory(g.group_bytes);
   B* const to = reinterpret_cast<B*>(p.weights.data());
   for (int o = 0; o < s.oc; ++o) {
     const int vector = o / lanes, panel = vector / k.vectors, width = std::min(k.vectors, vectors - panel * k.vectors);
-    B* const column = to + (static_cast<size_t>(panel) * k.vectors * steps + vector % k.vectors) * lanes * dot +
-                      static_cast<size_t>(o % lanes) * dot;
+    B* const first = to + 16 * column * panel * k.vectors * lanes +
+                     (static_cast<size_t>(vector % k.vectors) * lanes + o % lanes) * dot;
     for (int i = 0; i < s.ic; ++i) {
       B filter[16];
       transform_filter(weights + (static_cast<size_t>(o) * s.ic + i) * 9, filter);
-      B* const first = column + static_cast<size_t>(i / dot) * width * lanes * dot + i % dot;
-      for (int t = 0; t < 16; ++t) first[t * plane] = filter[t];
+      B* const at = first + static_cast<size_t>(i / dot) * width * lanes * dot + i % dot;
+      for (int t = 0; t < 16; ++t) at[t * column * width * lanes] = filter[t];
     }
   }
 }

@@ -39,27 +39,60 @@ TRIMTAB_INLINE Window window_of(const PoolArgs& g, size_t pixel) {
   return w;
 }
 
-template <class T>
+// Vectors of channels; the types stand outside of the templates, as in isa_vector.h.
+struct ByteRow {
+  typedef uint8_t V __attribute__((vector_size(32)));
+};
+struct FloatRow {
+  typedef float V __attribute__((vector_size(32)));
+};
+
+// The largest of up to one vector of channels over a window; `in` is the channel's value in the image's first pixel.
+template <class Row, class T>
+TRIMTAB_INLINE void max_of_window(const PoolArgs& g, const T* in, const Window& w, T* out, int count) {
+  using V = typename Row::V;
+  constexpr int kWide = sizeof(V) / sizeof(T);
+  const auto at = [&](int y, int x) {
+    V v = {};
+    const T* p = in + (static_cast<size_t>(y) * g.iw + x) * g.c;
+    if (count >= kWide)
+      std::memcpy(&v, p, sizeof v);
+    else
+      std::memcpy(&v, p, count * sizeof(T));
+    return v;
+  };
+  V best = at(w.y0, w.x0);
+  for (int y = w.y0; y < w.y1; ++y) {
+    for (int x = w.x0; x < w.x1; ++x) {
+      const V v = at(y, x);
+      best = best < v ? v : best;
+    }
+  }
+  if (count >= kWide)
+    std::memcpy(out, &best, sizeof best);
+  else
+    std::memcpy(out, &best, count * sizeof(T));
+}
+
+template <class Row, class T>
 static void max_pool_typed(const PoolArgs& g, const T* in, T* out, size_t first, size_t last) {
+  constexpr int kWide = sizeof(typename Row::V) / sizeof(T);
   for (size_t pixel = first; pixel < last; ++pixel) {
     const Window w = window_of(g, pixel);
+    const T* const image = in + w.image * g.c;
     T* const to = out + pixel * g.c;
-    std::memcpy(to, in + (w.image + static_cast<size_t>(w.y0) * g.iw + w.x0) * g.c, g.c * sizeof(T));
-    for (int y = w.y0; y < w.y1; ++y) {
-      for (int x = w.x0; x < w.x1; ++x) {
-        const T* from = in + (w.image + static_cast<size_t>(y) * g.iw + x) * g.c;
-        for (int c = 0; c < g.c; ++c) to[c] = to[c] < from[c] ? from[c] : to[c];
-      }
-    }
+    int c = 0;
+    for (; c + kWide <= g.c; c += kWide) max_of_window<Row>(g, image + c, w, to + c, kWide);
+    if (c < g.c) max_of_window<Row>(g, image + c, w, to + c, g.c - c);
   }
 }
 
 template <class S>
 static void max_pool(const PoolArgs& g, const Operand& in, const Operand& out, size_t first, size_t last) {
   if (in.is_u8)
-    max_pool_typed(g, static_cast<const uint8_t*>(in.data), static_cast<uint8_t*>(out.data), first, last);
+    max_pool_typed<ByteRow>(g, static_cast<const uint8_t*>(in.data), static_cast<uint8_t*>(out.data), first, last);
   else
-    max_pool_typed(g, static_cast<const float*>(in.data), static_cast<float*>(out.data), first, last);
+    max_pool_typed<FloatRow>(g, static_cast<const float*>(in.data), static_cast<float*>(out.data), first, last);
 }
 
 // The mean over a window of up to one vector of channels, from channel c.

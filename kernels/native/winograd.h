@@ -11,6 +11,7 @@ namespace trimtab {
 namespace {
 
 constexpr int kPlanes = 16;  // elements of a transformed 4x4 tile
+constexpr size_t kFetchedFilters = 512 * 1024;  // bytes of weights that have left the cache since the last run
 
 // This thread's scratch: planes of transformed inputs [tile][channel], planes of products [tile][column of the
 // panel], and the two rows of outputs [2 * tile][column].
@@ -65,10 +66,12 @@ TRIMTAB_INLINE void transform_products(const Acc* m, size_t plane, Acc* const ou
   }
 }
 
-// MR tiles times NV vectors of columns in one plane; `stride` elements between the tiles' inputs.
-template <class P, int MR, int NV, int Lanes>
+// MR tiles times NV vectors of columns in one plane; `stride` elements between the tiles' inputs. With Ahead, what the
+// tiles of the next plane will read is fetched from `ahead` on, `ahead_step` bytes further with every step.
+template <class P, int MR, int NV, int Lanes, bool Ahead>
 TRIMTAB_INLINE void multiply_tiles(const typename P::A* a, ptrdiff_t stride, int steps, const typename P::B* b,
-                                   const typename P::Acc* start, typename P::Acc* out) {
+                                   const char* ahead, ptrdiff_t ahead_step, const typename P::Acc* start,
+                                   typename P::Acc* out) {
   using V = typename P::V;
   V acc[MR][NV];
 #pragma GCC unroll 8
@@ -83,6 +86,10 @@ TRIMTAB_INLINE void multiply_tiles(const typename P::A* a, ptrdiff_t stride, int
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) right[j] = P::weights(b + j * Lanes * P::kDot);
     b += NV * Lanes * P::kDot;
+    if constexpr (Ahead) {
+      __builtin_prefetch(ahead);
+      ahead += ahead_step;
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
       const V left = P::broadcast(a + i * stride);
@@ -99,36 +106,40 @@ TRIMTAB_INLINE void multiply_tiles(const typename P::A* a, ptrdiff_t stride, int
 }
 
 // The tiles [first, count) as far as blocks of MR tiles reach; returns the first tile that is left.
-template <class S, class P, int MR, int NV>
+template <class S, class P, int MR, int NV, bool Ahead>
 TRIMTAB_INLINE int multiply_blocks(const Conv& g, const typename P::A* a, int first, int count,
                                    const typename P::B* b, const typename P::Acc* start, typename P::Acc* out) {
+  // While the tiles of this plane pass, the weights of the next one come closer, a share with every tile.
+  constexpr ptrdiff_t kStep = NV * sizeof(typename P::V);
+  const ptrdiff_t size = kStep * g.steps, ahead_step = (kStep * MR + count - 1) / count;
   for (; first + MR <= count; first += MR)
-    multiply_tiles<P, MR, NV, S::kLanes>(a + static_cast<ptrdiff_t>(first) * g.tile_channels, g.tile_channels, g.steps,
-                                         b, start, out + first * NV * S::kLanes);
+    multiply_tiles<P, MR, NV, S::kLanes, Ahead>(a + static_cast<ptrdiff_t>(first) * g.tile_channels, g.tile_channels, g.steps,
+                                         b, reinterpret_cast<const char*>(b) + size + size * first / count, ahead_step,
+                                         start, out + first * NV * S::kLanes);
   return first;
 }
 
 // All tiles of one plane with one panel of NV vectors. Not `micro`: a plane has few steps, so what surrounds them counts.
-template <class S, class P, int NV>
+template <class S, class P, int NV, bool Ahead>
 static void multiply_plane(const Conv& g, const typename P::A* a, int count, const typename P::B* b,
                            const typename P::Acc* start, typename P::Acc* out) {
-  int t = multiply_blocks<S, P, S::kRows, NV>(g, a, 0, count, b, start, out);
-  t = multiply_blocks<S, P, 4, NV>(g, a, t, count, b, start, out);
-  t = multiply_blocks<S, P, 2, NV>(g, a, t, count, b, start, out);
-  multiply_blocks<S, P, 1, NV>(g, a, t, count, b, start, out);
+  int t = multiply_blocks<S, P, S::kRows, NV, Ahead>(g, a, 0, count, b, start, out);
+  t = multiply_blocks<S, P, 4, NV, Ahead>(g, a, t, count, b, start, out);
+  t = multiply_blocks<S, P, 2, NV, Ahead>(g, a, t, count, b, start, out);
+  multiply_blocks<S, P, 1, NV, Ahead>(g, a, t, count, b, start, out);
 }
 
 template <class P>
 using Plane = void (*)(const Conv&, const typename P::A*, int, const typename P::B*, const typename P::Acc*,
                        typename P::Acc*);
 
-template <class S, class P>
+template <class S, class P, bool Ahead>
 static Plane<P> plane_kernel(int vectors) {
   if constexpr (S::kVectors > 2) {
-    if (vectors == 4) return &multiply_plane<S, P, 4>;
-    if (vectors == 3) return &multiply_plane<S, P, 3>;
+    if (vectors == 4) return &multiply_plane<S, P, 4, Ahead>;
+    if (vectors == 3) return &multiply_plane<S, P, 3, Ahead>;
   }
-  return vectors == 2 ? &multiply_plane<S, P, 2> : &multiply_plane<S, P, 1>;
+  return vectors == 2 ? &multiply_plane<S, P, 2, Ahead> : &multiply_plane<S, P, 1, Ahead>;
 }
 
 // Stores the outputs of tiles [first, first + count) of a block; `rows` and g.ow say which of them lie in the image.
@@ -159,9 +170,11 @@ static void winograd_panel(const Conv& g, const WinogradScratch<typename P::A, t
   // A constant in the middle product is a constant in all four outputs.
   alignas(64) static constexpr Acc kZeros[kWidth] = {};
   const Acc* const bias = static_cast<const Acc*>(g.start) + panel * kWidth;
-  const Plane<P> kernel = plane_kernel<S, P>(vectors);
+  const Plane<P> kernel =
+      g.group_bytes >= kFetchedFilters ? plane_kernel<S, P, true>(vectors) : plane_kernel<S, P, false>(vectors);
   for (int p = 0; p < kPlanes; ++p) {
-    const auto* b = static_cast<const typename P::B*>(g.weights) + (p * g.group_width + panel * kWidth) * column;
+    const auto* b =
+        static_cast<const typename P::B*>(g.weights) + (size_t{kPlanes} * panel * kWidth + p * row) * column;
     const auto* a = scratch.inputs + p * g.inputs_plane;
     Acc* const out = scratch.products + p * g.products_plane;
     kernel(g, a, count, b, p == 5 ? bias : kZeros, out);
