@@ -24,6 +24,33 @@ TRIMTAB_INLINE Span share(int count, int thread, int threads) {
           static_cast<int>(int64_t{count} * (thread + 1) / threads)};
 }
 
+// The output rows of a task. A pointwise convolution is one image of n * h * w rows.
+struct Rows {
+  int images, first, last;
+};
+
+TRIMTAB_INLINE Rows rows_of(const Conv& g, const Task& task) {
+  const int last = least(task.last_row, g.oh);
+  if (!g.pointwise) return {task.images, task.first_row, last};
+  return {1, task.first_row * g.ow, ((task.images - 1) * g.oh + last) * g.ow};
+}
+
+// How many blocks the rows of one image make.
+TRIMTAB_INLINE int blocks_of(const Conv& g, const Rows& rows) {
+  return (rows.last - rows.first + g.block_rows - 1) / g.block_rows;
+}
+
+// Threads share the blocks of rows; where there are fewer blocks than threads, they share the output channels.
+TRIMTAB_INLINE bool shares_blocks(const Conv& g, const Task& task) {
+  const Rows rows = rows_of(g, task);
+  return rows.images * blocks_of(g, rows) >= task.threads;
+}
+
+// The elements of a row of scratch that lie inside the image.
+TRIMTAB_INLINE int inner_width(const Conv& g) {
+  return least(g.iw, greatest(0, g.scratch_w - g.pad_left)) * g.ic;
+}
+
 template <class A, class T>
 static void copy_inputs(A* to, const T* from, size_t count, int32_t zero) {
   if constexpr (sizeof(A) == sizeof(T)) {
@@ -53,19 +80,27 @@ static void fill_scratch(const Conv& g, const T* image, int y0, int y1, A* scrat
   }
 }
 
-// Calls body(block) for every block of this thread. A pointwise convolution is one image of n * h * w rows.
+// Calls body(image, y0, y1) for every block of this thread's output rows.
+template <class Body>
+TRIMTAB_INLINE void for_rows(const Conv& g, const Task& task, bool split, const Body& body) {
+  const Rows rows = rows_of(g, task);
+  const int blocks = blocks_of(g, rows);
+  const Span units = split ? share(rows.images * blocks, task.thread, task.threads) : Span{0, rows.images * blocks};
+  for (int unit = units.first; unit < units.last; ++unit) {
+    const int y0 = rows.first + unit % blocks * g.block_rows;
+    body(unit / blocks, y0, least(rows.last, y0 + g.block_rows));
+  }
+}
+
+// Calls body(block) for every block of this thread.
 template <class A, class T, class Body>
 TRIMTAB_INLINE void for_blocks(const Conv& conv, const Operand& in, const Task& task, bool split, A padding,
                                const Body& body) {
   Conv g = conv;
-  int images = task.images;
   if (g.pointwise) {
-    g.ih = g.oh = images * g.oh * g.ow;
+    g.ih = g.oh = task.images * g.oh * g.ow;
     g.iw = g.ow = g.scratch_w = 1;
-    images = 1;
   }
-  const int per_image = (g.oh + g.block_rows - 1) / g.block_rows;
-  const Span units = split ? share(images * per_image, task.thread, task.threads) : Span{0, images * per_image};
   int32_t* offset = reinterpret_cast<int32_t*>(task.scratch);
   const size_t table = (static_cast<size_t>(g.block_rows) * g.ow * sizeof(int32_t) + 63) / 64 * 64;
   A* const scratch = reinterpret_cast<A*>(task.scratch + table);
@@ -73,9 +108,7 @@ TRIMTAB_INLINE void for_blocks(const Conv& conv, const Operand& in, const Task& 
   for (int y = 0, i = 0; y < least(g.block_rows, g.oh); ++y)
     for (int x = 0; x < g.ow; ++x) offset[i++] = y * g.stride_h * row + x * g.stride_w * g.ic;
   const T* const data = static_cast<const T*>(in.data);
-  for (int unit = units.first; unit < units.last; ++unit) {
-    const int n = unit / per_image, y0 = unit % per_image * g.block_rows;
-    const int y1 = least(g.oh, y0 + g.block_rows);
+  for_rows(conv, task, split, [&](int n, int y0, int y1) {
     const T* image = data + static_cast<size_t>(n) * g.ih * g.iw * g.ic;
     const A* base = scratch;
     if (g.direct)
@@ -83,7 +116,7 @@ TRIMTAB_INLINE void for_blocks(const Conv& conv, const Operand& in, const Task& 
     else
       fill_scratch<A, T>(g, image, y0, y1, scratch, padding, in.zero);
     body(Block<A>{base, offset, (y1 - y0) * g.ow, (static_cast<size_t>(n) * g.oh + y0) * g.ow});
-  }
+  });
 }
 
 }  // namespace

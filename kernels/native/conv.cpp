@@ -81,16 +81,16 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in) {
   return k.has_narrow && weights >= kNarrowFrom && s.oh * s.ow <= kNarrowPixels ? Method::kNarrow : Method::kRows;
 }
 
+// Whether the rows of a depthwise filter can begin at the second row of a group.
+int phases(const ConvSpec& s, const PackedConv& p) { return p.integer && s.stride_h % 2 == 1 ? 2 : 1; }
+
 void plan_segments(const ConvSpec& s, PackedConv& p) {
   Conv& g = p.conv;
   const int row = (g.direct ? g.iw : g.scratch_w) * g.ic;
   const int dot = p.dot;
   if (p.depthwise) {
-    g.segments = s.kh * s.kw;
-    g.steps = (g.segments + dot - 1) / dot;
-    p.segment_offset.assign(static_cast<size_t>(g.steps) * dot, 0);
-    for (int t = 0; t < g.segments; ++t)
-      p.segment_offset[t] = t / s.kw * s.dilation_h * row + t % s.kw * s.dilation_w * g.ic;
+    g.segments = p.integer ? (phases(s, p) - 1 + g.reach_h + dot - 1) / dot : s.kh;
+    g.steps = s.kw;
     return;
   }
   if (g.method == Method::kWinograd) {
@@ -108,6 +108,17 @@ void plan_segments(const ConvSpec& s, PackedConv& p) {
   if (g.method == Method::kTiles) g.steps = static_cast<int>(round_up(g.steps, kTileSteps));
   for (int i = 0; i < g.segments; ++i)
     p.segment_offset.push_back(i / taps * s.dilation_h * row + i % taps * s.dilation_w * g.ic);
+}
+
+// A depthwise kernel keeps no more rows than its filter covers, so a block is as large as a thread's share.
+void plan_depthwise(const ConvSpec& s, PackedConv& p, const Kernels& k, int threads) {
+  Conv& g = p.conv;
+  g.block_rows = (s.oh + threads - 1) / threads;
+  const size_t slots = p.integer ? (g.segments - 1) * k.dot / 2 + 1 : g.reach_h;
+  const size_t ring = slots * (static_cast<size_t>(g.scratch_w) * s.ic + k.lanes) * sizeof(int32_t);
+  const size_t border = static_cast<size_t>(s.iw) * s.ic * p.element;
+  p.scratch_bytes = round_up(g.segments * sizeof(void*), kLine) + round_up(border + kSlack, kLine) +
+                    round_up(ring + kSlack, kLine);
 }
 
 // A distance of planes that is no multiple of 4096 bytes, where many of them would share one set of the cache.
@@ -222,19 +233,24 @@ void pack_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* 
   }
 }
 
-// [vector][step][lane][tap]
+// [phase][vector][group of rows][column][lane][row]. The last vector overlaps the one before it.
 template <class B, class W>
 void pack_depthwise(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
   Conv& g = p.conv;
-  const int lanes = k.lanes, dot = p.dot, taps = s.kh * s.kw;
-  const size_t vectors = (s.oc + lanes - 1) / lanes;
-  g.group_width = static_cast<int32_t>(vectors * lanes);
-  p.weights = Memory(vectors * g.steps * lanes * dot * sizeof(B));
-  B* to = reinterpret_cast<B*>(p.weights.data());
-  for (int c = 0; c < s.oc; ++c) {
-    for (int t = 0; t < taps; ++t) {
-      const size_t step = static_cast<size_t>(c / lanes) * g.steps + t / dot;
-      to[(step * lanes + c % lanes) * dot + t % dot] = static_cast<B>(weights[static_cast<size_t>(c) * taps + t]);
+  const int dot = p.dot, lanes = k.lanes, vectors = (s.oc + lanes - 1) / lanes, spacing = p.integer ? s.dilation_h : 1;
+  g.group_width = vectors * lanes;
+  g.group_bytes = static_cast<size_t>(g.group_width) * g.segments * g.steps * dot * sizeof(B);
+  p.weights = Memory(g.group_bytes * phases(s, p));
+  B* const to = reinterpret_cast<B*>(p.weights.data());
+  for (int i = 0; i < phases(s, p) * g.group_width; ++i) {
+    const int phase = i / g.group_width, vector = i % g.group_width / lanes, lane = i % lanes;
+    const int c = std::min(vector * lanes, std::max(0, s.oc - lanes)) + lane;
+    if (c >= s.oc) continue;
+    for (int t = 0; t < s.kh * s.kw; ++t) {
+      const int row = phase + t / s.kw * spacing;
+      const size_t group = (static_cast<size_t>(phase) * vectors + vector) * g.segments + row / dot;
+      to[((group * g.steps + t % s.kw) * lanes + lane) * dot + row % dot] =
+          static_cast<B>(weights[static_cast<size_t>(c) * s.kh * s.kw + t]);
     }
   }
 }
@@ -284,10 +300,11 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   p.integer = s.int_weights != nullptr;
   p.depthwise = s.groups == s.ic && s.oc == s.ic && s.groups > 1;
   g.ih = s.ih, g.iw = s.iw, g.ic = s.ic, g.oh = s.oh, g.ow = s.ow, g.oc = s.oc;
-  g.stride_h = s.stride_h, g.stride_w = s.stride_w, g.pad_top = s.pad_top, g.pad_left = s.pad_left;
+  g.stride_h = s.stride_h, g.stride_w = s.stride_w, g.dilation_h = s.dilation_h, g.dilation_w = s.dilation_w;
+  g.pad_top = s.pad_top, g.pad_left = s.pad_left;
   g.reach_h = (s.kh - 1) * s.dilation_h + 1, g.reach_w = (s.kw - 1) * s.dilation_w + 1;
   g.groups = p.depthwise ? 1 : s.groups;
-  g.pointwise = s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pads;
+  g.pointwise = !p.depthwise && s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pads;
   g.method = p.depthwise ? Method::kRows : choose_method(s, k, in);
   p.raw_inputs = p.integer && (p.depthwise || !k.wide_inputs || g.method == Method::kShort);
   p.dot = !p.integer ? 1 : g.method == Method::kShort ? 4 : k.dot;
@@ -297,7 +314,10 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   g.scratch_w = g.pointwise ? 1 : (s.ow - 1) * s.stride_w + g.reach_w;
   if (g.method == Method::kWinograd) g.scratch_w = static_cast<int32_t>(round_up(s.ow, 2)) + 2;
   plan_segments(s, p);
-  plan_blocks(s, p, k, batch, threads);
+  if (p.depthwise)
+    plan_depthwise(s, p, k, threads);
+  else
+    plan_blocks(s, p, k, batch, threads);
   if (!p.integer)
     pack_weights<float>(s, p, k, s.float_weights);
   else if (k.wide_inputs && g.method != Method::kNarrow && g.method != Method::kShort)

@@ -150,5 +150,43 @@ static void emit(const Store& s, const float* acc, int row, int rows, int column
   store_block<S, float, typename S::F>(s, acc, row, rows, columns, first, step, channel);
 }
 
+// Stores N pixels of one vector of channels straight from registers; `columns` of them are real.
+template <class S, int N>
+TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::I* acc, size_t first, size_t step, int channel,
+                                 int columns) {
+  if (N % 4 == 0 && s.requantize && columns >= S::kLanes) {
+    const auto scale = S::template load<typename S::F>(s.scale + channel);
+    uint8_t* const out = static_cast<uint8_t*>(s.out.data) + first;
+#pragma GCC unroll 2
+    for (int i = 0; i + 4 <= N; i += 4) {
+      typename S::F x[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) x[j] = S::to_float(acc[i + j]) * scale;
+      store_clamped(S{}, out + i * step, step, x, {s.low, s.high, s.out.zero});
+    }
+    return;
+  }
+  alignas(64) int32_t copy[N * S::kLanes];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) S::store(copy + i * S::kLanes, acc[i]);
+  emit<S>(s, copy, S::kLanes, N, least(columns, S::kLanes), first, step, channel);
+}
+
+template <class S, int N>
+TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::F* acc, size_t first, size_t step, int channel,
+                                 int columns) {
+  if (!s.has_residual && !s.out.is_u8 && columns >= S::kLanes) {
+    const auto floor = S::set(s.floor), ceil = S::set(s.ceil);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i)
+      S::store(static_cast<float*>(s.out.data) + first + i * step, S::activate(acc[i], floor, ceil));
+    return;
+  }
+  alignas(64) float copy[N * S::kLanes];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) S::store(copy + i * S::kLanes, acc[i]);
+  emit<S>(s, copy, S::kLanes, N, least(columns, S::kLanes), first, step, channel);
+}
+
 }  // namespace
 }  // namespace trimtab

@@ -187,13 +187,6 @@ static void panel_over_block(const Conv& g, const Store& store, const Block<type
   }
 }
 
-// Threads share the blocks of rows; where there are fewer blocks than threads, they share the panels.
-TRIMTAB_INLINE bool shares_blocks(const Conv& g, const Task& task) {
-  const int rows = g.pointwise ? task.images * g.oh * g.ow : g.oh;
-  const int images = g.pointwise ? 1 : task.images;
-  return images * ((rows + g.block_rows - 1) / g.block_rows) >= task.threads;
-}
-
 template <class S, class P, class T>
 static void conv_gemm(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   using A = typename P::A;

@@ -74,5 +74,20 @@ struct Vector : Types {
   }
 };
 
+// What becomes of real values on the way to uint8: clamped, rounded, moved by the zero point. The bounds are integers
+// and give 0 to 255.
+struct Clamp {
+  float low, high;
+  int32_t zero;
+};
+
+// Four vectors, `step` bytes apart. A level may have an overload of its own.
+template <class S>
+TRIMTAB_INLINE void store_clamped(S, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    S::store_u8(p + i * step, S::round(S::clamp(x[i], S::set(c.low), S::set(c.high))) + S::set(c.zero));
+}
+
 }  // namespace
 }  // namespace trimtab

@@ -40,10 +40,12 @@ enum class Method : uint8_t {
 };
 
 // A convolution (a linear layer is one of 1x1 pixel). Packed weights: [group][panel][step][vector][lane][dot];
-// a step is `dot` consecutive inputs; a filter row is a segment of whole steps.
+// a step is `dot` consecutive inputs; a filter row is a segment of whole steps. A depthwise one:
+// [phase][vector][segment][step][lane][dot], where a segment is a group of `dot` rows and a step a column of the filter.
 struct Conv {
   int32_t ih, iw, ic, oh, ow, oc;
   int32_t stride_h, stride_w, pad_top, pad_left;
+  int32_t dilation_h, dilation_w;
   int32_t reach_h, reach_w;  // (kernel - 1) * dilation + 1
   int32_t groups;
   bool pointwise;      // 1x1, stride 1, no padding: all pixels of the batch are one column of rows
@@ -51,25 +53,26 @@ struct Conv {
   Method method;
   int32_t block_rows;  // output rows that share one scratch
   int32_t scratch_w;   // pixels in a scratch row
-  int32_t segments;    // filter taps (depthwise) or contiguous runs of the filter
+  int32_t segments;    // contiguous runs of the filter, or groups of its rows (depthwise)
   const int32_t* segment_offset;  // in elements, from the pixel's first input
   int32_t segment_length;         // in elements, before padding to whole steps
   int32_t steps;                  // per segment
   int32_t depth;                  // kShort: steps whose sums fit 16 bits
   const void* weights;
   const void* start;   // per output channel, padded: the accumulators' first value (int32 or float)
-  size_t group_bytes;  // of packed weights
+  size_t group_bytes;  // of packed weights, of one group or one phase
   int32_t group_width; // padded output channels of one group
   int32_t tiles;           // Winograd: tiles that pass through all panels together
   int32_t tile_channels;   // Winograd: elements of a transformed tile in one plane
   int32_t inputs_plane, products_plane;  // Winograd: elements between planes
 };
 
-// One thread's share of one step on `images` images.
+// One thread's share of one step on `images` images, or of some output rows of each.
 struct Task {
   int32_t images;
   int32_t thread, threads;
   char* scratch;
+  int32_t first_row = 0, last_row = INT32_MAX;
 };
 
 struct PoolArgs {
