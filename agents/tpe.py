@@ -67,19 +67,21 @@ class Tpe(Agent):
         if number >= STARTUP and self._told >= STARTUP:
             vector = self._mixed(self._sample(seed), vector, seed)
         elif number % 2 == 0:
-            vector = self._lean(vector, whole=number % 4 == 0)
+            vector = self._lean(vector, number // 2)
         return self.space.decode(vector)
 
-    def _lean(self, drawn: list[int], whole: bool) -> list[int]:
-        """Take the narrowest bits, no factorisation, and all channels or at least half of them.
+    def _lean(self, drawn: list[int], turn: int) -> list[int]:
+        """Take the same narrow bits everywhere, no factorisation, and all channels or at least half of them.
 
         Narrow bits cost the least accuracy for what they save, so half of the start-up spends the budgets on channels.
         """
         vector = []
         for knob, own in zip(self.space.knobs, drawn, strict=True):
             last = len(knob.choices) - 1
-            channels = last if whole else max(own, last // 2)
-            vector.append({"bits": 0, "rank": last, "channels": channels}[knob.kind])
+            channels = last if turn % 2 == 0 else max(own, last // 2)
+            # The widest of the narrow ones first: how narrow a network can become only a look at each will tell.
+            bits = max(0, last - 1 - turn // 2 % max(last, 1))
+            vector.append({"bits": bits, "rank": last, "channels": channels}[knob.kind])
         return vector
 
     def _mixed(self, sampled: list[int], drawn: list[int], seed: int) -> list[int]:

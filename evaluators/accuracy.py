@@ -12,13 +12,12 @@ from torch import Tensor
 
 from trimtab.evaluators.engines.base import EngineSession
 from trimtab.evaluators.engines.native import NativeEngine
-from trimtab.evaluators.lowering import is_integer, lower, storage
+from trimtab.evaluators.lowering import copied_bits, lower, quant_of, storage
 from trimtab.kernels.graph import Quant
 from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.execute import run
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.quantise import activation_quant
 from trimtab.spaces.repair import Calibration, compress
 from trimtab.spaces.space import Space
 
@@ -114,16 +113,17 @@ def torch_logits(candidate: Candidate, images: Array, batch: int = 64) -> Array:
 
 
 def _with_copies(candidate: Candidate, quant: dict[str, Quant]) -> Network:
-    """Let integer layers read a copy of what is stored as float32, to be rounded: its entry in `quant` is added."""
+    """Let integer layers read a copy of what is stored otherwise, to be rounded: its entry in `quant` is added."""
     network = candidate.network
-    stored = frozenset(quant)
+    stored = {tensor: q.bits for tensor, q in quant.items()}
     ops: list[Op] = []
     for op in network:
         source = op.inputs[0]
-        if is_integer(candidate.decisions.get(op.name)) and source not in stored:
-            copy = f"{source}/int8"
+        bits = copied_bits(candidate.decisions.get(op.name), stored.get(source))
+        if bits is not None:
+            copy = f"{source}/int{bits}"
             if copy not in quant:
-                quant[copy] = Quant(*activation_quant(*candidate.ranges[source]))
+                quant[copy] = quant_of(candidate, source, bits)
                 ops.append(_identity(copy, source, network.shape_of(source)))
             op = replace(op, inputs=(copy, *op.inputs[1:]))
         ops.append(op)

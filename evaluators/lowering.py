@@ -10,7 +10,7 @@ from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.quantise import activation_quant
 
-__all__ = ["is_integer", "lower", "storage", "stored_as_int8"]
+__all__ = ["copied_bits", "is_integer", "lower", "quant_of", "storage", "stored_bits"]
 
 #: Operators that hand on values of their input: stored as uint8 they keep its scale, so integers are only moved.
 MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
@@ -21,49 +21,68 @@ READS_INT8 = MOVES | {"add", "concat", "avg_pool2d", "global_avg_pool2d"}
 
 def is_integer(decision: LayerDecision | None) -> bool:
     """Whether a layer under this decision computes in integers."""
-    return decision is not None and (decision.w_bits, decision.a_bits) == (8, 8)
+    return decision is not None and decision.is_integer
+
+
+def copied_bits(decision: LayerDecision | None, stored: int | None) -> int | None:
+    """The bits of the copy that a layer reads of a tensor `stored` in so many (None: as float32); None: no copy."""
+    if decision is None or not decision.is_integer or decision.a_bits == stored:
+        return None
+    return decision.a_bits
 
 
 def lower(candidate: Candidate) -> Graph:
     """Return the candidate as an engine's program.
 
     A tensor is stored as uint8 when an integer layer reads it and all its other readers can; where a float layer reads
-    it too, it stays float32 and the integer layers read a quantised copy, `<tensor>/int8`.
+    it too, it stays float32. An integer layer whose activations have other bits than its input is stored in reads a
+    quantised copy, `<tensor>/int<bits>`.
     """
     network = candidate.network
-    stored = stored_as_int8(network, candidate.decisions)
+    stored = stored_bits(network, candidate.decisions)
     quant = storage(candidate)
     nodes: list[Node] = []
-    copies: dict[str, str] = {}
     for op in network:
         inputs = list(op.inputs)
-        if is_integer(candidate.decisions.get(op.name)) and inputs[0] not in stored:
-            inputs[0] = _quantised_copy(candidate, inputs[0], nodes, copies, quant)
+        bits = copied_bits(candidate.decisions.get(op.name), stored.get(inputs[0]))
+        if bits is not None:
+            inputs[0] = _quantised_copy(candidate, inputs[0], bits, nodes, quant)
         nodes.append(_node(op, tuple(inputs), candidate))
     return Graph(network.input, network.input_shape, tuple(nodes), network.output, quant)
 
 
-def stored_as_int8(network: Network, decisions: Mapping[str, LayerDecision]) -> frozenset[str]:
-    """Return the tensors that are stored as uint8."""
-    stored: set[str] = set()
+def stored_bits(network: Network, decisions: Mapping[str, LayerDecision]) -> dict[str, int]:
+    """Return the bits of every tensor that is stored as uint8.
+
+    As many as the widest of the layers that read it asks for; 8 where anything but a layer reads it too, for a
+    residual sum that loses bits costs more accuracy than a copy costs time.
+    """
+    stored: dict[str, int] = {}
     # Readers come after what they read, so a walk from the end knows how each reader's own output is stored.
     for tensor in [op.name for op in reversed(network.ops)] + [network.input]:
         readers = network.consumers(tensor)
         if tensor == network.output or not readers:
             continue
         can_read = all(op.kind in READS_INT8 or is_integer(decisions.get(op.name)) for op in readers)
-        wanted = any(
-            is_integer(decisions.get(op.name)) or (op.kind in MOVES | {"concat"} and op.name in stored)
-            for op in readers
-        )
-        if can_read and wanted:
-            stored.add(tensor)
-    return frozenset(stored)
+        asked = [_asked_bits(op, decisions.get(op.name), stored) for op in readers]
+        if can_read and any(asked):
+            stored[tensor] = max(bits or 8 for bits in asked)
+    for op in network:
+        if op.kind in MOVES and op.name in stored and op.inputs[0] in stored:
+            stored[op.name] = stored[op.inputs[0]]
+    return stored
+
+
+def _asked_bits(reader: Op, decision: LayerDecision | None, stored: Mapping[str, int]) -> int | None:
+    """The bits in which an operator asks for its input; None where it does not ask for uint8 at all."""
+    if decision is not None:
+        return decision.a_bits if decision.is_integer else None
+    return stored.get(reader.name) if reader.kind in MOVES | {"concat"} else None
 
 
 def storage(candidate: Candidate) -> dict[str, Quant]:
     """Return scale and zero point of every tensor that is stored as uint8."""
-    stored = stored_as_int8(candidate.network, candidate.decisions)
+    stored = stored_bits(candidate.network, candidate.decisions)
     quant: dict[str, Quant] = {}
     for tensor in [candidate.network.input, *(op.name for op in candidate.network)]:
         if tensor not in stored:
@@ -72,18 +91,21 @@ def storage(candidate: Candidate) -> dict[str, Quant]:
         if op is not None and op.kind in MOVES and op.inputs[0] in quant:
             quant[tensor] = quant[op.inputs[0]]
         else:
-            quant[tensor] = Quant(*activation_quant(*candidate.ranges[tensor]))
+            quant[tensor] = quant_of(candidate, tensor, stored[tensor])
     return quant
 
 
-def _quantised_copy(
-    candidate: Candidate, tensor: str, nodes: list[Node], copies: dict[str, str], quant: dict[str, Quant]
-) -> str:
-    if tensor not in copies:
-        copies[tensor] = f"{tensor}/int8"
-        quant[copies[tensor]] = Quant(*activation_quant(*candidate.ranges[tensor]))
-        nodes.append(Node("quantize", copies[tensor], (tensor,)))
-    return copies[tensor]
+def quant_of(candidate: Candidate, tensor: str, bits: int) -> Quant:
+    """Return scale and zero point of a tensor in so many bits."""
+    return Quant(*activation_quant(*candidate.stored_range(tensor, bits), bits), bits)
+
+
+def _quantised_copy(candidate: Candidate, tensor: str, bits: int, nodes: list[Node], quant: dict[str, Quant]) -> str:
+    copy = f"{tensor}/int{bits}"
+    if copy not in quant:
+        quant[copy] = quant_of(candidate, tensor, bits)
+        nodes.append(Node("quantize", copy, (tensor,)))
+    return copy
 
 
 def _node(op: Op, inputs: tuple[str, ...], candidate: Candidate) -> Node:

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from trimtab.evaluators.lowering import MOVES, is_integer, stored_as_int8
+from trimtab.evaluators.lowering import MOVES, copied_bits, is_integer, stored_bits
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import Policy
+from trimtab.spaces.quantise import largest_integer, round_to_bf16
 from trimtab.spaces.space import Space
 
 __all__ = ["Step", "StepPlan", "step_graph"]
@@ -29,14 +30,15 @@ _OUT_QUANT = Quant(0.07, 120)
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel call: what its time depends on. Shapes are (C, H, W) or (F,); `in_int8` and `out_int8` say how the
-    input and the output are stored, `w_bits` and `a_bits` how a layer computes."""
+    """One kernel call: what its time depends on. Shapes are (C, H, W) or (F,); `in_int8` and `out_int8` say whether the
+    input and the output are stored as uint8, `w_bits` and `a_bits` which values a layer's weights and input have."""
 
     kind: str
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     attrs: tuple[tuple[str, object], ...] = ()
     w_bits: int = 32
+    a_bits: int = 32
     in_int8: bool = False
     out_int8: bool = False
     residual: bool = False
@@ -82,7 +84,7 @@ class StepPlan:
         self.space = space
         self.network = space.network
         self._fusion = _Fusion.of(self.network)
-        self._stored: dict[tuple[bool, ...], frozenset[str]] = {}
+        self._stored: dict[tuple[int, ...], Mapping[str, int]] = {}
         self._steps: dict[tuple[object, ...], Step] = {}
 
     def steps(self, policy: Policy) -> list[Step]:
@@ -97,13 +99,14 @@ class StepPlan:
         """Return the steps of a policy in execution order, with the tensors that they read and write."""
         return _Calls(self, policy).all()
 
-    def stored(self, policy: Policy) -> frozenset[str]:
-        """Return the tensors that are stored as uint8."""
-        bits = tuple(is_integer(policy.layers[op.name]) for op in self.network.layers)
+    def stored(self, policy: Policy) -> Mapping[str, int]:
+        """Return the bits of the tensors that are stored as uint8."""
+        decisions = (policy.layers[op.name] for op in self.network.layers)
+        bits = tuple(decision.a_bits if decision.is_integer else 32 for decision in decisions)
         if bits not in self._stored:
             if len(self._stored) >= REMEMBERED:
                 self._stored.clear()
-            self._stored[bits] = stored_as_int8(self.network, policy.layers)
+            self._stored[bits] = stored_bits(self.network, policy.layers)
         return self._stored[bits]
 
 
@@ -127,16 +130,16 @@ class _Calls:
         return self.calls
 
     def _source(self, layer: Op) -> str:
-        """The tensor that a layer reads: an integer one a quantised copy where its input is stored as float32."""
+        """The tensor that a layer reads: an integer one a quantised copy where its input is stored otherwise."""
         source = layer.inputs[0]
-        integer = is_integer(self.policy.layers[layer.name])
-        return f"{source}/int8" if integer and source not in self.stored else source
+        bits = copied_bits(self.policy.layers[layer.name], self.stored.get(source))
+        return source if bits is None else f"{source}/int{bits}"
 
     def _before_layer(self, op: Op) -> None:
         source, decision = self._source(op), self.policy.layers[op.name]
         if source != op.inputs[0] and source not in self.copied:
             self.copied.add(source)
-            self._convert(op, op.inputs[0], source, to_int8=True)
+            self._convert(op, op.inputs[0], source, op.inputs[0] in self.stored, True)
         if decision.rank is not None:
             key = (op.name, self._width(op), decision, "factor")
             shape = (decision.rank, *op.shape[1:])
@@ -164,8 +167,8 @@ class _Calls:
             attrs["kernel"] = tuple(op.weight.shape[2:])
             attrs["groups"] = in_shape[0] if op.is_depthwise else op.groups
         residual = final is not None and op.name in self.fusion.residual
-        integer = is_integer(decision)
-        return Step(op.kind, in_shape, out_shape, _items(attrs), decision.w_bits, integer, out_int8, residual)
+        bits, integer = (decision.w_bits, decision.a_bits), is_integer(decision)
+        return Step(op.kind, in_shape, out_shape, _items(attrs), *bits, integer, out_int8, residual)
 
     def _second(self, op: Op, out_shape: tuple[int, ...], out_int8: bool) -> Step:
         decision = self.policy.layers[op.name]
@@ -174,15 +177,15 @@ class _Calls:
         if op.kind == "conv2d":
             attrs.update(kernel=(1, 1), stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1)
         residual = op.name in self.fusion.residual
-        integer = is_integer(decision)
-        return Step(op.kind, middle, out_shape, _items(attrs), decision.w_bits, integer, out_int8, residual)
+        bits, integer = (decision.w_bits, decision.a_bits), is_integer(decision)
+        return Step(op.kind, middle, out_shape, _items(attrs), *bits, integer, out_int8, residual)
 
     def _other(self, op: Op, final: str) -> None:
         in_int8, out_int8 = op.inputs[0] in self.stored, final in self.stored
         inputs = op.inputs
         if op.kind in MOVES and in_int8 != out_int8:
             inputs = (f"{op.name}.input",)
-            self._convert(op, op.inputs[0], inputs[0], to_int8=out_int8)
+            self._convert(op, op.inputs[0], inputs[0], in_int8, out_int8)
             in_int8 = out_int8
         key = (op.name, self._width(op), self.widths[op.name], in_int8, out_int8)
         self._add(op, final, inputs, key, lambda: self._plain(op, in_int8, out_int8))
@@ -195,9 +198,9 @@ class _Calls:
             attrs["activation"] = self.fusion.activation.get(op.name, "none")
         return Step(op.kind, in_shape, out_shape, _items(attrs), in_int8=in_int8, out_int8=out_int8)
 
-    def _convert(self, op: Op, source: str, tensor: str, to_int8: bool) -> None:
+    def _convert(self, op: Op, source: str, tensor: str, in_int8: bool, out_int8: bool) -> None:
         shape = (self.widths[source], *self.network.shape_of(source)[1:])
-        step = Step("quantize", shape, shape, in_int8=not to_int8, out_int8=to_int8)
+        step = Step("quantize", shape, shape, in_int8=in_int8, out_int8=out_int8)
         self.calls.append(Call(op.name, tensor, (source,), step))
 
     def _add(
@@ -257,7 +260,8 @@ class _Fusion:
 
 
 def step_graph(step: Step) -> Graph:
-    """Return a small program whose node `step` is this step, with seeded random weights.
+    """Return a small program whose node `step` is this step, with seeded random weights of as many values as its bits
+    allow, because kernels are chosen by the values.
 
     A residual comes from a copy of the input brought to the output's shape, where that is possible.
     """
@@ -266,7 +270,8 @@ def step_graph(step: Step) -> Graph:
     kernel = attrs.pop("kernel", None) if step.kind == "conv2d" else None
     nodes: list[Node] = []
     inputs: tuple[str, ...] = ("x",)
-    quant = {"x": _QUANT} if step.in_int8 else {}
+    stored = _stored_as(step)
+    quant = {"x": stored} if step.in_int8 else {}
     weights = {}
     if step.kind in ("conv2d", "linear"):
         size: tuple[int, ...] = (step.out_shape[0], step.in_shape[0])
@@ -285,8 +290,13 @@ def step_graph(step: Step) -> Graph:
     nodes.append(Node(step.kind, STEP, inputs, attrs, weights))
     if step.out_int8:
         # Operators that move values keep their input's scale; a concatenation's inputs each have their own.
-        quant[STEP] = _QUANT if step.in_int8 and step.kind in MOVES else _OUT_QUANT
+        quant[STEP] = stored if step.in_int8 and step.kind in MOVES else _OUT_QUANT
     return Graph("x", step.in_shape, tuple(nodes), STEP, quant)
+
+
+def _stored_as(step: Step) -> Quant:
+    """Storage of a step's input: what layers read in few bits comes from a ReLU and has its zero at 0."""
+    return _QUANT if step.a_bits >= 8 else Quant(3.0 / (2**step.a_bits - 1), 0, step.a_bits)
 
 
 def _concat_inputs(step: Step, nodes: list[Node], quant: dict[str, Quant]) -> tuple[str, ...]:
@@ -296,7 +306,7 @@ def _concat_inputs(step: Step, nodes: list[Node], quant: dict[str, Quant]) -> tu
         return ("x",) * times
     nodes.append(Node("channel_map", "rest", ("x",), {"index": tuple(range(rest))}))
     if step.in_int8:
-        quant["rest"] = _QUANT
+        quant["rest"] = _stored_as(step)
     return (*("x",) * times, "rest")
 
 
@@ -312,13 +322,17 @@ def _fill_residual(step: Step, attrs: Mapping[str, object], nodes: list[Node], q
     index = tuple(i % step.in_shape[0] for i in range(step.out_shape[0]))
     nodes.append(Node("channel_map", "residual", (source,), {"index": index}))
     if step.in_int8:
-        quant[source] = quant["residual"] = _QUANT
+        quant[source] = quant["residual"] = _stored_as(step)
     return True
 
 
 def _random_weights(rng: np.random.Generator, size: tuple[int, ...], bits: int) -> dict[str, np.ndarray]:
     bias = rng.normal(size=size[0]).astype(np.float32)
-    if bits == 8:
-        weight = rng.integers(-127, 128, size, dtype=np.int8)
-        return {"weight": weight, "weight_scale": np.full(size[0], 0.01, np.float32), "bias": bias}
-    return {"weight": rng.normal(size=size).astype(np.float32), "bias": bias}
+    if bits > 8:
+        weight = rng.normal(size=size).astype(np.float32)
+        return {"weight": round_to_bf16(weight) if bits == 16 else weight, "bias": bias}
+    top = largest_integer(bits)
+    integers = rng.integers(-top, top + 1, size, dtype=np.int8)
+    if bits == 1:
+        integers = np.where(integers > 0, 1, -1).astype(np.int8)
+    return {"weight": integers, "weight_scale": np.full(size[0], 1.27 / top, np.float32), "bias": bias}

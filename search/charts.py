@@ -280,10 +280,12 @@ def policy_figure(layers: Sequence[Values]) -> str:
     key = "".join(
         f'<span><i class="swatch {kind}"></i>{text}</span>'
         for kind, text in (
-            ("b8-8", "8-bit weights and activations"),
-            ("b8-32", "8-bit weights, fp32 activations"),
-            ("b32-32", "fp32"),
-            ("b8-8 low", "hatched: factorised to a low rank"),
+            ("b8", "integers: 8-bit weights"),
+            ("b4", "3- to 6-bit weights"),
+            ("b2", "1- and 2-bit weights"),
+            ("bmix", "8- or 16-bit weights, float activations"),
+            ("b32", "fp32"),
+            ("b8 low", "hatched: factorised to a low rank"),
             ("", "channels removed"),
         )
     )
@@ -301,14 +303,21 @@ def _layer(layer: Values) -> str:
         f"weights {w_bits} bits, activations {a_bits} bits",
         "dense" if rank is None else f"factorised to rank {int(rank)}",
     )
-    low = " low" if rank is not None else ""
+    look = _look(w_bits, a_bits) + (" low" if rank is not None else "")
     return (
         f'<li tabindex="0" {text}><span class="name">{escape(layer["layer"])}</span><span class="track">'
-        f'<span class="fill b{w_bits}-{a_bits}{low}" style="width:{100 * kept / before:.2f}%"></span></span>'
+        f'<span class="fill {look}" style="width:{100 * kept / before:.2f}%"></span></span>'
         f'<span class="num">{kept} of {before}</span><span class="bits">{w_bits}/{a_bits}'
         + (f" · rank {int(rank)}" if rank is not None else "")
         + "</span></li>"
     )
+
+
+def _look(w_bits: int, a_bits: int) -> str:
+    """The colour class of a layer's bits."""
+    if a_bits > 8:
+        return "b32" if w_bits == 32 else "bmix"
+    return "b8" if w_bits == 8 else "b4" if w_bits > 2 else "b2"
 
 
 def time_figure(profile: Mapping[str, Sequence[Values]]) -> str:

@@ -14,7 +14,7 @@ from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.data import DATASETS
 from trimtab.evaluators.engines import ENGINES
 from trimtab.search.budgets import BUDGETS, Budget, parse_budget
-from trimtab.spaces.space import BITS, Options
+from trimtab.spaces.space import BITS, DEFAULT_BITS, Options
 from trimtab.spaces.zoo import ZOO
 
 __all__ = [
@@ -125,7 +125,7 @@ class SpaceConfig(_Section):
 
     channels: int = Field(8, ge=1, le=64)
     min_keep: float = Field(0.25, gt=0, le=1)
-    bits: tuple[tuple[int, int], ...] = BITS
+    bits: tuple[tuple[int, int], ...] = DEFAULT_BITS
     ranks: tuple[float, ...] = (0.25, 0.5)
     fixed: tuple[str, ...] = ()
 

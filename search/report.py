@@ -334,7 +334,9 @@ break-inside:avoid;padding:.14rem 0;border-radius:3px} .rows li:hover{background
 .total{columns:auto} .total li{font-weight:600;grid-template-columns:minmax(0,9.5rem) 1fr 11rem 3.2rem}
 .fill{display:block;height:100%;border-radius:2px;min-width:1px} .pair .fill{height:.42rem}
 .total .pair .fill{height:.7rem}
-.b8-8{background-color:var(--i8)} .b8-32{background-color:var(--mix)} .b32-32{background-color:var(--fp)}
+.b8{background-color:var(--i8)} .bmix{background-color:var(--mix)} .b32{background-color:var(--fp)}
+.b4{background-color:color-mix(in srgb,var(--i8) 62%,var(--ink))}
+.b2{background-color:color-mix(in srgb,var(--i8) 25%,var(--ink))}
 .low{background-image:repeating-linear-gradient(135deg,transparent 0 4px,var(--paper) 4px 5.5px)}
 .was{background-color:var(--was)} .now{background-color:var(--accent)}
 .method{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:.3rem 1.5rem;font-size:.9rem;margin:0}

@@ -4,11 +4,12 @@ from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.network import Network, Norm, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.repair import Calibration, compress
-from trimtab.spaces.space import BITS, Knob, Options, Space, build_space
+from trimtab.spaces.space import BITS, DEFAULT_BITS, Knob, Options, Space, build_space
 from trimtab.spaces.trace import UnsupportedNetwork, trace
 
 __all__ = [
     "BITS",
+    "DEFAULT_BITS",
     "Calibration",
     "Candidate",
     "Knob",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from trimtab.spaces.lowrank import factorise
-from trimtab.spaces.network import Array, Network
+from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.quantise import dequantise, quantise_weight
+from trimtab.spaces.quantise import dequantise, quantise_weight, round_to_bf16
 from trimtab.spaces.select import kept_channels, prune
 from trimtab.spaces.space import Space
 
-__all__ = ["Candidate", "apply", "int8_weights", "layer_decisions", "reshape_network"]
+__all__ = ["Candidate", "apply", "layer_decisions", "narrowed", "reshape_network"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +20,9 @@ class Candidate:
     """The network under a policy.
 
     `network` is folded, pruned and factorised, its weights in float32; `decisions` has one entry per layer of it
-    (both factors of a factorised layer share theirs); `int8` holds (weight int8, scale (O,)) of every layer with
-    8-bit weights, whose float32 weight in `network` is exactly what they stand for; `ranges` holds (low, high) of
-    every tensor on the calibration images.
+    (both factors of a factorised layer share theirs); `int8` holds (weight int8, scale (O,)) of every layer whose
+    weights have 8 bits or fewer, and whose float32 weight in `network` is exactly what they stand for; `ranges` holds
+    (low, high) of every tensor on the calibration images, and `narrow`, by bits, what of it so few bits store best.
     """
 
     policy: Policy
@@ -30,6 +30,11 @@ class Candidate:
     decisions: Mapping[str, LayerDecision]
     int8: Mapping[str, tuple[Array, Array]]
     ranges: Mapping[str, tuple[float, float]]
+    narrow: Mapping[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+
+    def stored_range(self, tensor: str, bits: int) -> tuple[float, float]:
+        """Return the (low, high) that a tensor is stored in with so many bits."""
+        return self.narrow.get(bits, self.ranges).get(tensor, self.ranges[tensor])
 
 
 def reshape_network(space: Space, policy: Policy) -> tuple[Network, dict[str, Array]]:
@@ -45,24 +50,24 @@ def apply(space: Space, policy: Policy) -> Candidate:
     space.check(policy)
     network, _ = reshape_network(space, policy)
     decisions = layer_decisions(network, policy)
-    int8 = int8_weights(network, decisions)
-    return Candidate(policy, _with_int8(network, int8), decisions, int8, {})
+    int8: dict[str, tuple[Array, Array]] = {}
+    ops = tuple(narrowed(op, decisions[op.name].w_bits, int8) if op.is_layer else op for op in network)
+    return Candidate(policy, replace(network, ops=ops), decisions, int8, {})
 
 
-def int8_weights(network: Network, decisions: Mapping[str, LayerDecision]) -> dict[str, tuple[Array, Array]]:
-    """Quantise the weight of every layer that has 8-bit weights."""
-    return {
-        op.name: quantise_weight(op.weight)
-        for op in network.layers
-        if op.weight is not None and decisions[op.name].w_bits == 8
-    }
+def narrowed(op: Op, bits: int, int8: dict[str, tuple[Array, Array]]) -> Op:
+    """Return a layer whose float32 weights hold only what so many bits can: 1 to 8, 16 (bf16) or 32.
+
+    The integers of 8 bits and fewer are added to `int8`.
+    """
+    if op.weight is None or bits == 32:
+        return op
+    if bits == 16:
+        return replace(op, weight=round_to_bf16(op.weight))
+    int8[op.name] = quantise_weight(op.weight, bits)
+    return replace(op, weight=dequantise(*int8[op.name]))
 
 
 def layer_decisions(network: Network, policy: Policy) -> dict[str, LayerDecision]:
     """Return each layer's decision; both factors of a factorised layer share theirs."""
     return {op.name: policy.layers[op.name.removesuffix("/factor")] for op in network.layers}
-
-
-def _with_int8(network: Network, int8: Mapping[str, tuple[Array, Array]]) -> Network:
-    ops = tuple(replace(op, weight=dequantise(*int8[op.name])) if op.name in int8 else op for op in network)
-    return replace(network, ops=ops)

@@ -26,6 +26,11 @@ class LayerDecision:
     a_bits: int = 32
     rank: int | None = None
 
+    @property
+    def is_integer(self) -> bool:
+        """Whether the layer computes in integers."""
+        return self.w_bits <= 8 and self.a_bits <= 8
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.spaces.candidate import Candidate, layer_decisions, reshape_network
+from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, reshape_network
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.quantise import dequantise, quantise_weight
+from trimtab.spaces.quantise import activation_quant, clipped_range, dequantise, round_to_bf16
 from trimtab.spaces.reconstruct import Sample, sample_targets, solve, target_tensors
 from trimtab.spaces.space import Space
 
@@ -22,6 +22,9 @@ __all__ = ["Calibration", "compress"]
 #: Images per slice when activation ranges are taken: the range is the mean over slices of each slice's extremes,
 #: which one outlier moves little.
 RANGE_SLICE = 16
+
+#: Values of a tensor that the range of a narrow storage is chosen on.
+RANGE_VALUES = 8192
 
 #: Batch-norm re-estimation changes a channel's scale by at most this factor.
 LARGEST_RESCALE = 8.0
@@ -82,21 +85,24 @@ class _Repair:
         self.untouched = policy.id == space.base().id
         self.values = {self.network.input: calibration.images}
         self.int8: dict[str, tuple[Array, Array]] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
+        bits = {decision.a_bits for decision in self.decisions.values() if decision.a_bits < 8}
+        self.narrow: dict[int, dict[str, tuple[float, float]]] = {b: {} for b in bits}
 
     def run(self) -> Candidate:
         last = self._last_readers()
-        ranges = {self.network.input: _range(self.calibration.images)}
+        self._measure(self.network.input, self.calibration.images)
         ops = []
         with torch.no_grad():
             for i, op in enumerate(self.network.ops):
                 repaired, y = self._layer(op) if op.is_layer else (op, self._output(op))
                 ops.append(repaired)
                 self.values[op.name] = y
-                ranges[op.name] = _range(y)
+                self._measure(op.name, y)
                 for name in [name for name, reader in last.items() if reader == i]:
                     self.values.pop(name, None)
         network = replace(self.network, ops=tuple(ops))
-        return Candidate(self.policy, network, self.decisions, self.int8, ranges)
+        return Candidate(self.policy, network, self.decisions, self.int8, self.ranges, self.narrow)
 
     def _last_readers(self) -> dict[str, int]:
         """The index of the last operator that needs a tensor; a layer fitted to a sum needs the other operand."""
@@ -107,20 +113,32 @@ class _Repair:
             last.update(dict.fromkeys(needed, i))
         return last
 
+    def _measure(self, tensor: str, values: Tensor) -> None:
+        """Note a tensor's range, and the range of each narrow storage that the policy asks for anywhere."""
+        self.ranges[tensor] = _range(values)
+        for bits, ranges in self.narrow.items():
+            ranges[tensor] = clipped_range(_thinned(values).numpy(), *self.ranges[tensor], bits)
+
     def _output(self, op: Op) -> Tensor:
         return apply_op(op, [self.values[name] for name in op.inputs])
+
+    def _input(self, op: Op) -> Tensor:
+        """What a layer reads: rounded where its activations have fewer than 8 bits, which are worth making up for."""
+        x, bits = self.values[op.inputs[0]], self.decisions[op.name].a_bits
+        if bits >= 8:
+            return x
+        scale, zero = activation_quant(*self.narrow[bits][op.inputs[0]], bits)
+        return torch.clamp(torch.round(x / scale), -zero, 2**bits - 1 - zero) * scale
 
     def _layer(self, op: Op) -> tuple[Op, Tensor]:
         """Fit, quantise and correct one layer; return it with its output."""
         sample = None if self.untouched else self.calibration.samples.get(op.name)
+        x = self._input(op)
         if sample is not None:
-            x = self.values[op.inputs[0]]
             weight, bias = solve(op, x, sample, self.channels[op.name], self.values)
             op = replace(op, weight=weight, bias=bias)
-        if self.decisions[op.name].w_bits == 8 and op.weight is not None:
-            self.int8[op.name] = quantise_weight(op.weight)
-            op = replace(op, weight=dequantise(*self.int8[op.name]))
-        y = self._output(op)
+        op = narrowed(op, self.decisions[op.name].w_bits, self.int8)
+        y = apply_op(op, [x])
         if self.untouched or op.name not in self.calibration.moments:
             return op, y
         factor, shift = self._correction(op, y, sample)
@@ -152,6 +170,7 @@ class _Repair:
             weight = dequantise(*self.int8[op.name])
         else:
             weight = op.weight * scale.reshape(-1, *[1] * (op.weight.ndim - 1))  # type: ignore[union-attr,operator]
+            weight = round_to_bf16(weight) if self.decisions[op.name].w_bits == 16 else weight
         return replace(op, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 
@@ -166,6 +185,13 @@ def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(1, -1, *[1] * (like.ndim - 2))
+
+
+def _thinned(values: Tensor) -> Tensor:
+    """About RANGE_VALUES values at even distances, over all images and channels."""
+    flat = values.reshape(-1)
+    step = max(1, len(flat) // RANGE_VALUES)
+    return flat[:: step + (step % 2 == 0)]
 
 
 def _range(y: Tensor) -> tuple[float, float]:

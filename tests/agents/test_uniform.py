@@ -4,10 +4,10 @@ import pytest
 from tests.agents.toys import ToyLimits, ToyScore, toy_space
 
 from trimtab.agents import Uniform
-from trimtab.spaces import Policy
+from trimtab.spaces import DEFAULT_BITS, Policy
 
 SPACE = toy_space()
-PAIRS = [(32, 32), (8, 32), (8, 8)]
+PAIRS = list(reversed(DEFAULT_BITS))
 
 
 def combination(policy: Policy) -> tuple[tuple[int, int], bool]:
@@ -22,10 +22,10 @@ def kept(policy: Policy) -> int:
 
 
 def test_the_combinations_take_turns_nearest_to_the_network_as_given_first() -> None:
-    first = Uniform(SPACE, ToyLimits(SPACE, 1.0, 1.0), 0).ask(9)
+    first = Uniform(SPACE, ToyLimits(SPACE, 1.0, 1.0), 0).ask(3 * len(PAIRS))
     assert first[0] == SPACE.base()
     assert [combination(policy)[0] for policy in first] == PAIRS * 3
-    assert [combination(policy)[1] for policy in first] == [False] * 3 + [True] * 6
+    assert [combination(policy)[1] for policy in first] == [False] * len(PAIRS) + [True] * 2 * len(PAIRS)
 
 
 @pytest.mark.parametrize("pair", PAIRS)

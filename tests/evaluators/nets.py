@@ -10,7 +10,7 @@ from tests.spaces.conftest import TOYS, images, randomise_norms
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trimtab.spaces import Calibration, Candidate, Options, Policy, Space, build_space, compress
+from trimtab.spaces import BITS, Calibration, Candidate, Options, Policy, Space, build_space, compress
 from trimtab.spaces.zoo import build
 
 
@@ -44,7 +44,7 @@ def model_of(name: str) -> nn.Module:
 
 @cache
 def space_of(name: str) -> Space:
-    return build_space(model_of(name), images(1), Options(channels=5))
+    return build_space(model_of(name), images(1), Options(channels=5, bits=BITS))
 
 
 @cache

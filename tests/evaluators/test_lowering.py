@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch.nn import functional as F
 from trimtab.evaluators import lower
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.native import NativeEngine
-from trimtab.evaluators.lowering import storage, stored_as_int8
+from trimtab.evaluators.lowering import storage, stored_bits
 from trimtab.kernels import Graph
-from trimtab.spaces import Calibration, Candidate, LayerDecision, build_space, compress
+from trimtab.spaces import BITS, Calibration, Candidate, LayerDecision, build_space, compress
 from trimtab.spaces.network import Network, Op
 from trimtab.spaces.quantise import activation_quant
 
@@ -39,6 +40,20 @@ def test_the_untouched_network_computes_what_the_model_computes(name: str) -> No
 @pytest.mark.parametrize("name", NETS)
 def test_integer_programs_give_the_reference_s_integers(name: str) -> None:
     graph, x = lower(candidate_of(name, space_of(name).int8())), pictures(3)
+    np.testing.assert_array_equal(run(graph, x), reference.output(graph, x))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_narrow_programs_give_the_reference_s_integers(name: str) -> None:
+    space, x = space_of(name), pictures(3)
+    for bits in ((4, 4), (1, 2), (3, 1), (6, 8)):
+        candidate = candidate_of(name, space.uniform(1.0, bits))
+        graph = lower(candidate)
+        np.testing.assert_array_equal(run(graph, x), reference.output(graph, x))
+    rng = np.random.default_rng(4)
+    integers = [pair for pair in BITS if max(pair) <= 8]
+    layers = {op.name: LayerDecision(*integers[rng.integers(len(integers))]) for op in space.network.layers}
+    graph = lower(candidate_of(name, replace(space.base(), layers=layers)))
     np.testing.assert_array_equal(run(graph, x), reference.output(graph, x))
 
 
@@ -133,7 +148,7 @@ def op(kind: str, name: str, *sources: str) -> Op:
 def stored(ops: list[Op], floats: dict[str, LayerDecision] | None = None) -> set[str]:
     network = Network("x", (4, 8, 8), tuple(ops), ops[-1].name)
     decisions = {found.name: INT8 for found in network.layers} | (floats or {})
-    return set(stored_as_int8(network, decisions))
+    return set(stored_bits(network, decisions))
 
 
 RESIDUAL = [layer("a", "x"), layer("b", "a"), op("add", "sum", "b", "a"), layer("c", "sum")]
@@ -178,7 +193,7 @@ def lowered(ops: list[Op], decisions: dict[str, LayerDecision]) -> Graph:
     int8 = {
         name: (np.ones((4, 4, 1, 1), np.int8), np.ones(4, np.float32))
         for name, decision in all_decisions.items()
-        if decision.w_bits == 8
+        if decision.w_bits <= 8
     }
     ranges = dict.fromkeys(["x", *(found.name for found in network)], (-1.0, 1.0))
     policy = space_of("concat").base()  # not looked at
@@ -203,6 +218,37 @@ def test_integer_layers_share_one_quantised_copy() -> None:
     assert "a/int8" in graph.quant
 
 
+W4A4, W8A4, W1A1 = LayerDecision(4, 4), LayerDecision(8, 4), LayerDecision(1, 1)
+
+
+def bits_of(ops: list[Op], decisions: dict[str, LayerDecision]) -> dict[str, int]:
+    return {name: quant.bits for name, quant in lowered(ops, decisions).quant.items()}
+
+
+def test_a_tensor_is_stored_in_the_bits_that_its_readers_ask_for() -> None:
+    chain = [layer("a", "x"), layer("b", "a"), layer("c", "b")]
+    assert bits_of(chain, {"b": W4A4, "c": W1A1}) == {"x": 8, "a": 4, "b": 1}
+    pooled = [layer("a", "x"), op("max_pool2d", "p", "a"), layer("b", "p")]
+    assert bits_of(pooled, {"b": W4A4}) == {"x": 8, "a": 4, "p": 4}
+    assert bits_of(BRANCHES, {"c": W4A4}) == {"x": 8, "l": 4, "r": 4, "cat": 4}
+
+
+def test_a_residual_keeps_eight_bits_and_its_layer_reads_a_copy() -> None:
+    assert bits_of(RESIDUAL, {"b": W4A4}) == {"x": 8, "a": 8, "a/int4": 4, "sum": 8}
+    graph = lowered(RESIDUAL, {"b": W4A4})
+    reads = {node.name: node.inputs for node in graph.nodes}
+    assert (reads["a/int4"], reads["b"], reads["sum"]) == (("a",), ("a/int4",), ("b", "a"))
+
+
+def test_layers_that_ask_for_other_bits_read_copies() -> None:
+    expected = {"x": 8, "a": 4, "a/int1": 1, "sum": 8}
+    assert bits_of(TWO_READERS, {"b": W8A4, "c": W1A1}) == expected
+    assert bits_of(TWO_READERS, {"b": FLOAT, "c": W1A1}) == {"x": 8, "a/int1": 1, "sum": 8}
+    moved = [layer("a", "x"), op("max_pool2d", "p", "a"), layer("b", "p"), layer("c", "a"), op("add", "s", "p", "p")]
+    assert bits_of(moved[:3], {"b": W1A1}) == {"x": 8, "a": 1, "p": 1}
+    assert bits_of([*moved[:4], layer("d", "c")], {"b": W1A1}) == {"x": 8, "a": 8, "p": 8, "p/int1": 1, "c": 8}
+
+
 def test_no_copy_without_a_float_reader() -> None:
     assert "quantize" not in {node.op for node in lowered(TWO_READERS, {}).nodes}
     assert "quantize" not in {node.op for node in lowered(TWO_READERS, dict.fromkeys("abcd", FLOAT)).nodes}
@@ -216,5 +262,9 @@ def test_layers_compute_in_the_bits_that_were_decided(name: str) -> None:
         for node in graph.nodes:
             if "weight" in node.weights:
                 decision = candidate.decisions[node.name]
-                assert (node.weights["weight"].dtype == np.int8) == (decision.w_bits == 8)
-                assert (node.inputs[0] in graph.quant) == (decision.a_bits == 8)
+                assert (node.weights["weight"].dtype == np.int8) == (decision.w_bits <= 8)
+                assert (node.inputs[0] in graph.quant) == (decision.a_bits <= 8)
+                if decision.w_bits < 8:
+                    assert len(np.unique(node.weights["weight"])) <= 2**decision.w_bits
+                if decision.a_bits <= 8:
+                    assert graph.quant[node.inputs[0]].bits == decision.a_bits

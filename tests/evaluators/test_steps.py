@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tests.evaluators.nets import NETS, candidate_of, random_policies, space_of
@@ -18,6 +19,7 @@ from trimtab.kernels.validate import check_graph
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.candidate import reshape_network
 from trimtab.spaces.execute import run
+from trimtab.spaces.quantise import quantise_weight
 
 Line = tuple[object, ...]
 LAYERS = ("conv2d", "linear")
@@ -33,7 +35,19 @@ def executed(graph: Graph) -> list[Line]:
         kernel = node.weights["weight"].shape[2:] if node.op == "conv2d" else None
         attrs = tuple(node.attrs.get(name) for name in ("activation", "stride", "padding", "dilation", "groups"))
         stored = (first in graph.quant, node.name in graph.quant)
-        return node.name, set(node.inputs), node.op, shapes[first], shapes[node.name], *stored, residual, kernel, attrs
+        bits = graph.quant[first].bits if node.op in LAYERS and first in graph.quant else 32
+        return (
+            node.name,
+            set(node.inputs),
+            node.op,
+            shapes[first],
+            shapes[node.name],
+            *stored,
+            residual,
+            bits,
+            kernel,
+            attrs,
+        )
 
     return [line(node) for node in graph.nodes]
 
@@ -47,7 +61,9 @@ def predicted(space: Space, policy: Policy) -> list[Line]:
         named = tuple(attrs.get(name) for name in ("activation", "stride", "padding", "dilation", "groups"))
         stored = (step.in_int8, step.out_int8)
         shapes = (step.in_shape, step.out_shape)
-        lines.append((call.tensor, set(call.reads), step.kind, *shapes, *stored, step.residual, kernel, named))
+        lines.append(
+            (call.tensor, set(call.reads), step.kind, *shapes, *stored, step.residual, step.a_bits, kernel, named)
+        )
     return lines
 
 
@@ -64,6 +80,15 @@ def test_the_compiled_session_runs_the_predicted_steps(name: str) -> None:
     for policy in random_policies(space, 1):
         session = NativeEngine().compile(lower(timing_candidate(space, policy))).session
         assert [call.tensor for call in StepPlan(space).calls(policy)] == session.steps
+
+
+def test_step_weights_take_the_values_of_a_real_layer() -> None:
+    for bits in (1, 2, 3, 4, 5, 6, 8):
+        step = Step("linear", (500,), (60,), (("activation", "none"),), bits, 8, True)
+        made = next(node for node in step_graph(step).nodes if node.name == STEP).weights["weight"]
+        real, _ = quantise_weight(np.random.default_rng(0).normal(size=(60, 500)), bits)
+        assert set(np.unique(made)) >= set(np.unique(real))
+        assert np.abs(made).max() == np.abs(real).max()
 
 
 def test_both_factors_carry_their_layer_s_name() -> None:
@@ -116,8 +141,14 @@ def test_every_step_s_program_holds_just_that_step(name: str) -> None:
         expected = (step.kind, step.in_shape, step.out_shape, step.in_int8, step.out_int8, step.residual)
         assert line[2:8] == expected
         node = next(node for node in graph.nodes if node.name == STEP)
+        if step.kind in LAYERS and step.in_int8:
+            assert graph.quant[node.inputs[0]].bits == step.a_bits
         if node.weights:
-            assert (node.weights["weight"].dtype == "int8") == (step.w_bits == 8)
+            if step.w_bits < 8:
+                assert len(np.unique(node.weights["weight"])) <= 2**step.w_bits
+            if step.w_bits == 16:
+                assert not (node.weights["weight"].view(np.uint32) & 0xFFFF).any()
+            assert (node.weights["weight"].dtype == "int8") == (step.w_bits <= 8)
 
 
 def test_keys_tell_steps_apart() -> None:

@@ -77,7 +77,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(section: tuple[str
         ({"measure": {"seconds": float("inf")}}, "finite"),
         ({"measure": {"precision": float("nan")}}, "finite"),
         ({"measure": {"precision": 1}}, "less than 1"),
-        ({"space": {"bits": [[4, 4]]}}, "not offered"),
+        ({"space": {"bits": [[4, 5]]}}, "not offered"),
         ({"space": {"bits": []}}, "at least one"),
         ({"space": {"ranks": [0]}}, "fractions"),
         ({"space": {"min_keep": 0}}, "greater than 0"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trimtab.errors import BadInput
-from trimtab.spaces import BITS, LayerDecision, Options, Policy, Space, apply, build_space
+from trimtab.spaces import LayerDecision, Options, Policy, Space, apply, build_space
 from trimtab.spaces.execute import run
 from trimtab.spaces.space import channel_steps
 
@@ -184,7 +184,7 @@ def test_an_unknown_fixed_layer_is_bad_input_with_the_nearest_name(space_of: Spa
 
 @pytest.mark.parametrize(
     "options",
-    [{"channels": 0}, {"min_keep": 0.0}, {"min_keep": 1.5}, {"bits": ((4, 4),)}, {"ranks": (0.0,)}, {"ranks": (2.0,)}],
+    [{"channels": 0}, {"min_keep": 0.0}, {"min_keep": 1.5}, {"bits": ((4, 5),)}, {"ranks": (0.0,)}, {"ranks": (2.0,)}],
 )
 def test_options_out_of_range_are_bad_input(options: dict[str, Any], space_of: SpaceOf) -> None:
     with pytest.raises(BadInput, match="options"):
@@ -226,7 +226,7 @@ def test_the_fingerprint_is_of_the_structure_not_of_the_weights() -> None:
         (lambda p: changed(p, {"conv1": 7}), "keeps 7 of 6"),
         (lambda p: changed(p, {"nothing": 1}), "groups are not the network's: 'nothing'"),
         (lambda p: changed(p, nothing=LayerDecision()), "layers are not the network's: 'nothing'"),
-        (lambda p: changed(p, conv1=LayerDecision(4, 4)), "'conv1': 4-bit weights with 4-bit"),
+        (lambda p: changed(p, conv1=LayerDecision(4, 5)), "'conv1': 4-bit weights with 5-bit"),
         (lambda p: changed(p, conv1=LayerDecision(32, 8)), "'conv1': 32-bit weights with 8-bit"),
         (lambda p: changed(p, conv1=LayerDecision(rank=7)), "'conv1': rank 7 is not between 1 and 6"),
         (lambda p: changed(p, {"conv1": 3}, conv1=LayerDecision(rank=4)), "rank 4 is not between 1 and 3"),
@@ -278,4 +278,4 @@ def test_a_choice_out_of_range_is_bad_input(wrong: int, space_of: SpaceOf) -> No
 def test_bits_as_lists_are_understood() -> None:
     options = Options(bits=[[8, 8], [32, 32]])  # type: ignore[arg-type]
     space = build_space(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), torch.zeros(1, 3, 8, 8), options)
-    assert {knob.choices for knob in space.knobs if knob.kind == "bits"} == {(BITS[0], BITS[2])}
+    assert {knob.choices for knob in space.knobs if knob.kind == "bits"} == {((8, 8), (32, 32))}
