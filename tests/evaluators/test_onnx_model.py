@@ -17,7 +17,7 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.onnx_model import product_name, save_onnx, to_onnx
 from trimtab.kernels.graph import OPERATORS, Graph, Node, Quant
-from trimtab.spaces import Calibration, Candidate, Space, build_space, compress
+from trimtab.spaces import Calibration, Candidate, Options, Space, build_space, compress
 from trimtab.spaces.execute import run
 from trimtab.spaces.zoo import ChannelPad, CifarResNet
 
@@ -177,7 +177,8 @@ NETWORKS = {"A": lambda: CifarResNet(8, "A", width=8), "B": lambda: CifarResNet(
 @pytest.fixture(scope="module", params=list(NETWORKS))
 def spaces(request: pytest.FixtureRequest) -> tuple[Space, Calibration]:
     torch.manual_seed(0)
-    space = build_space(NETWORKS[request.param](), torch.randn(1, 3, 16, 16))
+    options = Options(bits=((3, 8), (8, 8), (8, 32), (16, 32), (32, 32)))
+    space = build_space(NETWORKS[request.param](), torch.randn(1, 3, 16, 16), options)
     return space, Calibration.of(space, images(np.random.default_rng(0), 32, 3, 16, 16))
 
 
