@@ -137,7 +137,7 @@ size_t plan_winograd(PackedConv& p, const Kernels& k) {
   const size_t width = static_cast<size_t>(k.vectors) * k.lanes;
   g.inputs_plane = staggered(static_cast<size_t>(g.tiles) * g.tile_channels, p.element);
   g.products_plane = staggered(g.tiles * width, 4);
-  return 16 * (g.inputs_plane * p.element + g.products_plane * size_t{4}) + 16 * g.tiles * width;
+  return 16 * (g.inputs_plane * p.element + g.products_plane * size_t{4});
 }
 
 void plan_blocks(const ConvSpec& s, PackedConv& p, const Kernels& k, int batch, int threads) {

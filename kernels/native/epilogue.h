@@ -135,6 +135,94 @@ TRIMTAB_INLINE void store_block(const Store& s, const Acc* acc, int row, int row
   }
 }
 
+// Where a tile's accumulators go. The usual ways of storing whole vectors take them from registers; the others go
+// through memory.
+enum class Finish : uint8_t {
+  kMemory,     // to `acc`, for `emit`
+  kIntegers,   // integers straight to integers
+  kSum,        // integers plus a residual stored as uint8, to uint8
+  kReal,       // float to float, perhaps plus a float residual
+};
+
+template <class Acc>
+Finish finish_of(const Store& s) {
+  if (std::is_same_v<Acc, int32_t>) {
+    if (s.requantize) return Finish::kIntegers;
+    return s.has_residual && s.residual.is_u8 && s.out.is_u8 ? Finish::kSum : Finish::kMemory;
+  }
+  return s.out.is_u8 || (s.has_residual && s.residual.is_u8) ? Finish::kMemory : Finish::kReal;
+}
+
+template <class Acc>
+struct Target {
+  Finish finish;
+  const Store* store;
+  Acc* acc;
+  size_t first, step;  // element of the first pixel; elements between pixels
+  int channel;         // into the padded per-channel scales
+};
+
+template <class S, int NV, class I>
+TRIMTAB_INLINE void store_u8_row(uint8_t* p, const I (&q)[NV]) {
+  int j = 0;
+#pragma GCC unroll 8
+  for (; j + 2 <= NV; j += 2) S::store_u8(p + j * S::kLanes, q[j], q[j + 1]);
+  if (j < NV) S::store_u8(p + j * S::kLanes, q[j]);
+}
+
+// Stores MR pixels of NV vectors.
+template <class S, int MR, int NV, class V>
+TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<int32_t>& to) {
+  using F = typename S::F;
+  const Store& s = *to.store;
+  uint8_t* const out = static_cast<uint8_t*>(s.out.data) + to.first;
+  F scale[NV];
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) scale[j] = S::template load<F>(s.scale + to.channel + j * S::kLanes);
+  if (to.finish == Finish::kIntegers) {
+    const F low = S::set(s.low), high = S::set(s.high);
+    const V zero = S::set(s.out.zero);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      V q[NV];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) q[j] = S::round(S::clamp(S::to_float(acc[i][j]) * scale[j], low, high)) + zero;
+      store_u8_row<S>(out + i * to.step, q);
+    }
+    return;
+  }
+  const uint8_t* const residual = static_cast<const uint8_t*>(s.residual.data) + to.first;
+  const F floor = S::set(s.floor), ceil = S::set(s.ceil), step = S::set(s.residual.scale);
+  const V zero = S::set(s.residual.zero);
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+    V q[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      const F other = S::to_float(S::load_u8(residual + i * to.step + j * S::kLanes) - zero) * step;
+      q[j] = quantize<S>(s.out, S::activate(S::to_float(acc[i][j]) * scale[j] + other, floor, ceil));
+    }
+    store_u8_row<S>(out + i * to.step, q);
+  }
+}
+
+template <class S, int MR, int NV, class V>
+TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<float>& to) {
+  const Store& s = *to.store;
+  float* const out = static_cast<float*>(s.out.data) + to.first;
+  const float* const residual = s.has_residual ? static_cast<const float*>(s.residual.data) + to.first : nullptr;
+  const V floor = S::set(s.floor), ceil = S::set(s.ceil);
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      V x = acc[i][j];
+      if (residual != nullptr) x = x + S::template load<V>(residual + i * to.step + j * S::kLanes);
+      S::store(out + i * to.step + j * S::kLanes, S::activate(x, floor, ceil));
+    }
+  }
+}
+
 template <class S>
 static void emit(const Store& s, const int32_t* acc, int row, int rows, int columns, size_t first, size_t step,
                  int channel) {

@@ -9,9 +9,10 @@ namespace trimtab {
 namespace {
 
 // MR pixels times NV vectors of output channels, over every segment of the filter.
-template <class P, int MR, int NV, int Lanes>
+template <class S, class P, int MR, int NV>
 static void micro(const typename P::A* base, const int32_t* offset, const Conv& g, const typename P::B* b,
-                  const typename P::Acc* start, typename P::Acc* out) {
+                  const typename P::Acc* start, const Target<typename P::Acc>& to) {
+  constexpr int Lanes = S::kLanes;
   using V = typename P::V;
   using A = typename P::A;
   V acc[MR][NV];
@@ -41,18 +42,21 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
       }
     }
   }
+  if (to.finish != Finish::kMemory) return finish_tile<S>(acc, to);
   // Not one copy of the array: that would keep the accumulators in memory throughout.
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) std::memcpy(out + (i * NV + j) * Lanes, &acc[i][j], sizeof(V));
+    for (int j = 0; j < NV; ++j) std::memcpy(to.acc + (i * NV + j) * Lanes, &acc[i][j], sizeof(V));
   }
 }
 
 // The same with products summed in 16 bits for g.depth steps at a time, which is as long as none can overflow.
-template <class P, int MR, int NV, int Lanes>
+template <class S, class P, int MR, int NV>
 static void micro_short(const typename P::A* base, const int32_t* offset, const Conv& g, const typename P::B* b,
-                        const typename P::Acc* start, typename P::Acc* out) {
+                        const typename P::Acc* start, const Target<typename P::Acc>& to) {
+  constexpr int Lanes = S::kLanes;
+  typename P::Acc* const out = to.acc;
   using V = typename P::V;
   using A = typename P::A;
   V acc[MR][NV] = {};
@@ -97,6 +101,14 @@ static void micro_short(const typename P::A* base, const int32_t* offset, const 
     }
   }
   if (room < g.depth) widen();
+  if (to.finish == Finish::kMemory) return;
+  V sums[MR][NV];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) std::memcpy(&sums[i][j], out + (i * NV + j) * Lanes, sizeof(V));
+  }
+  finish_tile<S>(sums, to);
 }
 
 template <class P, class = void>
@@ -106,7 +118,7 @@ struct SumsShort<P, std::void_t<decltype(&P::widen)>> : std::true_type {};
 
 template <class P>
 using Micro = void (*)(const typename P::A*, const int32_t*, const Conv&, const typename P::B*,
-                       const typename P::Acc*, typename P::Acc*);
+                       const typename P::Acc*, const Target<typename P::Acc>&);
 
 // The micro-kernels for 1, 2, 4 and S::kRows pixels with NV vectors.
 template <class S, class P, int NV>
@@ -114,8 +126,8 @@ struct Heights {
   static constexpr int kCount = S::kRows > 4 ? 4 : 3;
   template <int MR>
   static constexpr Micro<P> of_height() {
-    if constexpr (SumsShort<P>::value) return &micro_short<P, MR, NV, S::kLanes>;
-    else return &micro<P, MR, NV, S::kLanes>;
+    if constexpr (SumsShort<P>::value) return &micro_short<S, P, MR, NV>;
+    else return &micro<S, P, MR, NV>;
   }
   static constexpr Micro<P> kernel(int i) {
     return i == 0 ? of_height<1>() : i == 1 ? of_height<2>() : i == 2 ? of_height<4>() : of_height<S::kRows>();
@@ -176,13 +188,15 @@ static void panel_over_block(const Conv& g, const Store& store, const Block<type
   const int columns = least(row, per_group - panel * kWidth);
   const auto* base = block.base + group * (g.ic / g.groups);
   alignas(64) Acc acc[S::kRows * kWidth];
+  Target<Acc> to{columns == row ? finish_of<Acc>(store) : Finish::kMemory, &store, acc, 0, static_cast<size_t>(g.oc),
+                 channel};
   for (int m = 0; m < block.pixels;) {
     const int height = tile_height<S>(block.pixels - m, block.pixels);
     const int first = least(m, block.pixels - height);
-    micro_kernel<S, P>(height, vectors)(base, block.offset + first, g, b,
-                                        static_cast<const Acc*>(g.start) + channel, acc);
-    emit<S>(store, acc, row, height, columns, (block.first_pixel + first) * g.oc + group * per_group + panel * kWidth,
-            g.oc, channel);
+    to.first = (block.first_pixel + first) * g.oc + group * per_group + panel * kWidth;
+    micro_kernel<S, P>(height, vectors)(base, block.offset + first, g, b, static_cast<const Acc*>(g.start) + channel,
+                                        to);
+    if (to.finish == Finish::kMemory) emit<S>(store, acc, row, height, columns, to.first, g.oc, channel);
     m = first + height;
   }
 }

@@ -13,12 +13,17 @@ namespace {
 constexpr int kPlanes = 16;  // elements of a transformed 4x4 tile
 constexpr size_t kFetchedFilters = 512 * 1024;  // bytes of weights that have left the cache since the last run
 
-// This thread's scratch: planes of transformed inputs [tile][channel], planes of products [tile][column of the
-// panel], and the two rows of outputs [2 * tile][column].
+// This thread's scratch: planes of transformed inputs [tile][channel] and of products [tile][column of the panel].
 template <class A, class Acc>
 struct WinogradScratch {
   A* inputs;
-  Acc *products, *outputs[2];
+  Acc* products;
+};
+
+// Output rows [0, rows) of a block, as tiles in rows of `across`.
+struct Tiling {
+  int rows, across;
+  size_t first_pixel;  // in the output
 };
 
 // B^T d B for one 4x4 tile, all channels. d: `row` elements between its rows, `step` between its columns.
@@ -46,9 +51,9 @@ TRIMTAB_INLINE void transform_inputs(const A* d, ptrdiff_t row, int channels, A*
   }
 }
 
-// A^T m A for one tile and one vector of columns; the four outputs go to out[y] and the pixel after it.
+// A^T m A for one tile and one vector of columns.
 template <class V, class Acc>
-TRIMTAB_INLINE void transform_products(const Acc* m, size_t plane, Acc* const out[2], int pixel) {
+TRIMTAB_INLINE void transform_products(const Acc* m, size_t plane, V (&y)[2][2]) {
   V s[2][4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
@@ -59,10 +64,9 @@ TRIMTAB_INLINE void transform_products(const Acc* m, size_t plane, Acc* const ou
     s[1][j] = v[1] - v[2] - v[3];
   }
 #pragma GCC unroll 2
-  for (int y = 0; y < 2; ++y) {
-    const V left = s[y][0] + s[y][1] + s[y][2], right = s[y][1] - s[y][2] - s[y][3];
-    std::memcpy(out[y], &left, sizeof(V));
-    std::memcpy(out[y] + pixel, &right, sizeof(V));
+  for (int i = 0; i < 2; ++i) {
+    y[i][0] = s[i][0] + s[i][1] + s[i][2];
+    y[i][1] = s[i][1] - s[i][2] - s[i][3];
   }
 }
 
@@ -129,62 +133,82 @@ static void multiply_plane(const Conv& g, const typename P::A* a, int count, con
   multiply_blocks<S, P, 1, NV, Ahead>(g, a, t, count, b, start, out);
 }
 
-template <class P>
-using Plane = void (*)(const Conv&, const typename P::A*, int, const typename P::B*, const typename P::Acc*,
-                       typename P::Acc*);
-
-template <class S, class P, bool Ahead>
-static Plane<P> plane_kernel(int vectors) {
-  if constexpr (S::kVectors > 2) {
-    if (vectors == 4) return &multiply_plane<S, P, 4, Ahead>;
-    if (vectors == 3) return &multiply_plane<S, P, 3, Ahead>;
+// Stores `Pixels` neighbours of an output row.
+template <class S, int Pixels, int NV, class V, class Acc>
+TRIMTAB_INLINE void store_pixels(const V (&y)[Pixels][NV], const Target<Acc>& to, int columns) {
+  if (to.finish != Finish::kMemory) return finish_tile<S>(y, to);
+#pragma GCC unroll 2
+  for (int i = 0; i < Pixels; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) std::memcpy(to.acc + (i * NV + j) * S::kLanes, &y[i][j], sizeof(V));
   }
-  return vectors == 2 ? &multiply_plane<S, P, 2, Ahead> : &multiply_plane<S, P, 1, Ahead>;
+  emit<S>(*to.store, to.acc, NV * S::kLanes, Pixels, columns, to.first, to.step, to.channel);
 }
 
-// Stores the outputs of tiles [first, first + count) of a block; `rows` and g.ow say which of them lie in the image.
-template <class S, class Acc>
-static void emit_tiles(const Conv& g, const Store& store, Acc* const outputs[2], int first, int count, int rows,
-                       size_t first_pixel, int row, int columns, int channel) {
-  const int across = (g.ow + 1) / 2;
-  for (int t = 0; t < count;) {
-    const int ty = (first + t) / across, tx = (first + t) % across;
-    const int tiles = least(across - tx, count - t), pixels = least(2 * tiles, g.ow - 2 * tx);
-    for (int y = 2 * ty; y < least(2 * ty + 2, rows); ++y) {
-      const size_t pixel = first_pixel + static_cast<size_t>(y) * g.ow + 2 * tx;
-      emit<S>(store, outputs[y & 1] + 2 * t * row, row, pixels, columns, pixel * g.oc + channel, g.oc, channel);
-    }
-    t += tiles;
-  }
-}
-
-// One panel of output channels for `count` transformed tiles.
-template <class S, class P>
-static void winograd_panel(const Conv& g, const WinogradScratch<typename P::A, typename P::Acc>& scratch, int count,
-                           int panel, int vectors) {
-  using Acc = typename P::Acc;
+// The outputs of one tile, as far as they lie in the image.
+template <class S, class P, int NV>
+TRIMTAB_INLINE void store_tile(const Conv& g, const typename P::Acc* products, const Tiling& tiling, int tile,
+                               Target<typename P::Acc> to, int columns) {
   using V = typename P::V;
-  constexpr int kWidth = S::kVectors * S::kLanes;
-  const int row = vectors * S::kLanes;
+  V y[2][2][NV];
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) {
+    V part[2][2];
+    transform_products(products + j * S::kLanes, g.products_plane, part);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) y[i / 2][i % 2][j] = part[i / 2][i % 2];
+  }
+  const int top = tile / tiling.across * 2, left = tile % tiling.across * 2;
+  to.first += (tiling.first_pixel + static_cast<size_t>(top) * g.ow + left) * g.oc;
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i, to.first += static_cast<size_t>(g.ow) * g.oc) {
+    if (top + i >= tiling.rows) return;
+    if (left + 1 < g.ow) {
+      store_pixels<S, 2, NV>(y[i], to, columns);
+    } else {
+      V one[1][NV];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) one[0][j] = y[i][0][j];
+      store_pixels<S, 1, NV>(one, to, columns);
+    }
+  }
+}
+
+// One panel of output channels for `count` transformed tiles from `first` on.
+template <class S, class P, int NV>
+static void winograd_panel(const Conv& g, const Store& store,
+                           const WinogradScratch<typename P::A, typename P::Acc>& scratch, const Tiling& tiling,
+                           int first, int count, int panel) {
+  using Acc = typename P::Acc;
+  constexpr int kWidth = S::kVectors * S::kLanes, kRow = NV * S::kLanes;
   const size_t column = static_cast<size_t>(g.steps) * P::kDot;  // weights of one plane
+  const auto* b = static_cast<const typename P::B*>(g.weights) + size_t{kPlanes} * panel * kWidth * column;
   // A constant in the middle product is a constant in all four outputs.
   alignas(64) static constexpr Acc kZeros[kWidth] = {};
   const Acc* const bias = static_cast<const Acc*>(g.start) + panel * kWidth;
-  const Plane<P> kernel =
-      g.group_bytes >= kFetchedFilters ? plane_kernel<S, P, true>(vectors) : plane_kernel<S, P, false>(vectors);
-  for (int p = 0; p < kPlanes; ++p) {
-    const auto* b =
-        static_cast<const typename P::B*>(g.weights) + (size_t{kPlanes} * panel * kWidth + p * row) * column;
+  for (int p = 0; p < kPlanes; ++p, b += kRow * column) {
     const auto* a = scratch.inputs + p * g.inputs_plane;
     Acc* const out = scratch.products + p * g.products_plane;
-    kernel(g, a, count, b, p == 5 ? bias : kZeros, out);
+    if (g.group_bytes >= kFetchedFilters)
+      multiply_plane<S, P, NV, true>(g, a, count, b, p == 5 ? bias : kZeros, out);
+    else
+      multiply_plane<S, P, NV, false>(g, a, count, b, p == 5 ? bias : kZeros, out);
   }
-  for (int t = 0; t < count; ++t) {
-    for (int c = 0; c < row; c += S::kLanes) {
-      Acc* const out[2] = {scratch.outputs[0] + 2 * t * row + c, scratch.outputs[1] + 2 * t * row + c};
-      transform_products<V>(scratch.products + t * row + c, g.products_plane, out, row);
-    }
+  alignas(64) Acc acc[2 * kRow];
+  const int columns = least(kRow, g.oc - panel * kWidth);
+  const Target<Acc> to{columns == kRow ? finish_of<Acc>(store) : Finish::kMemory,
+                       &store, acc, static_cast<size_t>(panel) * kWidth, static_cast<size_t>(g.oc), panel * kWidth};
+  for (int t = 0; t < count; ++t)
+    store_tile<S, P, NV>(g, scratch.products + t * kRow, tiling, first + t, to, columns);
+}
+
+template <class S, class P, class... Args>
+TRIMTAB_INLINE void winograd_panel_of(int vectors, const Args&... args) {
+  if constexpr (S::kVectors > 2) {
+    if (vectors == 4) return winograd_panel<S, P, 4>(args...);
+    if (vectors == 3) return winograd_panel<S, P, 3>(args...);
   }
+  return vectors == 2 ? winograd_panel<S, P, 2>(args...) : winograd_panel<S, P, 1>(args...);
 }
 
 template <class S, class P>
@@ -192,23 +216,20 @@ static void winograd_block(const Conv& g, const Store& store, const Block<typena
                            const WinogradScratch<typename P::A, typename P::Acc>& scratch, Span panels) {
   using A = typename P::A;
   using V = std::conditional_t<std::is_same_v<A, float>, typename S::F, typename S::H>;
-  constexpr int kWidth = S::kVectors * S::kLanes;
   const Panels shape = panels_of<S>(g);
-  const int rows = block.pixels / g.ow, across = (g.ow + 1) / 2, tiles = (rows + 1) / 2 * across;
+  const Tiling tiling{block.pixels / g.ow, (g.ow + 1) / 2, block.first_pixel};
+  const int tiles = (tiling.rows + 1) / 2 * tiling.across;
   const ptrdiff_t input_row = static_cast<ptrdiff_t>(g.scratch_w) * g.ic;
   for (int first = 0; first < tiles; first += g.tiles) {
     const int count = least(g.tiles, tiles - first);
     for (int t = 0; t < count; ++t) {
-      const int ty = (first + t) / across, tx = (first + t) % across;
+      const int ty = (first + t) / tiling.across, tx = (first + t) % tiling.across;
       transform_inputs<V>(block.base + 2 * ty * input_row + 2 * tx * g.ic, input_row, g.ic,
                           scratch.inputs + t * g.tile_channels, g.inputs_plane);
     }
-    for (int panel = panels.first; panel < panels.last; ++panel) {
-      const int vectors = least(S::kVectors, shape.vectors - panel * S::kVectors);
-      winograd_panel<S, P>(g, scratch, count, panel, vectors);
-      emit_tiles<S>(g, store, scratch.outputs, first, count, rows, block.first_pixel, vectors * S::kLanes,
-                    least(vectors * S::kLanes, g.oc - panel * kWidth), panel * kWidth);
-    }
+    for (int panel = panels.first; panel < panels.last; ++panel)
+      winograd_panel_of<S, P>(least(S::kVectors, shape.vectors - panel * S::kVectors), g, store, scratch, tiling, first,
+                              count, panel);
   }
 }
 
@@ -217,17 +238,14 @@ template <class S, class P, class T>
 static void winograd(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   using A = typename P::A;
   using Acc = typename P::Acc;
-  constexpr int kWidth = S::kVectors * S::kLanes;
   const bool by_block = shares_blocks(g, task);
   const int panels = panels_of<S>(g).per_group;
   const Span mine = by_block ? Span{0, panels} : share(panels, task.thread, task.threads);
   WinogradScratch<A, Acc> scratch;
   scratch.inputs = reinterpret_cast<A*>(task.scratch);
   scratch.products = reinterpret_cast<Acc*>(scratch.inputs + kPlanes * static_cast<size_t>(g.inputs_plane));
-  scratch.outputs[0] = scratch.products + kPlanes * static_cast<size_t>(g.products_plane);
-  scratch.outputs[1] = scratch.outputs[0] + 2 * g.tiles * kWidth;
   Task inner = task;
-  inner.scratch = reinterpret_cast<char*>(scratch.outputs[1] + 2 * g.tiles * kWidth);
+  inner.scratch = reinterpret_cast<char*>(scratch.products + kPlanes * static_cast<size_t>(g.products_plane));
   for_blocks<A, T>(g, in, inner, by_block, A{0}, [&](const Block<A>& block) {
     winograd_block<S, P>(g, store, block, scratch, mine);
   });
