@@ -1,6 +1,8 @@
 // From accumulators or real values to memory: scale, residual, activation, rounding (docs/arithmetic.md).
 #pragma once
 
+#include <type_traits>
+
 #include "isa_vector.h"
 #include "table.h"
 
