@@ -11,14 +11,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from trimtab.evaluators.engines.base import EngineSession, Images
+from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
 
 __all__ = [
+    "Estimate",
     "Latency",
+    "Rounds",
     "cache_dir",
+    "interleave",
     "measure",
     "median_interval",
     "noise_floor",
@@ -29,6 +34,13 @@ __all__ = [
 
 SLICE_SECONDS = 0.005
 LEAST_SLICES = 20
+
+#: Rounds of many sessions: fewer give no 95 % interval of a median (it would reach beyond the extremes).
+LEAST_ROUNDS = 8
+
+#: For so long after a run with several threads the thread pools of OpenVINO (1.2 ms) and of torch (4 ms) still spin,
+#: on the cores of whatever is measured next.
+SPINNING_SECONDS = 0.006
 
 #: Neighbouring ratios share a slice of the reference: with equal noise in both networks their correlation is 1/6,
 #: which makes n of them worth n / (1 + 2/6) independent ones.
@@ -78,29 +90,44 @@ def _allowed_cores() -> set[int]:
 
 
 @contextmanager
-def timing_slot(threads: int = 1) -> Iterator[None]:
+def timing_slot(threads: int = 1, pools: bool = False) -> Iterator[None]:
     """Hold the machine's one timing slot: an exclusive lock, the thread pinned, garbage collection off.
 
-    Where the system allows it, the thread also gets real-time priority, so that no other process takes its core.
+    Where the system allows it, the thread also gets real-time priority, so that no other process takes its core; with
+    `pools`, so do all other threads of this process, which then should have nothing else to do.
     """
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     before = os.sched_getaffinity(0)
-    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     collecting = gc.isenabled()
     with open(folder / "timing.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.sched_setaffinity(0, timing_cores(threads))
-        with suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         gc.disable()
         try:
-            yield
+            with _real_time_priority(sorted(map(int, os.listdir("/proc/self/task"))) if pools else [0]):
+                yield
         finally:
-            os.sched_setscheduler(0, policy, parameters)
             os.sched_setaffinity(0, before)
             if collecting:
                 gc.enable()
+
+
+@contextmanager
+def _real_time_priority(tasks: Sequence[int]) -> Iterator[None]:
+    """Raise threads above every ordinary process, where that is permitted; a thread may have ended meanwhile."""
+    raised = []
+    for task in tasks:
+        with suppress(PermissionError, ProcessLookupError):
+            before = (os.sched_getscheduler(task), os.sched_getparam(task))
+            os.sched_setscheduler(task, os.SCHED_FIFO, os.sched_param(1))
+            raised.append((task, before))
+    try:
+        yield
+    finally:
+        for task, (policy, parameters) in raised:
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(task, policy, parameters)
 
 
 def measure(
@@ -148,6 +175,64 @@ def measure(
                     dropped=len(slices) - len(used),
                     stopped_by="interval" if narrow else "time",
                 )
+
+
+class Estimate(NamedTuple):
+    """A median with its 95 % interval [`low`, `high`]."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rounds:
+    """Rounds in which every session had one slice: seconds per run, and whether the system took the core away
+    meanwhile, both (rounds, sessions)."""
+
+    seconds: npt.NDArray[np.float64]
+    interrupted: npt.NDArray[np.bool_]
+
+    def time(self, session: int) -> Estimate:
+        """Return the seconds per run of a session."""
+        return Estimate(*median_interval(self._used(self.seconds[:, session], [session])))
+
+    def ratio(self, session: int, reference: int) -> Estimate:
+        """Return how many times as long a session takes as another, from their ratio in every round."""
+        ratios = self.seconds[:, session] / self.seconds[:, reference]
+        return Estimate(*median_interval(self._used(ratios, [session, reference])))
+
+    def _used(self, values: npt.NDArray[np.float64], sessions: list[int]) -> list[float]:
+        whole = ~self.interrupted[:, sessions].any(axis=1)
+        # On a machine this busy, a median over disturbed slices is all there is.
+        return list(values[whole] if whole.sum() >= LEAST_ROUNDS else values)
+
+
+def interleave(timed: Sequence[tuple[EngineSession, Images]], seconds: float, threads: int = 1) -> Rounds:
+    """Time many sessions, each on its own inputs (R, batch, ...), a slice of each in every round.
+
+    Rounds go on for `seconds` for each session, and there are at least LEAST_ROUNDS. Within a round the order is
+    random; every slice begins with one run that does not count, because others have had the caches. Call it inside
+    `timing_slot`.
+    """
+    rng = np.random.default_rng(0)
+    for session, inputs in timed:
+        session.time(inputs, SLICE_SECONDS)
+    end = time.perf_counter() + seconds * len(timed)
+    rounds: list[list[TimeSlice]] = []
+    while len(rounds) < LEAST_ROUNDS or time.perf_counter() < end:
+        slices: dict[int, TimeSlice] = {}
+        for index in rng.permutation(len(timed)).tolist():
+            session, inputs = timed[index]
+            if threads > 1:
+                time.sleep(SPINNING_SECONDS)
+            session.time(inputs, 0.0)
+            slices[index] = session.time(inputs, SLICE_SECONDS)
+        rounds.append([slices[index] for index in range(len(timed))])
+    return Rounds(
+        np.array([[piece.seconds / piece.runs for piece in row] for row in rounds]),
+        np.array([[piece.involuntary_switches > 0 for piece in row] for row in rounds]),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The native engine: graphs of operators, compiled for this machine's kernels."""
 
 from trimtab.kernels.artefact import load, read_graph, save, stored_bytes
-from trimtab.kernels.bench import bench_kernels
 from trimtab.kernels.errors import ArtefactError, UnsupportedOperator
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.kernels.levels import active_level, cpu, emulated_levels, levels
@@ -17,7 +16,6 @@ __all__ = [
     "Slice",
     "UnsupportedOperator",
     "active_level",
-    "bench_kernels",
     "cpu",
     "emulated_levels",
     "fuse",

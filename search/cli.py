@@ -158,19 +158,65 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
 def bench(
     what: Annotated[str, typer.Argument(help="kernels, engines or measure.")],
     networks: Annotated[
-        str, typer.Option(help="engines: comma-separated zoo or torchvision names.")
+        str, typer.Option(help="engines, measure: comma-separated zoo or torchvision names; measure takes the first.")
     ] = "resnet20,resnet56",
-    engines: Annotated[str, typer.Option(help="engines: comma-separated.")] = "native,onnxruntime",
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Seconds per measurement.")] = 1.0,
+    engines: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Comma-separated: native, onnxruntime, onnxruntime-saturating, openvino, torch. engines: by default "
+            "native and onnxruntime; kernels: rivals of single int8 layers, none by default; measure: the first."
+        ),
+    ] = None,
+    forms: Annotated[str, typer.Option(help="engines: of fp32, int8, half (int8 with half the channels).")] = (
+        "fp32,int8,half"
+    ),
+    threads: Annotated[str, typer.Option(help="Comma-separated; measure takes the first.")] = "1",
+    seconds: Annotated[float, typer.Option(min=0.01, help="Seconds for every figure.")] = 1.0,
+    level: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="engines, kernels: hold engines to this kernel level; onnxruntime obeys none."),
+    ] = None,
+    layers: Annotated[str, typer.Option(help="kernels: only layers whose name contains this.")] = "",
+    repetitions: Annotated[int, typer.Option(min=2, help="measure: how often.")] = 20,
+    minutes: Annotated[float, typer.Option(min=0.0, help="measure: spread over so many minutes.")] = 0.0,
+    load: Annotated[bool, typer.Option("--load", help="measure: keep all cores busy in bursts meanwhile.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the kernels layer by layer, whole networks on every engine, or how well measurements repeat."""
-    from trimtab.search import benches
-    from trimtab.search.tables import print_rows
+    from trimtab.search.bench import BenchOptions, run
+    from trimtab.search.tables import markdown_rows, print_rows
 
-    rows = benches.run(what, networks.split(","), engines.split(","), threads, seconds)
-    _print_json(rows) if as_json else print_rows(rows)
+    usual = {"engines": "native,onnxruntime", "kernels": "native"}
+    options = BenchOptions(
+        networks=_names(networks),
+        engines=_names(usual.get(what, "native") if engines is None else engines),
+        forms=_names(forms),
+        threads=tuple(_count(text) for text in _names(threads)),
+        seconds=seconds,
+        level=level,
+        layers=layers,
+        repetitions=repetitions,
+        minutes=minutes,
+        load=load,
+    )
+    rows = run(what, options)
+    if as_json:
+        _print_json(rows)
+    elif markdown:
+        typer.echo(markdown_rows(rows))
+    else:
+        print_rows(rows)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is not a number of threads", param_hint="--threads")
+    return int(text)
 
 
 @app.command()

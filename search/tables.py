@@ -13,7 +13,7 @@ from rich.table import Table
 from trimtab.errors import BadInput
 from trimtab.search.budgets import describe
 
-__all__ = ["load_summary", "print_evaluation", "print_facts", "print_rows", "print_summary"]
+__all__ = ["load_summary", "markdown_rows", "print_evaluation", "print_facts", "print_rows", "print_summary"]
 
 
 def load_summary(folder: Path) -> dict[str, Any]:
@@ -163,8 +163,38 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
     table = Table()
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0][name], str) else "right")
+    for name, number in _columns(rows).items():
+        table.add_column(name.replace("_", " "), justify="right" if number else "left")
     for row in rows:
-        table.add_row(*[f"{v:.4g}" if isinstance(v, float) else "–" if v is None else str(v) for v in row.values()])
+        table.add_row(*[_cell(row, name) for name in _columns(rows)])
     _console().print(table)
+
+
+def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the same keys as a Markdown table."""
+    columns = _columns(rows)
+    lines = [
+        [name.replace("_", " ") for name in columns],
+        ["---:" if number else "---" for number in columns.values()],
+        *[[_cell(row, name) for name in columns] for row in rows],
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """Column -> whether it holds numbers. Those that are empty in every row are left out, and X_low and X_high belong
+    to X."""
+    bounds = {f"{name}_{end}" for name in rows[0] for end in ("low", "high")} if rows else set()
+    filled = [
+        name for name in (rows[0] if rows else ()) if name not in bounds and any(r[name] is not None for r in rows)
+    ]
+    return {name: not any(isinstance(row[name], str) for row in rows) for name in filled}
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if row.get(f"{name}_low") is not None:
+        return f"{value:.4g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -21,7 +21,6 @@ from trimtab.kernels import (
     Session,
     UnsupportedOperator,
     active_level,
-    bench_kernels,
     cpu,
     emulated_levels,
     fuse,
@@ -229,19 +228,3 @@ def test_integer_layers_that_could_overflow_are_refused() -> None:
     weights = {"weight": np.ones((1, 32769), np.int8), "weight_scale": np.ones(1, np.float32)}
     with pytest.raises(UnsupportedOperator, match=r"'big'.*overflow"):
         Session(Graph("x", (32769,), (Node("linear", "big", ("x",), {}, weights),), "big", {"x": IN}))
-
-
-def test_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimtab.kernels.bench.LAYERS", bench_layers())
-    rows = bench_kernels(seconds=0.01)
-    assert [row["kind"] for row in rows] == ["float32", "int8"] * 2
-    for row in rows:
-        assert row["mmac"] > 0
-        assert 0 < row["compute_fraction"] < 2.5  # Winograd needs fewer products than are counted
-        assert row["gmac_per_s"] == pytest.approx(row["mmac"] / row["ms"])
-
-
-def bench_layers() -> tuple[Any, ...]:
-    from trimtab.kernels.bench import LAYERS
-
-    return LAYERS[2], LAYERS[10]

@@ -1,0 +1,62 @@
+"""Benchmarks of what trimtab stands on: kernels, engines, and the measurement itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.errors import BadInput, unknown_name
+from trimtab.search.bench.layers import bench_kernels
+from trimtab.search.bench.networks import bench_networks
+from trimtab.search.bench.repeat import bench_repeat
+
+__all__ = ["BenchOptions", "run"]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure; the command line's help says which benchmark reads which."""
+
+    networks: tuple[str, ...]
+    engines: tuple[str, ...]
+    forms: tuple[str, ...]
+    threads: tuple[int, ...]
+    seconds: float
+    level: str | None
+    layers: str
+    repetitions: int
+    minutes: float
+    load: bool
+
+    def __post_init__(self) -> None:
+        if not self.networks or not self.engines or not self.forms or not self.threads:
+            raise BadInput("a benchmark needs at least one network, engine, form and number of threads")
+        if len(set(self.engines)) < len(self.engines):
+            raise BadInput(f"engines are named twice: {', '.join(self.engines)}")
+
+
+def run(what: str, options: BenchOptions) -> list[dict[str, Any]]:
+    """Run a benchmark and return its rows; an unknown name is a `BadInput`."""
+    if what not in _BENCHMARKS:
+        raise unknown_name("benchmark", what, _BENCHMARKS)
+    return _BENCHMARKS[what](options)
+
+
+def _engines(o: BenchOptions) -> list[dict[str, Any]]:
+    return bench_networks(o.networks, o.engines, o.forms, o.threads, o.seconds, o.level)
+
+
+def _kernels(o: BenchOptions) -> list[dict[str, Any]]:
+    return bench_kernels(o.layers, o.engines, o.threads, o.seconds, o.level)
+
+
+def _measure(o: BenchOptions) -> list[dict[str, Any]]:
+    return bench_repeat(o.networks[0], o.engines[0], o.threads[0], o.seconds, o.repetitions, o.minutes, o.load)
+
+
+_BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[dict[str, Any]]]] = {
+    "kernels": _kernels,
+    "engines": _engines,
+    "measure": _measure,
+}
