@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-slow test-data check lint types sanitize clean
+.PHONY: bench demo test test-slow test-data check lint types sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/trimtab search
@@ -17,6 +17,12 @@ test-slow: $(VENV)/installed
 
 test-data: $(VENV)/installed
 	$(BIN)/pytest -m data
+
+# About half an hour for each kernel level; SECONDS_EACH=0.2 MINUTES=1 gives a first impression.
+bench: $(VENV)/installed
+	$(BIN)/pip install --quiet -e ".[openvino]" --no-build-isolation
+	TRIMTAB=$(BIN)/trimtab docs/benchmark-tables.sh > build/benchmark-tables.md
+	mv build/benchmark-tables.md docs/benchmark-tables.md
 
 check: lint types test
 

@@ -59,7 +59,8 @@ def run_in_child(function: Callable[..., Rows], threads: int, level: str | None,
         answer = Path(folder) / "rows.json"
         done = subprocess.run(
             [sys.executable, "-m", "trimtab.search.bench", json.dumps(task), str(answer)],
-            env={**os.environ, **caps(level)},
+            # Without the safe path a file of the working directory could stand in for a library.
+            env={**os.environ, "PYTHONSAFEPATH": "1", **caps(level)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

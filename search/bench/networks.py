@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines import Engine, make_engine
 from trimtab.evaluators.engines.base import EngineSession, Images
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.timing import Rounds, interleave, timing_slot
+from trimtab.evaluators.timing import Estimate, Rounds, interleave, timing_slot
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.search.bench.child import obeys_caps, run_in_child
 from trimtab.search.bench.rows import empty_network, named
@@ -45,10 +45,10 @@ def bench_networks(
 
     Every row has `network`, `form`, `threads`, `engine`, `held_to` (the kernel level that was asked for, None where the
     engine chooses; onnxruntime always does), `exact` (whether its integer products are: see `exact_products`), `ms`
-    per image with its interval, `call_ms` (the engine's time for a network that does nothing), `rounds`, and three
+    per image with its interval, `call_ms` (the engine's time for a network that does nothing), `rounds`, and four
     speed-ups with intervals, each the median over rounds of another's time divided by this one's: `speedup` over the
-    fastest other engine, `best_other`; `exact_speedup` over the fastest other one with exact products; and
-    `int8_speedup` of a half form over int8 on the same engine.
+    fastest other engine, `best_other`; `exact_speedup` over the fastest other one with exact products; `int8_speedup`
+    of a half form over int8 on the same engine; and `thread_speedup` of native with several threads over one.
     """
     for form in forms:
         if form not in FORMS:
@@ -66,52 +66,79 @@ def network_rows(
     network: str, engines: Sequence[str], forms: Sequence[str], threads: int, seconds: float, level: str | None
 ) -> list[dict[str, Any]]:
     """Return the rows of one network, measured in this process."""
-    made = [make_engine(name, threads) for name in engines]
+    made = {name: make_engine(name, threads) for name in engines}
+    exact = {name: exact_products(engine) for name, engine in made.items()}
     space, images = load_network(network)
     inputs = np.ascontiguousarray(images[:ROTATED, None])
-    keys = [(form, engine.name) for form in forms for engine in made]
-    candidates = {form: calibrated(space, policy_of(space, form), images) for form in forms}
-    timed: list[tuple[EngineSession, Images]] = []
+    timed: dict[_Timed, tuple[EngineSession, Images]] = {}
     for form in forms:
-        graph = lower(candidates[form])
-        timed += [(engine.compile(graph, 1, candidates[form].ranges), inputs) for engine in made]
-    timed += [(engine.compile(empty_network()), np.zeros((1, 1, 1), np.float32)) for engine in made]
+        candidate = calibrated(space, policy_of(space, form), images)
+        graph = lower(candidate)
+        for name, engine in made.items():
+            timed[_Timed(form, name)] = (engine.compile(graph, 1, candidate.ranges), inputs)
+        if threads > 1 and "native" in made:
+            timed[_Timed(form, "native", alone=True)] = (make_engine("native").compile(graph), inputs)
+    for name, engine in made.items():
+        timed[_Timed("empty", name)] = (engine.compile(empty_network()), np.zeros((1, 1, 1), np.float32))
     with timing_slot(threads, pools=True):
-        rounds = interleave(timed, seconds, threads)
-    exact = {engine.name: exact_products(engine) for engine in made}
-    rows = []
-    for index, (form, name) in enumerate(keys):
-        engine = made[engines.index(name)]
-        rows.append(
-            {
-                "network": network,
-                "form": form,
-                "threads": threads,
-                "engine": engine.signature.removesuffix(f" threads={threads}"),
-                "held_to": level if obeys_caps(name) else None,
-                "exact": None if form == "fp32" else exact[name],
-                **named("ms", rounds.time(index), 1e3),
-                "call_ms": rounds.time(len(keys) + engines.index(name)).median * 1e3,
-                "rounds": len(rounds.seconds),
-                **_speedups(rounds, keys, index, exact),
-            }
-        )
-    return rows
+        found = _Found(list(timed), interleave(list(timed.values()), seconds, threads), exact)
+    return [
+        {
+            "network": network,
+            "form": form,
+            "threads": threads,
+            "engine": engine.signature.removesuffix(f" threads={threads}"),
+            "held_to": level if obeys_caps(name) else None,
+            "exact": None if form == "fp32" else exact[name],
+            **named("ms", found.time(_Timed(form, name)), 1e3),
+            "call_ms": found.time(_Timed("empty", name)).median * 1e3,
+            "rounds": len(found.rounds.seconds),
+            **_speedups(found, _Timed(form, name)),
+        }
+        for form in forms
+        for name, engine in made.items()
+    ]
 
 
-def _speedups(rounds: Rounds, keys: list[tuple[str, str]], index: int, exact: Mapping[str, bool]) -> dict[str, Any]:
-    form, name = keys[index]
-    others = [i for i, key in enumerate(keys) if key[0] == form and key[1] != name]
-    rivals = [i for i in others if form == "fp32" or exact[keys[i][1]]]
-    times = [rounds.time(i).median for i in range(len(keys))]
-    best = min(others, key=times.__getitem__, default=None)
-    best_exact = min(rivals, key=times.__getitem__, default=None)
-    whole = keys.index(("int8", name)) if form == "half" and ("int8", name) in keys else None
+class _Timed(NamedTuple):
+    """What is timed: a form on an engine; `alone` is one thread where the others have several."""
+
+    form: str
+    engine: str
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The rounds of all that was timed, in the order of `timed`; `exact` says which engines' integers are."""
+
+    timed: list[_Timed]
+    rounds: Rounds
+    exact: Mapping[str, bool]
+
+    def time(self, what: _Timed) -> Estimate:
+        return self.rounds.time(self.timed.index(what))
+
+    def fastest(self, whats: list[_Timed]) -> _Timed | None:
+        return min(whats, key=self.time, default=None)
+
+    def speedup(self, what: _Timed, over: _Timed | None) -> Estimate | None:
+        if over is None or over not in self.timed:
+            return None
+        return self.rounds.ratio(self.timed.index(over), self.timed.index(what))
+
+
+def _speedups(found: _Found, what: _Timed) -> dict[str, Any]:
+    others = [t for t in found.timed if t.form == what.form and t.engine != what.engine and not t.alone]
+    best = found.fastest(others)
+    best_exact = found.fastest([t for t in others if t.form == "fp32" or found.exact[t.engine]])
+    int8 = what._replace(form="int8") if what.form == "half" else None
     return {
-        "best_other": None if best is None else keys[best][1],
-        **named("speedup", None if best is None else rounds.ratio(best, index)),
-        **named("exact_speedup", None if best_exact is None else rounds.ratio(best_exact, index)),
-        **named("int8_speedup", None if whole is None else rounds.ratio(whole, index)),
+        "best_other": None if best is None else best.engine,
+        **named("speedup", found.speedup(what, best)),
+        **named("exact_speedup", found.speedup(what, best_exact)),
+        **named("int8_speedup", found.speedup(what, int8)),
+        **named("thread_speedup", found.speedup(what, what._replace(alone=True))),
     }
 
 

@@ -1,0 +1,288 @@
+"""Benchmarks on tiny networks for hundredths of seconds: what their rows say, not how fast anything is."""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trimtab.errors import BadInput, TrimtabError
+from trimtab.evaluators.engines import make_engine
+from trimtab.kernels import levels
+from trimtab.search.bench import layers as layer_bench
+from trimtab.search.bench import networks as network_bench
+from trimtab.search.bench.child import caps, obeys_caps, run_in_child
+from trimtab.search.bench.layers import FLOAT, KINDS, LAYERS, Kind, Layer, layer_graph, layer_model, work_of
+from trimtab.search.bench.repeat import bench_repeat, bursts
+from trimtab.search.tables import markdown_rows
+
+ENGINES = ["native", "onnxruntime"]
+
+
+def intervals_hold(row: dict[str, Any]) -> int:
+    names = [name.removesuffix("_low") for name in row if name.endswith("_low") and row[name] is not None]
+    for name in names:
+        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+    return len(names)
+
+
+# whole networks
+
+
+@pytest.fixture(scope="module")
+def rows(with_shared_cache: None) -> list[dict[str, Any]]:
+    return network_bench.network_rows("resnet8", ENGINES, ["int8", "half"], 1, 0.01, None)
+
+
+def test_every_form_and_engine_has_a_row(rows: list[dict[str, Any]]) -> None:
+    assert [(row["form"], row["engine"].split()[0]) for row in rows] == [
+        (form, engine) for form in ("int8", "half") for engine in ENGINES
+    ]
+    for row in rows:
+        assert intervals_hold(row) == (4 if row["form"] == "half" else 3)
+        assert 0 < row["call_ms"] < row["ms"]
+        assert row["exact"]
+        assert row["best_other"] in ENGINES
+        assert row["best_other"] not in row["engine"]
+        assert row["thread_speedup"] is None
+        assert row["held_to"] is None
+
+
+def test_speedups_are_the_inverse_of_each_other(rows: list[dict[str, Any]]) -> None:
+    native, onnxruntime = rows[:2]
+    assert native["speedup"] * onnxruntime["speedup"] == pytest.approx(1, rel=0.05)
+
+
+def test_a_network_alone_has_nothing_to_be_compared_with() -> None:
+    (row,) = network_bench.network_rows("resnet8", ["native"], ["fp32"], 1, 0.01, None)
+    assert (row["best_other"], row["speedup"], row["exact_speedup"], row["exact"]) == (None, None, None, None)
+    assert row["engine"] == make_engine("native").signature.removesuffix(" threads=1")
+
+
+def test_several_threads_are_compared_with_one() -> None:
+    (row,) = network_bench.network_rows("resnet8", ["native"], ["int8"], 2, 0.01, None)
+    assert row["threads"] == 2
+    assert row["thread_speedup_low"] <= row["thread_speedup"] <= row["thread_speedup_high"]
+
+
+def test_activations_are_spread() -> None:
+    space, images = network_bench.load_network("resnet8")
+    for form in network_bench.FORMS:
+        candidate = network_bench.calibrated(space, network_bench.policy_of(space, form), images)
+        session = make_engine("native").compile(network_bench.lower(candidate), 1, candidate.ranges)
+        logits = session.run(images)
+        assert np.isfinite(logits).all()
+        assert (logits.std(axis=0) > 0).all()
+
+
+def test_saturating_products_are_found() -> None:
+    assert network_bench.exact_products(make_engine("native"))
+    assert network_bench.exact_products(make_engine("onnxruntime"))
+
+    class Saturating:
+        name = "saturating"
+
+        def compile(self, *arguments: Any) -> Any:
+            return self
+
+        def run(self, x: np.ndarray) -> np.ndarray:
+            return np.full((1, 16), 144 / 2 * 32767, np.float32)
+
+    assert not network_bench.exact_products(Saturating())  # type: ignore[arg-type]
+
+
+# single layers
+
+
+@pytest.fixture
+def tiny_layers(monkeypatch: pytest.MonkeyPatch) -> tuple[Layer, ...]:
+    made = (
+        Layer("3x3 8-8 @6", 8, 8, 6, 3),
+        Layer("3x3 8-12 @7 /2", 8, 12, 7, 3, stride=2),
+        Layer("depthwise 3x3 8 @6", 8, 8, 6, 3, depthwise=True),
+        Layer("linear 24-10, batch 3", 24, 10, 1, 0, batch=3),
+        Layer("linear 64-64, cold", 64, 64, 1, 0, cold=True),
+    )
+    monkeypatch.setattr(layer_bench, "LAYERS", made)
+    monkeypatch.setattr(layer_bench, "cache_sizes", lambda: (1 << 14, 1 << 14))
+    return made
+
+
+def test_every_layer_and_kind_has_a_row(tiny_layers: tuple[Layer, ...]) -> None:
+    rows = layer_bench.layer_rows("", ["native", "onnxruntime"], 1, 0.001, None)
+    native = [row for row in rows if row["engine"].startswith("native")]
+    assert [(row["layer"], row["kind"]) for row in native] == [
+        (layer.name, kind.name) for layer in tiny_layers for kind in layer_bench.kinds_of(layer)
+    ]
+    for row in rows:
+        assert intervals_hold(row) >= 1
+        assert row["gmac_per_s"] == pytest.approx(row["mmac"] / row["ms"])
+        assert row["roofline"] == pytest.approx(row["gmac_per_s"] / row["roofline_gmac_per_s"])
+        assert row["roofline_gmac_per_s"] > 0
+        assert row["gbyte_per_s"] == pytest.approx(row["bytes"] / row["ms"] / 1e6)
+    narrow = [row for row in native if row["kind"] not in ("fp32", "w8a8")]
+    assert narrow
+    assert all(row["int8_speedup"] > 0 for row in narrow)
+    assert all("onnxruntime" in (row["best_other"] or "onnxruntime") for row in native)
+
+
+@pytest.mark.parametrize("layer", LAYERS[:3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_have_the_values_that_their_kind_says(layer: Layer, kind: Kind) -> None:
+    graph = layer_graph(layer, kind)
+    weight = graph.nodes[0].weights["weight"]
+    assert weight.shape == (layer.outputs, layer.inputs, 3, 3)
+    if kind != FLOAT:
+        assert len(np.unique(weight)) <= 1 << kind.w_bits
+        x = np.random.default_rng(0).standard_normal((1, *graph.input_shape), dtype=np.float32)
+        values = np.unique(make_engine("native").compile(graph).run(x))
+        assert 1 < len(values) <= 1 << kind.a_bits
+
+
+def test_work_is_counted() -> None:
+    macs, moved = work_of(Layer("3x3", 8, 12, 7, 3, stride=2, batch=2), Kind("w4a1", 4, 1))
+    assert macs == 2 * 4 * 4 * 12 * 8 * 9
+    assert moved == 12 * 8 * 9 // 2 + 2 * (8 * 49 + 12 * 16)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_other_engines_get_the_same_layer_on_integers(name: str) -> None:
+    if not find_spec(name):
+        pytest.skip(f"{name} is not installed")
+    layer = Layer("3x3 8-8 @6", 8, 8, 6, 3)
+    # Weights of four bits, so that no kernel saturates.
+    graph = layer_graph(layer, Kind("w4a8", 4, 8))
+    stored = np.random.default_rng(0).integers(0, 256, (1, 8, 6, 6), dtype=np.uint8)
+    q_in, q_out = graph.quant["x"], graph.quant[graph.output]
+    real = (stored.astype(np.float32) - q_in.zero_point) * np.float32(q_in.scale)
+    expected = np.rint(make_engine("native").compile(graph).run(real) / q_out.scale) + q_out.zero_point
+    found = make_engine(name).open(layer_model(graph)).run(stored)  # type: ignore[attr-defined]
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_a_float_layer_stays_float() -> None:
+    graph = layer_graph(Layer("3x3 8-8 @6", 8, 8, 6, 3), FLOAT)
+    x = np.ones((1, 8, 6, 6), np.float32)
+    session = make_engine("onnxruntime").open(layer_model(graph))  # type: ignore[attr-defined]
+    np.testing.assert_allclose(session.run(x), make_engine("native").compile(graph).run(x), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_and_engines_are_checked() -> None:
+    with pytest.raises(BadInput, match="unknown layer"):
+        layer_bench.bench_kernels("5x5", ["native"], [1], 0.01, None)
+    with pytest.raises(BadInput, match="native"):
+        layer_bench.bench_kernels("", ["onnxruntime"], [1], 0.01, None)
+    with pytest.raises(BadInput, match="torch does not run"):
+        layer_bench.layer_rows("@8", ["native", "torch"], 1, 0.01, None)
+
+
+# repetitions
+
+
+def test_a_spread_has_two_rows() -> None:
+    start = time.perf_counter()
+    rows = bench_repeat("resnet8", "native", 1, 0.01, 4, 0.01, load=True)
+    assert time.perf_counter() - start > 0.01 * 60 * 3 / 4
+    assert [row["what"] for row in rows] == ["ratio to fp32", "raw seconds"]
+    for row in rows:
+        assert (row["repetitions"], row["load"]) == (4, True)
+        assert 0 <= row["deviation_p50"] <= row["deviation_p95"]
+        assert row["median"] > 0
+    with pytest.raises(BadInput, match="two repetitions"):
+        bench_repeat("resnet8", "native", 1, 0.01, 1, 0.0, load=False)
+
+
+def test_the_load_ends_with_its_measurement() -> None:
+    started: list[int] = []
+
+    def fail_under_load() -> None:
+        with bursts() as running:
+            started.extend(running)
+            for process in running:
+                os.kill(process, 0)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_under_load()
+    assert len(started) == len(os.sched_getaffinity(0))
+    for process in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+
+
+# processes of their own
+
+
+def environment(threads: int, level: str | None, names: list[str]) -> list[dict[str, Any]]:
+    return [
+        {"threads": threads, "cores": len(os.sched_getaffinity(0)), **{name: os.environ.get(name) for name in names}}
+    ]
+
+
+def fails(threads: int, level: str | None) -> list[dict[str, Any]]:
+    raise BadInput("the user's own fault")
+
+
+def breaks(threads: int, level: str | None) -> list[dict[str, Any]]:
+    raise RuntimeError("something else")
+
+
+def dies(threads: int, level: str | None) -> list[dict[str, Any]]:
+    os.abort()
+
+
+@pytest.fixture
+def found_by_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests' functions can be imported by other processes."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@pytest.mark.usefixtures("found_by_children")
+def test_a_child_has_its_own_level_and_cores() -> None:
+    level = levels()[-1]
+    (row,) = run_in_child(environment, 1, level, {"names": ["TRIMTAB_ISA", "ONEDNN_MAX_CPU_ISA"]})
+    assert row == {"threads": 1, "cores": 1, **{k: v for k, v in caps(level).items() if k != "ATEN_CPU_CAPABILITY"}}
+    assert os.environ.get("ONEDNN_MAX_CPU_ISA") is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("found_by_children")
+def test_errors_of_a_child_are_errors_here() -> None:
+    with pytest.raises(BadInput, match="the user's own fault"):
+        run_in_child(fails, 1, None, {})
+    with pytest.raises(TrimtabError, match=r"ended with code 1: [\s\S]*something else"):
+        run_in_child(breaks, 1, None, {})
+    with pytest.raises(TrimtabError, match="SIGABRT"):
+        run_in_child(dies, 1, None, {})
+
+
+def test_levels_cap_what_can_be_capped() -> None:
+    assert caps(None) == {}
+    assert all(caps(level)["TRIMTAB_ISA"] == level for level in levels())
+    with pytest.raises(BadInput, match="unknown kernel level of this machine 'neon'"):
+        caps("neon")
+    assert [obeys_caps(name) for name in ("native", "openvino", "torch", "onnxruntime-saturating")] == [True] * 3 + [
+        False
+    ]
+
+
+# tables
+
+
+def test_a_markdown_table_joins_intervals_and_leaves_out_empty_columns() -> None:
+    rows = [
+        {"network": "a", "ms": 1.0, "ms_low": 0.9, "ms_high": 1.23456, "exact": True, "nothing": None, "best": None},
+        {"network": "b", "ms": 2.0, "ms_low": None, "ms_high": None, "exact": False, "nothing": None, "best": "a"},
+    ]
+    assert markdown_rows(rows).splitlines() == [
+        "| network | ms | exact | best |",
+        "| --- | ---: | ---: | --- |",
+        "| a | 1 [0.9, 1.235] | yes | – |",
+        "| b | 2 | no | a |",
+    ]
