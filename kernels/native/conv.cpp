@@ -4,6 +4,8 @@
 #include <cmath>
 #include <type_traits>
 
+#include "narrow.h"
+
 namespace trimtab {
 namespace {
 
@@ -66,8 +68,10 @@ bool winograd_beats_short(const ConvSpec& s) {
   return s.ic >= kWinogradOverShort && size_t{32} * s.ic * s.oc < kLargeFilters;
 }
 
-Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in) {
+Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int batch) {
   const bool integer = s.int_weights != nullptr;
+  const Method codes = choose_codes(s, k, in, batch);
+  if (codes != Method::kRows) return codes;
   const bool can_sum_short = integer && k.has_short && short_depth(s, in) >= kShortDepth;
   if (winograd_pays(s, k) && (!can_sum_short || winograd_beats_short(s)) && fits_winograd(s, in))
     return Method::kWinograd;
@@ -101,10 +105,11 @@ void plan_segments(const ConvSpec& s, PackedConv& p) {
     return;
   }
   const bool whole_rows = s.groups == 1 && (s.dilation_w == 1 || s.kw == 1);
-  const int taps = whole_rows ? 1 : s.kw;
+  const int taps = whole_rows ? 1 : s.kw, inputs = s.ic / s.groups;
   g.segments = s.kh * taps;
   g.segment_length = whole_rows ? s.kw * s.ic : s.ic / s.groups;
   g.steps = (g.segment_length + dot - 1) / dot;
+  if (g.method == Method::kLookup) g.steps = (g.segment_length / inputs * g.codes.quads + 1) / 2;
   if (g.method == Method::kTiles) g.steps = static_cast<int>(round_up(g.steps, kTileSteps));
   for (int i = 0; i < g.segments; ++i)
     p.segment_offset.push_back(i / taps * s.dilation_h * row + i % taps * s.dilation_w * g.ic);
@@ -142,7 +147,7 @@ size_t plan_winograd(PackedConv& p, const Kernels& k) {
 
 void plan_blocks(const ConvSpec& s, PackedConv& p, const Kernels& k, int batch, int threads) {
   Conv& g = p.conv;
-  const size_t element = p.element;
+  const size_t element = g.method == Method::kLookup ? 1 + 4 * g.codes.digits : p.element;
   const int64_t rows = g.pointwise ? int64_t{batch} * s.oh * s.ow : s.oh;
   const int64_t width = g.pointwise ? 1 : g.scratch_w;
   const int64_t fit = static_cast<int64_t>(kScratchTarget / (width * s.ic * element));
@@ -305,20 +310,25 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   g.reach_h = (s.kh - 1) * s.dilation_h + 1, g.reach_w = (s.kw - 1) * s.dilation_w + 1;
   g.groups = p.depthwise ? 1 : s.groups;
   g.pointwise = !p.depthwise && s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pads;
-  g.method = p.depthwise ? Method::kRows : choose_method(s, k, in);
-  p.raw_inputs = p.integer && (p.depthwise || !k.wide_inputs || g.method == Method::kShort);
+  g.method = p.depthwise ? Method::kRows : choose_method(s, k, in, batch);
+  const bool codes = g.method == Method::kPacked || g.method == Method::kLookup;
+  p.raw_inputs = p.integer && (p.depthwise || codes || !k.wide_inputs || g.method == Method::kShort);
   p.dot = !p.integer ? 1 : g.method == Method::kShort ? 4 : k.dot;
   g.depth = p.integer ? short_depth(s, in) : 0;
   p.element = !p.integer ? 4 : p.raw_inputs ? 1 : 2;
   g.direct = !s.pads && (!p.integer || p.raw_inputs) && g.method != Method::kWinograd;
   g.scratch_w = g.pointwise ? 1 : (s.ow - 1) * s.stride_w + g.reach_w;
   if (g.method == Method::kWinograd) g.scratch_w = static_cast<int32_t>(round_up(s.ow, 2)) + 2;
+  if (codes) g.codes = describe_codes(s, k, in, g.method);
   plan_segments(s, p);
   if (p.depthwise)
     plan_depthwise(s, p, k, threads);
   else
     plan_blocks(s, p, k, batch, threads);
-  if (!p.integer)
+  if (codes) plan_codes(s, p);
+  if (codes)
+    pack_codes(s, p, k);
+  else if (!p.integer)
     pack_weights<float>(s, p, k, s.float_weights);
   else if (k.wide_inputs && g.method != Method::kNarrow && g.method != Method::kShort)
     pack_weights<int16_t>(s, p, k, s.int_weights);

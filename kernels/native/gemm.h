@@ -8,6 +8,8 @@
 namespace trimtab {
 namespace {
 
+constexpr int kAhead = 1792;  // bytes: how far ahead of their use weights that stream from memory are fetched
+
 // MR pixels times NV vectors of output channels, over every segment of the filter.
 template <class S, class P, int MR, int NV>
 static void micro(const typename P::A* base, const int32_t* offset, const Conv& g, const typename P::B* b,
@@ -31,6 +33,7 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
 #pragma GCC unroll 2
     for (int k = 0; k < steps; ++k) {
       V right[NV];
+      if constexpr (sizeof(typename P::B) < sizeof(A)) __builtin_prefetch(b + kAhead);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) right[j] = P::weights(b + j * Lanes * P::kDot);
       b += NV * Lanes * P::kDot;

@@ -10,7 +10,7 @@ namespace {
 
 struct Avx2 : Vector<Lanes8> {
   static constexpr int kRows = 6, kVectors = 2;
-  static constexpr bool kTiles = false, kNarrow = true, kWinograd = true, kShort = true;
+  static constexpr bool kTiles = false, kNarrow = true, kWinograd = true, kShort = true, kLookup = true;
 
   TRIMTAB_INLINE I round(F x) { return (I)_mm256_cvtps_epi32((__m256)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {
@@ -72,6 +72,9 @@ struct Avx2 : Vector<Lanes8> {
       return sum + (V)_mm256_madd_epi16((__m256i)acc, _mm256_set1_epi16(1));
     }
   };
+
+  // table[i] for i < 16, in every 16 bytes.
+  TRIMTAB_INLINE U8 lookup(U8 table, U8 i) { return (U8)_mm256_shuffle_epi8((__m256i)table, (__m256i)i); }
 
   struct Float {
     using A = float;

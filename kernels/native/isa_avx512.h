@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 : Vector<Lanes16> {
   static constexpr int kRows = 6, kVectors = 4;
-  static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false;
+  static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false, kLookup = true;
 
   TRIMTAB_INLINE I round(F x) { return (I)_mm512_cvtps_epi32((__m512)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {
@@ -41,6 +41,9 @@ struct Avx512 : Vector<Lanes16> {
       return (V)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
     }
   };
+
+  // table[i] for i < 16, in every 16 bytes.
+  TRIMTAB_INLINE U8 lookup(U8 table, U8 i) { return (U8)_mm512_shuffle_epi8((__m512i)table, (__m512i)i); }
 
   struct Float {
     using A = float;

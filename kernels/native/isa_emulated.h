@@ -8,7 +8,7 @@ namespace {
 
 struct EmulatedAvx512 : Vector<Lanes16> {
   static constexpr int kRows = 6, kVectors = 4;
-  static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false;
+  static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false, kLookup = true;
 
   struct Int {
     using A = uint8_t;
@@ -31,6 +31,12 @@ struct EmulatedAvx512 : Vector<Lanes16> {
       return acc;
     }
   };
+
+  TRIMTAB_INLINE U8 lookup(U8 table, U8 i) {
+    U8 found;
+    for (int j = 0; j < 64; ++j) found[j] = i[j] < 128 ? table[j / 16 * 16 + i[j] % 16] : 0;
+    return found;
+  }
 
   struct Float {
     using A = float;

@@ -12,7 +12,7 @@ namespace {
 
 struct Portable : Vector<Lanes4> {
   static constexpr int kRows = 4, kVectors = 2;
-  static constexpr bool kTiles = false, kNarrow = false, kWinograd = true, kShort = false;
+  static constexpr bool kTiles = false, kNarrow = false, kWinograd = true, kShort = false, kLookup = false;
 
   struct Int {
     using A = int16_t;

@@ -9,6 +9,24 @@
 namespace trimtab {
 namespace {
 
+#if defined(__AVX512F__)
+constexpr size_t kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr size_t kRegisterBytes = 32;
+#elif defined(__SSE2__)
+constexpr size_t kRegisterBytes = 16;
+#else
+constexpr size_t kRegisterBytes = 0;
+#endif
+
+// Computes v at this place: left to itself, GCC reorders long sums until they no longer fit the registers.
+template <class V>
+TRIMTAB_INLINE void compute_here(V& v) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) <= kRegisterBytes) asm("" : "+v"(v));
+#endif
+}
+
 // The vector types stand apart from the template: GCC 12 cannot convert vectors of a dependent size.
 struct Lanes4 {
   static constexpr int kLanes = 4;
@@ -16,6 +34,8 @@ struct Lanes4 {
   typedef int32_t I __attribute__((vector_size(16)));
   typedef int16_t H __attribute__((vector_size(16)));
   typedef uint8_t Bytes __attribute__((vector_size(4)));
+  typedef uint8_t U8 __attribute__((vector_size(16)));
+  typedef uint16_t U16 __attribute__((vector_size(16)));
 };
 struct Lanes8 {
   static constexpr int kLanes = 8;
@@ -23,6 +43,8 @@ struct Lanes8 {
   typedef int32_t I __attribute__((vector_size(32)));
   typedef int16_t H __attribute__((vector_size(32)));
   typedef uint8_t Bytes __attribute__((vector_size(8)));
+  typedef uint8_t U8 __attribute__((vector_size(32)));
+  typedef uint16_t U16 __attribute__((vector_size(32)));
 };
 struct Lanes16 {
   static constexpr int kLanes = 16;
@@ -30,6 +52,8 @@ struct Lanes16 {
   typedef int32_t I __attribute__((vector_size(64)));
   typedef int16_t H __attribute__((vector_size(64)));
   typedef uint8_t Bytes __attribute__((vector_size(16)));
+  typedef uint8_t U8 __attribute__((vector_size(64)));
+  typedef uint16_t U16 __attribute__((vector_size(64)));
 };
 
 template <class Types>
@@ -38,6 +62,8 @@ struct Vector : Types {
   using I = typename Types::I;
   using H = typename Types::H;
   using Bytes = typename Types::Bytes;
+  using U8 = typename Types::U8;
+  using U16 = typename Types::U16;
 
   template <class V, class T>
   TRIMTAB_INLINE V load(const T* p) {

@@ -4,6 +4,8 @@
 #include "depthwise.h"
 #include "elementwise.h"
 #include "gemm.h"
+#include "lookup.h"
+#include "packed.h"
 #include "peak.h"
 #include "tiles.h"
 #include "winograd.h"
@@ -24,6 +26,10 @@ static void conv_int(const Conv& g, const Store& store, const Operand& in, const
   }
   if constexpr (S::kWinograd) {
     if (g.method == Method::kWinograd) return winograd<S, typename S::Int, uint8_t>(g, store, in, task);
+  }
+  if constexpr (S::kLookup) {
+    if (g.method == Method::kPacked) return conv_packed<S>(g, store, in, task);
+    if (g.method == Method::kLookup) return conv_lookup<S>(g, store, in, task);
   }
   conv_gemm<S, typename S::Int, uint8_t>(g, store, in, task);
 }
@@ -52,6 +58,7 @@ constexpr Kernels make_kernels(const char* name) {
           sizeof(typename S::Int::A) == 2,
           S::kTiles,
           S::kNarrow,
+          S::kLookup,
           &conv_int<S>,
           &conv_float<S>,
           &depthwise<S, typename S::Int, uint8_t>,

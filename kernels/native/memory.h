@@ -1,4 +1,5 @@
-// Memory on cache-line boundaries. In a checked build (TRIMTAB_CHECKED: that of `make sanitize`) its very end is guarded.
+// Memory on cache-line boundaries; large pieces on huge pages, which hardware prefetchers run through without stops.
+// In a checked build (TRIMTAB_CHECKED: that of `make sanitize`) the very end is guarded.
 #pragma once
 
 #include <cstddef>
@@ -7,13 +8,16 @@
 #include <memory>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(TRIMTAB_CHECKED)
 #include <sanitizer/asan_interface.h>
 #endif
 
 namespace trimtab {
 
-constexpr size_t kLine = 64;
+constexpr size_t kLine = 64, kHugePage = 2 << 20;
 
 constexpr size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -21,9 +25,12 @@ class Memory {
  public:
   Memory() = default;
   explicit Memory(size_t bytes) : bytes_(bytes) {
-    const size_t whole = round_up(bytes + kLine, kLine);
-    void* p = std::aligned_alloc(kLine, whole);
+    const size_t unit = bytes < kHugePage ? kLine : kHugePage, whole = round_up(bytes + kLine, unit);
+    void* p = std::aligned_alloc(unit, whole);
     if (p == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (unit == kHugePage) madvise(p, whole, MADV_HUGEPAGE);
+#endif
     std::memset(p, 0, whole);
     data_.reset(static_cast<char*>(p));
 #if defined(TRIMTAB_CHECKED)

@@ -29,16 +29,6 @@ TRIMTAB_INLINE double best_rate(double seconds, double work, const Body& body) {
   return best;
 }
 
-#if defined(__AVX512F__)
-constexpr size_t kRegisterBytes = 64;
-#elif defined(__AVX2__)
-constexpr size_t kRegisterBytes = 32;
-#elif defined(__SSE2__)
-constexpr size_t kRegisterBytes = 16;
-#else
-constexpr size_t kRegisterBytes = 0;
-#endif
-
 // Makes the compiler forget what v holds, so that nothing is computed once and reused.
 template <class V>
 TRIMTAB_INLINE void forget(V& v) {

@@ -37,6 +37,23 @@ enum class Method : uint8_t {
   kShort,     // the same, with sums in 16 bits of operands that are small enough
   kTiles,     // the same, on AMX tiles
   kWinograd,  // Winograd's F(2x2, 3x3)
+  kPacked,    // weights of few distinct values as 2- or 4-bit codes, looked up as they are read (packed.h)
+  kLookup,    // weights of two distinct values select from tables of the inputs' sums (lookup.h)
+};
+
+// How weights of few distinct values are stored, and how far their sums can go before they are widened.
+struct Codes {
+  int32_t bits;          // of a weight
+  int32_t factor, base;  // what the kernel sums up becomes base * (sum of inputs) + factor * sum
+  int32_t depth;         // kPacked: chunks whose sums fit 16 bits. kLookup: pairs of steps whose sums fit 8 bits
+  int32_t inputs;        // kPacked: of one output, padded to whole chunks
+  int32_t terms;         // kPacked: weight = factor * table[0], or factor * (16 table[0] + table[1])
+  int8_t table[2][2][16];  // kPacked: [term][code of the nibble][nibble]
+  int32_t digits;        // kLookup: of an input, each up to 4 bits
+  int32_t quads;         // kLookup: of a position and group, four inputs each
+  int32_t spill;         // kLookup: pairs of steps whose sums fit 16 bits
+  int32_t positions;     // kLookup: of input in a block
+  size_t scratch_bytes;  // at the beginning of each thread's scratch
 };
 
 // A convolution (a linear layer is one of 1x1 pixel). Packed weights: [group][panel][step][vector][lane][dot];
@@ -65,6 +82,7 @@ struct Conv {
   int32_t tiles;           // Winograd: tiles that pass through all panels together
   int32_t tile_channels;   // Winograd: elements of a transformed tile in one plane
   int32_t inputs_plane, products_plane;  // Winograd: elements between planes
+  Codes codes;                           // kPacked, kLookup
 };
 
 // One thread's share of one step on `images` images, or of some output rows of each.
@@ -92,6 +110,7 @@ struct Kernels {
   bool wide_inputs;     // the integer GEMM reads (q - zero) as int16; else q as uint8
   bool has_tiles;
   bool has_narrow;      // int8 weights can be widened as they are read
+  bool has_lookup;      // kPacked and kLookup
   void (*conv_int)(const Conv&, const Store&, const Operand& in, const Task&);
   void (*conv_float)(const Conv&, const Store&, const Operand& in, const Task&);
   void (*depthwise_int)(const Conv&, const Store&, const Operand& in, const Task&);
