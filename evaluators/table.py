@@ -53,6 +53,7 @@ class LatencyTable:
         digest = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:12]
         self.path = (folder or cache_dir() / "latency") / f"{engine.name}-{digest}.jsonl"
         self._entries: dict[str, float] = {}
+        self._kernels: dict[str, str] = {}
         self._seconds: dict[Step, float] = {}
         self._reference_now = 0.0
         self._reference_at = -math.inf
@@ -73,6 +74,14 @@ class LatencyTable:
             known = self._seconds[step] = self._relative(step) * self.reference_seconds
         return known
 
+    def kernel(self, step: Step) -> str:
+        """Return the name of the kernel that ran the step when it was measured; empty where the engine does not tell.
+
+        Steps of different bits may well have the same one: then they cost the same.
+        """
+        self.seconds(step)
+        return self._kernels.get(step.key, "")
+
     def total(self, steps: Iterable[Step]) -> float:
         """Return the sum over steps, in seconds."""
         return sum(self.seconds(step) for step in steps)
@@ -82,7 +91,7 @@ class LatencyTable:
         """Seconds of the reference step, as first measured on this machine."""
         if "reference" not in self._entries:
             with timing_slot(self.engine.threads):
-                self._add("reference", self._measure(REFERENCE))
+                self._add("reference", self._measure(REFERENCE), "")
         return self._entries["reference"]
 
     def _relative(self, step: Step) -> float:
@@ -91,7 +100,8 @@ class LatencyTable:
                 if time.monotonic() - self._reference_at > REFERENCE_LASTS:
                     self._reference_now = self._measure(REFERENCE)
                     self._reference_at = time.monotonic()
-                self._add(step.key, self._measure(step) / self._reference_now)
+                kernel = self.engine.layer_kernel(step_graph(step), STEP)
+                self._add(step.key, self._measure(step) / self._reference_now, kernel)
             self.measured += 1
             if self.filled is not None:
                 self.filled(self.measured)
@@ -101,9 +111,9 @@ class LatencyTable:
         # The minimum of slices repeats best on a shared machine: interference only ever adds.
         return min(self.engine.layer_seconds(step_graph(step), STEP, STEP_SECONDS))
 
-    def _add(self, key: str, value: float) -> None:
-        self._entries[key] = value
-        self._append({"key": key, "value": value})
+    def _add(self, key: str, value: float, kernel: str) -> None:
+        self._entries[key], self._kernels[key] = value, kernel
+        self._append({"key": key, "value": value, "kernel": kernel})
 
     def _append(self, entry: object) -> None:
         self._write(json.dumps(entry) + "\n")
@@ -122,4 +132,5 @@ class LatencyTable:
                 continue  # a line torn by a crash: its step is measured again
             value = entry.get("value") if isinstance(entry, dict) else None
             if isinstance(value, float) and 0 < value < math.inf:
-                self._entries[str(entry.get("key"))] = value
+                key = str(entry.get("key"))
+                self._entries[key], self._kernels[key] = value, str(entry.get("kernel", ""))

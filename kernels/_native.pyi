@@ -16,6 +16,7 @@ def stream_rate(level: str, size: int, seconds: float) -> float: ...
 class Program:
     arena_bytes: int
     weight_bytes: int
+    layer_kernels: list[tuple[str, str]]
     def __init__(self, level: str, threads: int, batch: int) -> None: ...
     def add_tensor(
         self, c: int, h: int, w: int, offset: int, is_u8: bool, scale: float, zero: int, bits: int

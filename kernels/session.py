@@ -70,6 +70,15 @@ class Session:
         """Bytes of the packed weights, as this level reads them."""
         return self._program.weight_bytes
 
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The kernel that runs each layer: the bits that it reads and how it goes about it, "w8a8 winograd".
+
+        Kernels are chosen by a layer's shape and by the values of its weights: what is narrower than any kernel that
+        pays for the layer runs on the next wider one.
+        """
+        return dict(self._program.layer_kernels)
+
     def run(self, x: Floats) -> Floats:
         """Return the outputs (N, ...) of images x (N, C, H, W), any N >= 1, both C-contiguous float32."""
         self._check(x, 1)

@@ -302,6 +302,7 @@ def _layer(layer: Values) -> str:
         f"outputs {kept} of {before} ({kept / before:.1%}), inputs {int(layer['inputs'])} of {int(layer['inputs_of'])}",
         f"weights {w_bits} bits, activations {a_bits} bits",
         "dense" if rank is None else f"factorised to rank {int(rank)}",
+        *([f"runs as {layer['runs_as']}"] if layer["runs_as"] else []),
     )
     look = _look(w_bits, a_bits) + (" low" if rank is not None else "")
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -39,4 +40,5 @@ def evaluate_policy(problem: Problem, policy: Policy) -> dict[str, Any]:
         "size": kernels.stored_bytes(lower(candidate)),
         "macs": model.get(policy, "macs"),
         "memory": model.get(policy, "memory"),
+        "kernels": dict(Counter(name for name in map(model.table.kernel, model.plan.steps(policy)) if name)),
     }

@@ -224,7 +224,12 @@ class _Finisher:
         named = self.model.plan.named_steps(policy)
         scale = self.model.get(policy, "latency") / self.model.table.total(step for _, step in named)
         return [
-            {"layer": name, "kind": step.kind, "seconds": self.model.table.seconds(step) * scale}
+            {
+                "layer": name,
+                "kind": step.kind,
+                "kernel": self.model.table.kernel(step),
+                "seconds": self.model.table.seconds(step) * scale,
+            }
             for name, step in named
         ]
 

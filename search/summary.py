@@ -78,7 +78,7 @@ def build_summary(
         "candidates_per_second": dict(judging),
         "exports": [asdict(check) for check in checks],
         "profile": dict(profile),
-        "layers": _layers(problem, best),
+        "layers": _layers(problem, best, profile.get("winner", [])),
         "points": [_point(run.agent, e) for run in runs for e in run.evaluations],
         "pareto": [e.policy.id for e in front],
     }
@@ -164,10 +164,14 @@ def _point(agent: str, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _layers(problem: Problem, best: Winner | None) -> list[dict[str, Any]]:
-    """The winner's decision for every layer, beside the layer's own shape."""
+def _layers(problem: Problem, best: Winner | None, steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The winner's decision for every layer, beside the layer's own shape and the kernels that run it."""
     if best is None:
         return []
+    kernels: dict[str, dict[str, None]] = {}  # several where the layer is factorised; dicts keep the order
+    for step in steps:
+        if step["kernel"]:
+            kernels.setdefault(step["layer"], {})[step["kernel"]] = None
     rows = []
     for shape in problem.space.layer_shapes(best.evaluation.policy):
         base = problem.space.network.op(shape.op.name)
@@ -184,6 +188,7 @@ def _layers(problem: Problem, best: Winner | None) -> list[dict[str, Any]]:
                 "w_bits": shape.decision.w_bits,
                 "a_bits": shape.decision.a_bits,
                 "rank": shape.decision.rank,
+                "runs_as": ", ".join(kernels.get(base.name, ())),
             }
         )
     return rows

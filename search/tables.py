@@ -144,6 +144,7 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
             "size": describe("size", found["size"]),
             "macs": describe("macs", found["macs"]) + " (one multiply-accumulate = 1)",
             "memory": describe("memory", found["memory"]),
+            "kernels": ", ".join(f"{count} {name}" for name, count in found["kernels"].items()) or None,
         }
     )
 

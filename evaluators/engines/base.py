@@ -62,6 +62,10 @@ class Engine(Protocol):
         """
         ...
 
+    def layer_kernel(self, graph: Graph, layer: str) -> str:
+        """Name the kernel that runs a layer of a small program; empty where the engine does not tell."""
+        ...
+
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time one layer of a small program, several slices of `seconds` each: seconds per run of each slice."""
         ...

@@ -35,6 +35,10 @@ class NativeEngine:
         """Compile a program for batches of up to `batch` images; additions are fused, so `ranges` are not needed."""
         return NativeSession(kernels.Session(graph, threads=self.threads, batch=batch, level=self.level))
 
+    def layer_kernel(self, graph: Graph, layer: str) -> str:
+        """Name the kernel: the bits that it reads and how it goes about it; empty for what is no layer."""
+        return kernels.Session(graph, threads=self.threads, level=self.level).kernels.get(layer, "")
+
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time one layer in place, inside runs of the whole small program."""
         session = kernels.Session(graph, threads=self.threads, level=self.level)

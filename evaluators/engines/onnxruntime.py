@@ -55,6 +55,10 @@ class OnnxRuntimeEngine:
         session = ort.InferenceSession(content, self._options(), providers=["CPUExecutionProvider"])
         return OnnxRuntimeSession(session, batch)
 
+    def layer_kernel(self, graph: Graph, layer: str) -> str:
+        """Return nothing: it does not tell."""
+        return ""
+
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time the whole small program: onnxruntime's optimiser leaves no layer that could be told apart."""
         return small_program_seconds(self, graph, layer, seconds)

@@ -51,6 +51,10 @@ class OpenVinoEngine:
         """Compile a serialised ONNX model with one input, whose first axis is the images, and one output."""
         return OpenVinoSession(self._openvino, self._core, model, batch, self._settings())
 
+    def layer_kernel(self, graph: Graph, layer: str) -> str:
+        """Return nothing: it does not tell."""
+        return ""
+
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time the whole small program: OpenVINO's optimiser leaves no layer that could be told apart."""
         return small_program_seconds(self, graph, layer, seconds)

@@ -58,6 +58,10 @@ class TorchEngine:
         with _threads(self.threads), torch.inference_mode():
             return TorchSession(graph, self.threads)
 
+    def layer_kernel(self, graph: Graph, layer: str) -> str:
+        """Return nothing: it does not tell."""
+        return ""
+
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time the whole small program."""
         return small_program_seconds(self, graph, layer, seconds)

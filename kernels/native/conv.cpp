@@ -348,4 +348,22 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   return p;
 }
 
+std::string describe(const PackedConv& p) {
+  const std::string bits = p.integer ? "w8a8" : "fp32";
+  if (p.depthwise) return bits + " depthwise";
+  switch (p.conv.method) {
+    case Method::kRows:
+      return bits;
+    case Method::kNarrow:
+      return bits + " streamed";
+    case Method::kShort:
+      return bits + " short sums";
+    case Method::kTiles:
+      return bits + " tiles";
+    case Method::kWinograd:
+      return bits + " winograd";
+  }
+  return bits;
+}
+
 }  // namespace trimtab

@@ -1,6 +1,7 @@
 // A convolution as the caller gives it, and packed for one level.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "memory.h"
@@ -34,5 +35,8 @@ struct PackedConv {
 // per-channel scales go straight to the output's integers.
 PackedConv pack_conv(const ConvSpec& spec, const Kernels& kernels, const Operand& in, const Operand& out,
                      bool requantize, int batch, int threads);
+
+// The kernel that was chosen, for people: the bits that it reads, and how it goes about it.
+std::string describe(const PackedConv& packed);
 
 }  // namespace trimtab

@@ -68,6 +68,7 @@ void Program::add_conv(const std::string& name, int in, int out, int residual, c
   const bool requantize = spec.int_weights != nullptr && residual < 0 && to.is_u8;
   auto packed = std::make_shared<PackedConv>(
       pack_conv(spec, kernels_, from, to, requantize, batch_, crew_.size()));
+  layer_kernels_.emplace_back(name, describe(*packed));
   weight_bytes_ += packed->weights.bytes();
   scratch_per_thread_ = std::max(scratch_per_thread_, packed->scratch_bytes);
   const auto kernel = packed->depthwise ? (packed->integer ? kernels_.depthwise_int : kernels_.depthwise_float)

@@ -57,6 +57,7 @@ class Program {
   size_t arena_bytes() const { return arena_.bytes() + scratch_per_thread_ * scratch_.size(); }
   size_t weight_bytes() const { return weight_bytes_; }
   const std::string& level() const { return level_; }
+  const std::vector<std::pair<std::string, std::string>>& layer_kernels() const { return layer_kernels_; }
 
   // x: (images, C, H, W); y: (images, ...), both float32 and any number of images.
   void run(const float* x, size_t images, float* y);
@@ -87,6 +88,7 @@ class Program {
   const std::string level_;
   std::vector<Tensor> tensors_;
   std::vector<Step> steps_;
+  std::vector<std::pair<std::string, std::string>> layer_kernels_;
   int input_ = 0, output_ = 0;
   size_t weight_bytes_ = 0, scratch_per_thread_ = kLine;
   Memory arena_;

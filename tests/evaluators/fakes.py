@@ -37,6 +37,9 @@ class FakeEngine:
         digest = hashlib.sha256(_text(graph).encode()).digest()
         return (1 + int.from_bytes(digest[:2], "big")) * 1e-9
 
+    def layer_kernel(self, graph: Graph, layer: str) -> str:
+        return f"kernel {self._seconds(graph)}"
+
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         assert layer == STEP
         self.measured.append(graph)

@@ -8,7 +8,7 @@ from tests.evaluators.fakes import FakeEngine
 from tests.evaluators.nets import space_of
 
 from trimtab.evaluators import LatencyTable, table
-from trimtab.evaluators.steps import Step, StepPlan, step_graph
+from trimtab.evaluators.steps import STEP, Step, StepPlan, step_graph
 from trimtab.evaluators.table import REFERENCE
 
 
@@ -55,6 +55,16 @@ def test_another_process_reads_what_was_measured(tmp_path: Path) -> None:
     assert engine.measured == []
     assert second.measured == 0
     assert [first.seconds(step) for step in steps()] == [second.seconds(step) for step in steps()]
+
+
+def test_every_step_has_the_kernel_that_ran_it(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    expected = [engine.layer_kernel(step_graph(step), STEP) for step in steps()]
+    fresh = LatencyTable(engine, tmp_path)
+    assert [fresh.kernel(step) for step in steps()] == expected
+    again, _ = filled(tmp_path)
+    assert [again.kernel(step) for step in steps()] == expected
+    assert again.measured == 0
 
 
 def test_tables_lie_in_the_cache(cache: Path) -> None:

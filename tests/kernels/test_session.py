@@ -102,6 +102,18 @@ def test_time_and_profile(rng: np.random.Generator) -> None:
     assert session.arena_bytes > 16 * 32 * 32
 
 
+def test_kernels_of_the_layers(rng: np.random.Generator) -> None:
+    graph = build.resnet20(rng, integer=True)
+    session = Session(graph)
+    layers = [name for name in session.steps if name in session.kernels]
+    assert len(layers) == len(session.kernels) == 20
+    assert all(kernel.startswith("w8a8") for kernel in session.kernels.values())
+    plain = Session(build.resnet20(rng, integer=False)).kernels
+    assert all(kernel.startswith("fp32") for kernel in plain.values())
+    node = build.conv(rng, "x", 4, 4, name="deep", groups=4, integer=False)
+    assert Session(build.graph(SHAPE, node)).kernels == {"deep": "fp32 depthwise"}
+
+
 def test_a_single_layer_that_starts_from_integers(rng: np.random.Generator) -> None:
     graph = build.graph((16, 8, 8), build.conv(rng, "x", 16, 16), quant={"x": IN, "conv": OUT})
     entries = Session(graph).profile(build.images(rng, 2, (16, 8, 8))[:, None], 3)

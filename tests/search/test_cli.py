@@ -122,6 +122,8 @@ def test_every_command_on_one_run(trimtab: CommandLine, written: Written) -> Non
     assert evaluated["policy"] == best["policy"]
     assert (evaluated["accuracy"], evaluated["size"]) == (best["accuracy"], best["size"])
     assert evaluated["final_accuracy"] == best["final_accuracy"]
+    assert sum(evaluated["kernels"].values()) >= len(found["layers"])
+    assert all(layer["runs_as"] for layer in found["layers"])
 
     exported = document(trimtab("export", run, "--out", "elsewhere", "--json"))
     assert {check["engine"] for check in exported["exports"]} == {"native", "onnxruntime"}

@@ -129,7 +129,7 @@ def make_best(agent: str, place: int, base_seconds: float) -> dict[str, Any]:
 def make_layer(rng: random.Random, place: int, name: str, count: int) -> dict[str, Any]:
     width = 16 * 2 ** min(3 * place // count, 2)
     last = place == count - 1
-    w_bits, a_bits = rng.choice([(8, 8)] * 5 + [(8, 32), (32, 32)])
+    w_bits, a_bits = rng.choice([(8, 8)] * 5 + [(4, 8), (2, 2), (8, 32), (16, 32), (32, 32)])
     return {
         "layer": name,
         "kind": "linear" if last else "conv2d",
@@ -141,6 +141,7 @@ def make_layer(rng: random.Random, place: int, name: str, count: int) -> dict[st
         "w_bits": w_bits,
         "a_bits": a_bits,
         "rank": width // 4 if rng.random() < 0.2 else None,
+        "runs_as": rng.choice(["w8a8 winograd", ""]),
     }
 
 
@@ -279,6 +280,9 @@ def test_every_layer_has_a_bar(layers: int) -> None:
     bars = [attrs["style"] for attrs in found.all("span", "fill") if "b" in attrs["class"].split()[1][:1]]
     kept = [f"width:{100 * layer['outputs'] / layer['outputs_of']:.2f}%" for layer in summary["layers"]]
     assert bars == kept
+    assert sum("runs as w8a8 winograd" in attrs.get("data-tip", "") for attrs in found.all("li")) == sum(
+        layer["runs_as"] != "" for layer in summary["layers"]
+    )
     low = [layer for layer in summary["layers"] if layer["rank"] is not None]
     assert len(found.all("span", "fill low")) == len(low)
     assert all(f"rank {layer['rank']}" in found.words for layer in low)
