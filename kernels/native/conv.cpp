@@ -362,6 +362,10 @@ std::string describe(const PackedConv& p) {
       return bits + " tiles";
     case Method::kWinograd:
       return bits + " winograd";
+    case Method::kPacked:
+      return "w" + std::to_string(p.conv.codes.bits) + "a8 codes";
+    case Method::kLookup:
+      return "w1a" + std::to_string(4 * p.conv.codes.digits) + " look-up";
   }
   return bits;
 }

@@ -114,6 +114,18 @@ def test_kernels_of_the_layers(rng: np.random.Generator) -> None:
     assert Session(build.graph(SHAPE, node)).kernels == {"deep": "fp32 depthwise"}
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
+def test_a_kernel_reads_at_least_the_bits_that_the_values_need(bits: int, level: str, rng: np.random.Generator) -> None:
+    node = build.linear(rng, "x", 1024, 1024)
+    node.weights["weight"][:] = rng.choice(np.arange(-128, 128), 2**bits, replace=False)[  # type: ignore[index]
+        rng.integers(2**bits, size=(1024, 1024))
+    ]
+    (kernel,) = Session(build.graph((1024,), node, quant={"x": IN}), level=level).kernels.values()
+    reads, _, activations = kernel.split()[0].removeprefix("w").partition("a")
+    assert bits <= int(reads) <= 8
+    assert activations == "8"
+
+
 def test_a_single_layer_that_starts_from_integers(rng: np.random.Generator) -> None:
     graph = build.graph((16, 8, 8), build.conv(rng, "x", 16, 16), quant={"x": IN, "conv": OUT})
     entries = Session(graph).profile(build.images(rng, 2, (16, 8, 8))[:, None], 3)
