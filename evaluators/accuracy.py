@@ -90,7 +90,9 @@ def timing_candidate(space: Space, policy: Policy) -> Candidate:
     candidate = apply(space, policy)
     ranges = {candidate.network.input: (-4.0, 4.0)}
     for op in candidate.network:
-        positive = op.kind == "activation" or (not op.is_layer and all(ranges[name][0] == 0 for name in op.inputs))
+        bounded = op.attrs.get("activation") in ("relu", "relu6", "sigmoid", "hard_sigmoid")
+        moved = op.kind != "activation" and not op.is_layer and all(ranges[name][0] == 0 for name in op.inputs)
+        positive = bounded or moved
         ranges[op.name] = (0.0 if positive else -4.0, 4.0)
     return replace(candidate, ranges=ranges)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,7 @@ class CostModel:
         self.plan = StepPlan(space)
         self.fit = fit or TableFit()
         self._biased = {op.name for op in space.network.layers if op.bias is not None}
+        self._constants = sum(array.nbytes for op in space.network for array in op.constants.values())
 
     def cost(self, policy: Policy) -> Cost:
         """Return the policy's predicted cost."""
@@ -110,7 +112,7 @@ class CostModel:
         At most: a small layer may happen to use fewer values than its bits allow.
         """
         untouched = policy == self.space.base()
-        total = 0
+        total = self._constants
         for shape in self.space.layer_shapes(policy):
             taps = math.prod(shape.op.weight.shape[2:])  # type: ignore[union-attr]
             inputs = shape.inputs // shape.op.groups * taps if not shape.op.is_depthwise else taps
@@ -167,12 +169,12 @@ def count_macs(model: nn.Module, example: torch.Tensor, steps: Sequence[Step]) -
     from torch.utils.flop_counter import FlopCounterMode
 
     ours = sum(step.macs for step in steps)
-    ignore = dict.fromkeys(_FREE, _zero_ops)
+    counted = {**dict.fromkeys(_FREE, _zero_ops), nn.MultiheadAttention: _attention_ops}
     copied = deepcopy(model).eval()  # thop leaves hooks and buffers behind where the network raises
     with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
+        with _plain_attention(), FlopCounterMode(display=False) as counter:
             copied(example)
-        by_thop, _ = thop.profile(copied, (example,), custom_ops=ignore, verbose=False)
+        by_thop, _ = thop.profile(copied, (example,), custom_ops=counted, verbose=False)
     by_torch = counter.get_total_flops() // 2
     # A batch norm that follows no layer is a depthwise 1x1 convolution to us and free to the others.
     norms = sum(step.macs for step in steps if step.kind == "conv2d" and _is_scaling(step))
@@ -192,11 +194,35 @@ _FREE: tuple[type[nn.Module], ...] = (
     nn.MaxPool2d,
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
+    nn.LayerNorm,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Sigmoid,
+    nn.SiLU,
+    nn.GELU,
 )
 
 
 def _zero_ops(module: nn.Module, inputs: object, output: object) -> None:
     module.total_ops += torch.zeros(1, dtype=torch.float64)  # type: ignore[operator]
+
+
+def _attention_ops(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+    """Of a sequence of L tokens with F features with itself: four projections, and two products per pair of tokens."""
+    images, length, features = inputs[0].shape
+    macs = images * (4 * length * features**2 + 2 * length**2 * features)
+    module.total_ops += torch.tensor([macs], dtype=torch.float64)  # type: ignore[operator]
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Keep PyTorch from attention in a single operator, whose FLOPs its counter does not know."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _is_scaling(step: Step) -> bool:

@@ -16,7 +16,7 @@ __all__ = ["copied_bits", "is_integer", "lower", "quant_of", "storage", "stored_
 MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
 
 #: Operators that may read uint8 although they compute in real numbers.
-READS_INT8 = MOVES | {"add", "concat", "avg_pool2d", "global_avg_pool2d"}
+READS_INT8 = MOVES | {"add", "mul", "concat", "avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d"}
 
 
 def is_integer(decision: LayerDecision | None) -> bool:
@@ -64,7 +64,7 @@ def stored_bits(network: Network, decisions: Mapping[str, LayerDecision]) -> dic
         if tensor == network.output or not readers:
             continue
         can_read = all(op.kind in READS_INT8 or is_integer(decisions.get(op.name)) for op in readers)
-        asked = [_asked_bits(op, decisions.get(op.name), stored) for op in readers]
+        asked = [_asked_bits(op, tensor, decisions.get(op.name), stored) for op in readers]
         if can_read and any(asked):
             stored[tensor] = max(bits or 8 for bits in asked)
     for op in network:
@@ -73,11 +73,15 @@ def stored_bits(network: Network, decisions: Mapping[str, LayerDecision]) -> dic
     return stored
 
 
-def _asked_bits(reader: Op, decision: LayerDecision | None, stored: Mapping[str, int]) -> int | None:
-    """The bits in which an operator asks for its input; None where it does not ask for uint8 at all."""
+def _asked_bits(reader: Op, tensor: str, decision: LayerDecision | None, stored: Mapping[str, int]) -> int | None:
+    """The bits in which an operator asks for an input; None where it does not ask for uint8 at all.
+
+    A product asks for its first operand: the second may be a gate, which is small.
+    """
     if decision is not None:
         return decision.a_bits if decision.is_integer else None
-    return stored.get(reader.name) if reader.kind in MOVES | {"concat"} else None
+    asks = reader.kind in MOVES | {"concat"} or (reader.kind == "mul" and reader.inputs[0] == tensor)
+    return stored.get(reader.name) if asks else None
 
 
 def storage(candidate: Candidate) -> dict[str, Quant]:
@@ -110,7 +114,7 @@ def _quantised_copy(candidate: Candidate, tensor: str, bits: int, nodes: list[No
 
 def _node(op: Op, inputs: tuple[str, ...], candidate: Candidate) -> Node:
     attrs = dict(op.attrs)
-    weights = {}
+    weights = dict(op.constants)
     if op.kind in ("conv2d", "linear", "add"):
         attrs["activation"] = "none"
     if op.weight is not None:

@@ -29,6 +29,9 @@ OPSET, IR_VERSION = 21, 10
 #: Operators that only move values, so their output can be stored like their input without any rounding.
 MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
 
+#: Activations that only bound their input.
+_BOUNDS = ("none", "relu", "relu6")
+
 #: Rounded biases stay below this, which leaves room for the products in the 32-bit accumulator.
 LARGEST_BIAS = 2.0**30
 
@@ -97,8 +100,8 @@ def _split(node: Node) -> list[Node]:
 
 
 def _kept(graph: Graph) -> dict[str, str]:
-    """The tensor in which each node's result is kept: behind an activation where only that reads the node, because
-    engines fuse it into the rounding."""
+    """The tensor in which each node's result is kept: behind an activation that is a bound, where only that reads the
+    node, because engines fuse it into the rounding."""
     readers: dict[str, list[Node]] = {}
     for node in graph.nodes:
         for name in node.inputs:
@@ -106,7 +109,8 @@ def _kept(graph: Graph) -> dict[str, str]:
     kept = {}
     for node in graph.nodes:
         after = readers.get(node.name, [])
-        absorbed = [reader.op for reader in after] == ["activation"] and node.name != graph.output
+        alone = [reader.op for reader in after] == ["activation"] and node.name != graph.output
+        absorbed = alone and after[0].attrs["activation"] in _BOUNDS
         kept[node.name] = after[0].name if absorbed else node.name
     return kept
 
@@ -310,8 +314,16 @@ def _activation(writer: _Writer, node: Node, output: str) -> None:
     if kind == "relu6":
         bounds = [writer.constant(f"{node.name}:{bound}", np.array(bound, np.float32)) for bound in (0, 6)]
         writer.add("Clip", [source, *bounds], output)
+    elif kind == "hard_sigmoid":
+        writer.add("HardSigmoid", [source], output, alpha=1 / 6, beta=0.5)
+    elif kind == "silu":
+        sigmoid = writer.add("Sigmoid", [source], f"{node.name}:sigmoid")
+        writer.add("Mul", [source, sigmoid], output)
     else:
-        writer.add("Relu" if kind == "relu" else "Identity", [source], output)
+        writer.add(_ACTIVATIONS[kind], [source], output)
+
+
+_ACTIVATIONS = {"none": "Identity", "relu": "Relu", "hard_swish": "HardSwish", "sigmoid": "Sigmoid", "gelu": "Gelu"}
 
 
 def _plain(op: str, **attrs: object) -> Callable[[_Writer, Node, str], None]:
@@ -333,6 +345,78 @@ def _avg_pool2d(writer: _Writer, node: Node, output: str) -> None:
 def _window(node: Node) -> dict[str, object]:
     names = {"kernel": "kernel_shape", "stride": "strides", "padding": "pads"}
     return {theirs: list(node.attrs[ours]) for ours, theirs in names.items()}
+
+
+def _adaptive_avg_pool2d(writer: _Writer, node: Node, output: str) -> None:
+    # A mean over rectangles is a mean over their columns and then over their rows: two products.
+    _, height, width = writer.shapes[node.inputs[0]]
+    rows, columns = (_averages(size, count) for size, count in zip((height, width), node.attrs["size"], strict=True))
+    right = writer.constant(f"{node.name}:columns", columns.T)
+    across = writer.add("MatMul", [writer.real[node.inputs[0]], right], f"{node.name}:across")
+    writer.add("MatMul", [writer.constant(f"{node.name}:rows", rows), across], output)
+
+
+def _averages(size: int, count: int) -> Array:
+    """The matrix (count, size) that takes the means of adaptive pooling's windows over one side."""
+    matrix = np.zeros((count, size), np.float32)
+    for i in range(count):
+        first, last = i * size // count, -(-(i + 1) * size // count)
+        matrix[i, first:last] = 1 / (last - first)
+    return matrix
+
+
+def _layer_norm(writer: _Writer, node: Node, output: str) -> None:
+    parameters = [writer.constant(f"{node.name}:{name}", node.weights[name]) for name in ("weight", "bias")]
+    rank = len(writer.shapes[node.name])
+    order = [0, *range(2, rank + 1), 1]
+    last = writer.add("Transpose", [writer.real[node.inputs[0]]], f"{node.name}:last", perm=order)
+    normal = writer.add(
+        "LayerNormalization", [last, *parameters], f"{node.name}:normal", axis=-1, epsilon=node.attrs["epsilon"]
+    )
+    writer.add("Transpose", [normal], output, perm=[0, rank, *range(1, rank)])
+
+
+def _tokens(writer: _Writer, node: Node, output: str) -> None:
+    source, (features, length, _) = writer.real[node.inputs[0]], writer.shapes[node.name]
+    count = length - node.weights["prefix"].shape[0] if "prefix" in node.weights else length
+    flat = _reshape(writer, node, source, (0, features, count, 1), "flat")
+    if "prefix" in node.weights:
+        first = node.weights["prefix"].T[None, :, :, None]
+        shape = writer.add("Shape", [source], f"{node.name}:batch", start=0, end=1)
+        ones = writer.constant(f"{node.name}:ones", np.ones(3, np.int64))
+        whole = writer.add("Concat", [shape, ones], f"{node.name}:shape", axis=0)
+        prefix = writer.add("Expand", [writer.constant(f"{node.name}:prefix", first), whole], f"{node.name}:first")
+        flat = writer.add("Concat", [prefix, flat], f"{node.name}:joined", axis=2)
+    if "position" in node.weights:
+        position = writer.constant(f"{node.name}:position", node.weights["position"].T[None, :, :, None])
+        writer.add("Add", [flat, position], output)
+    else:
+        writer.add("Identity", [flat], output)
+
+
+def _attention(writer: _Writer, node: Node, output: str) -> None:
+    heads, (features, length, _) = node.attrs["heads"], writer.shapes[node.name]
+    query, key, value = (
+        _reshape(writer, node, writer.real[name], (0, heads, writer.shapes[name][0] // heads, length), part)
+        for part, name in zip(("query", "key", "value"), node.inputs, strict=True)
+    )
+    scale = writer.constant(f"{node.name}:factor", np.array(node.attrs["scale"], np.float32))
+    scaled = writer.add("Mul", [query, scale], f"{node.name}:scaled")
+    rows = writer.add("Transpose", [scaled], f"{node.name}:rows", perm=[0, 1, 3, 2])
+    scores = writer.add("MatMul", [rows, key], f"{node.name}:scores")
+    weights = writer.add("Softmax", [scores], f"{node.name}:weights", axis=-1)
+    turned = writer.add("Transpose", [weights], f"{node.name}:turned", perm=[0, 1, 3, 2])
+    mixed = writer.add("MatMul", [value, turned], f"{node.name}:mixed")
+    writer.add("Reshape", [mixed, _shape(writer, node, (0, features, length, 1), "joined")], output)
+
+
+def _reshape(writer: _Writer, node: Node, source: str, shape: tuple[int, ...], name: str) -> str:
+    return writer.add("Reshape", [source, _shape(writer, node, shape, name)], f"{node.name}:{name}")
+
+
+def _shape(writer: _Writer, node: Node, shape: tuple[int, ...], name: str) -> str:
+    """A shape as an initialiser; a 0 keeps the axis."""
+    return writer.constant(f"{node.name}:{name}_shape", np.array(shape, np.int64))
 
 
 def _subsample(writer: _Writer, node: Node, output: str) -> None:
@@ -382,11 +466,16 @@ _WRITERS: dict[str, Callable[[_Writer, Node, str], None]] = {
     "linear": _linear,
     "activation": _activation,
     "add": _plain("Add"),
+    "mul": _plain("Mul"),
     "concat": _plain("Concat", axis=1),
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "global_avg_pool2d": _plain("GlobalAveragePool"),
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "flatten": _plain("Flatten", axis=1),
     "channel_map": _channel_map,
     "subsample": _subsample,
+    "layer_norm": _layer_norm,
+    "tokens": _tokens,
+    "attention": _attention,
 }

@@ -24,6 +24,9 @@ STEP = "step"
 #: Storage is remembered for this many combinations of bits.
 REMEMBERED = 4096
 
+#: Attributes that change no time.
+_TIMELESS = ("index", "epsilon", "scale")
+
 _QUANT = Quant(0.05, 128)
 _OUT_QUANT = Quant(0.07, 120)
 
@@ -53,6 +56,8 @@ class Step:
         """Multiply-accumulates for one image."""
         if self.kind == "linear":
             return self.in_shape[0] * self.out_shape[0]
+        if self.kind == "attention":
+            return self.in_shape[1] ** 2 * (self.in_shape[0] + self.out_shape[0])
         if self.kind != "conv2d":
             return 0
         attrs = dict(self.attrs)
@@ -61,7 +66,7 @@ class Step:
     @property
     def weights(self) -> int:
         """Weight elements, without bias."""
-        return self.macs // math.prod(self.out_shape[1:]) if self.macs else 0
+        return self.macs // math.prod(self.out_shape[1:]) if self.kind in ("conv2d", "linear") else 0
 
 
 @dataclass(frozen=True)
@@ -193,9 +198,11 @@ class _Calls:
     def _plain(self, op: Op, in_int8: bool, out_int8: bool) -> Step:
         in_shape = (self._width(op), *self.network.shape_of(op.inputs[0])[1:])
         out_shape = (self.widths[op.name], *op.shape[1:])
-        attrs = {name: value for name, value in op.attrs.items() if name != "index"}
+        attrs = {name: value for name, value in op.attrs.items() if name not in _TIMELESS}
         if op.kind == "add":
             attrs["activation"] = self.fusion.activation.get(op.name, "none")
+        if op.kind == "mul":
+            attrs["gate"] = op.shape != self.network.shape_of(op.inputs[1])
         return Step(op.kind, in_shape, out_shape, _items(attrs), in_int8=in_int8, out_int8=out_int8)
 
     def _convert(self, op: Op, source: str, tensor: str, in_int8: bool, out_int8: bool) -> None:
@@ -282,8 +289,18 @@ def step_graph(step: Step) -> Graph:
         inputs = ("x", "residual")
     if step.kind == "add":
         inputs = ("x", "x")
+    if step.kind == "mul":
+        inputs = ("x", _factor(bool(attrs.pop("gate")), nodes))
     if step.kind == "concat":
         inputs = _concat_inputs(step, nodes, quant)
+    if step.kind == "attention":
+        inputs = ("x", "x", _attention_values(step, nodes, quant))
+    if step.kind == "layer_norm":
+        ones = np.ones(step.in_shape[0], np.float32)
+        weights = {"weight": ones, "bias": ones}
+    if step.kind == "tokens":
+        first = step.out_shape[1] - math.prod(step.in_shape[1:])
+        weights = {"prefix": np.zeros((first, step.in_shape[0]), np.float32)} if first else {}
     if step.kind == "channel_map":
         index = [i if i < step.in_shape[0] else -1 for i in range(step.out_shape[0])]
         attrs["index"] = tuple(index)
@@ -308,6 +325,23 @@ def _concat_inputs(step: Step, nodes: list[Node], quant: dict[str, Quant]) -> tu
     if step.in_int8:
         quant["rest"] = _stored_as(step)
     return (*("x",) * times, "rest")
+
+
+def _factor(gate: bool, nodes: list[Node]) -> str:
+    if not gate:
+        return "x"
+    nodes.append(Node("global_avg_pool2d", "gate", ("x",)))
+    return "gate"
+
+
+def _attention_values(step: Step, nodes: list[Node], quant: dict[str, Quant]) -> str:
+    if step.out_shape == step.in_shape:
+        return "x"
+    index = tuple(i % step.in_shape[0] for i in range(step.out_shape[0]))
+    nodes.append(Node("channel_map", "values", ("x",), {"index": index}))
+    if step.in_int8:
+        quant["values"] = _QUANT
+    return "values"
 
 
 def _fill_residual(step: Step, attrs: Mapping[str, object], nodes: list[Node], quant: dict[str, Quant]) -> bool:

@@ -3,6 +3,9 @@
 A tensor carries the name of the node that produces it (or of the graph's input) and has the shape (C, H, W) or (F,)
 per image. It is stored as float32, or, where `Graph.quant` has an entry for it, as uint8 with one scale and one
 zero point: real = (q - zero_point) * scale, q of 1 to 8 bits. `docs/arithmetic.md` specifies every rounding.
+
+A sequence of L tokens with F features each is the tensor (F, L, 1): a token is a pixel, so a linear layer over tokens
+is a 1x1 convolution, and memory holds the features of one token side by side.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ __all__ = ["ACTIVATIONS", "OPERATORS", "Graph", "Node", "Quant"]
 
 Array = npt.NDArray[Any]
 
-ACTIVATIONS = ("none", "relu", "relu6")
+ACTIVATIONS = ("none", "relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu")
 
 #: Operator -> its attributes. Spatial pairs are (height, width); padding is (top, left, bottom, right).
 OPERATORS: Mapping[str, tuple[str, ...]] = {
@@ -26,13 +29,18 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
     "linear": ("activation",),
     "activation": ("activation",),
     "add": ("activation",),
+    "mul": (),
     "concat": (),
     "max_pool2d": ("kernel", "stride", "padding"),
     "avg_pool2d": ("kernel", "stride", "padding", "count_include_pad"),
     "global_avg_pool2d": (),
+    "adaptive_avg_pool2d": ("size",),
     "flatten": (),
     "channel_map": ("index",),
     "subsample": ("stride",),
+    "layer_norm": ("epsilon",),
+    "tokens": (),
+    "attention": ("heads", "scale"),
 }
 
 
@@ -65,6 +73,15 @@ class Node:
     `channel_map` output channel c is input channel `index[c]`, or zero where that is -1. `subsample` keeps every
     stride-th row and column, from the first. `flatten` is in (C, H, W) order, as in PyTorch. Any operator may read
     and write either storage.
+
+    `mul` multiplies two tensors of one shape, or (C, H, W) by a gate (C, 1, 1). `adaptive_avg_pool2d` gives `size`
+    (rows, columns): window i of n over l is [floor(i * l / n), ceil((i + 1) * l / n)). `layer_norm` normalises the
+    channels of every pixel with `weights["weight"]` and `weights["bias"]`, (C,) float32.
+
+    `tokens` makes (C, H, W) a sequence (C, P + H * W, 1), row by row: the P tokens of `weights["prefix"]` (P, C) come
+    first, and `weights["position"]` (P + H * W, C) is added; both are float32 and optional. `attention` reads queries
+    and keys (heads * D, L, 1) and values (heads * E, L, 1), head after head, and gives (heads * E, L, 1):
+    softmax(scale * q k^T) v of every head.
     """
 
     op: str

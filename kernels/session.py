@@ -164,18 +164,50 @@ def _add_sum(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: di
     p.add_sum(node.name, ids[a], ids[b], ids[node.name], node.attrs["activation"])
 
 
+def _add_mul(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    a, b = node.inputs
+    p.add_mul(node.name, ids[a], ids[b], ids[node.name], shapes[a] != shapes[b])
+
+
+def _add_norm(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    weight, bias = (np.ascontiguousarray(node.weights[name]) for name in ("weight", "bias"))
+    p.add_layer_norm(node.name, ids[node.inputs[0]], ids[node.name], weight, bias, node.attrs["epsilon"])
+
+
+def _add_attention(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    query, key, value = (ids[name] for name in node.inputs)
+    p.add_attention(node.name, query, key, value, ids[node.name], node.attrs["heads"], node.attrs["scale"])
+
+
+def _add_tokens(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+    features, length, _ = shapes[node.name]
+    constants = np.zeros((length, features), np.float32)
+    prefix = node.weights.get("prefix", constants[:0])
+    constants += node.weights.get("position", np.float32(0))
+    constants[: len(prefix)] += prefix
+    p.add_tokens(node.name, ids[node.inputs[0]], ids[node.name], constants)
+
+
 def _add_concat(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
     p.add_concat(node.name, [ids[name] for name in node.inputs], ids[node.name])
 
 
 def _add_pool(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
-    if node.op == "global_avg_pool2d":
-        geometry = [*shapes[node.inputs[0]][1:], 1, 1, 0, 0]
+    kind = _POOLS[node.op]
+    if kind == "adaptive":
+        geometry = [1, 1, 1, 1, 0, 0]
     else:
         geometry = [*node.attrs["kernel"], *node.attrs["stride"], *node.attrs["padding"][:2]]
-    include_pad = node.attrs.get("count_include_pad", True)
-    maximum = node.op == "max_pool2d"
-    p.add_pool(node.name, ids[node.inputs[0]], ids[node.name], geometry, maximum, include_pad)
+    include_pad = node.attrs.get("count_include_pad", False)
+    p.add_pool(node.name, ids[node.inputs[0]], ids[node.name], geometry, kind, include_pad)
+
+
+_POOLS = {
+    "max_pool2d": "max",
+    "avg_pool2d": "average",
+    "global_avg_pool2d": "adaptive",
+    "adaptive_avg_pool2d": "adaptive",
+}
 
 
 def _add_flatten(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
@@ -196,11 +228,16 @@ _ADDERS: dict[str, _Adder] = {
     "linear": _add_conv,
     "activation": _add_convert,
     "add": _add_sum,
+    "mul": _add_mul,
     "concat": _add_concat,
     "max_pool2d": _add_pool,
     "avg_pool2d": _add_pool,
     "global_avg_pool2d": _add_pool,
+    "adaptive_avg_pool2d": _add_pool,
     "flatten": _add_flatten,
     "channel_map": _add_map,
     "subsample": _add_subsample,
+    "layer_norm": _add_norm,
+    "tokens": _add_tokens,
+    "attention": _add_attention,
 }

@@ -27,9 +27,23 @@ _DEFAULTS: Mapping[str, Any] = {
     "groups": 1,
     "activation": "none",
     "count_include_pad": True,
+    "epsilon": 1e-5,
+    "scale": 1.0,
 }
-_INPUTS = {"conv2d": (1, 2), "linear": (1, 2), "add": (2, 2), "concat": (1, 1024)}
-_WEIGHTS = {"conv2d": ("weight", "weight_scale", "bias"), "linear": ("weight", "weight_scale", "bias")}
+_INPUTS = {
+    "conv2d": (1, 2),
+    "linear": (1, 2),
+    "add": (2, 2),
+    "mul": (2, 2),
+    "concat": (1, 1024),
+    "attention": (3, 3),
+}
+_WEIGHTS = {
+    "conv2d": ("weight", "weight_scale", "bias"),
+    "linear": ("weight", "weight_scale", "bias"),
+    "layer_norm": ("weight", "bias"),
+    "tokens": ("prefix", "position"),
+}
 
 
 def check_graph(graph: Graph) -> tuple[Graph, dict[str, Shape]]:
@@ -100,8 +114,12 @@ def _attribute(node: Node, name: str) -> Any:
         return value
     if name == "count_include_pad":
         return bool(value)
-    if name == "groups":
+    if name in ("groups", "heads"):
         return _ints(node, name, [value], 1, 1)[0]
+    if name in ("epsilon", "scale"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise BadInput(f"layer {node.name!r}: {name} must be a number above 0, got {value!r}")
+        return float(value)
     if name == "index":
         return _ints(node, name, value, None, -1)
     if name == "padding":
@@ -234,6 +252,44 @@ def _add_shape(node: Node, inputs: list[Shape]) -> Shape:
     return inputs[0]
 
 
+def _mul_shape(node: Node, inputs: list[Shape]) -> Shape:
+    left, right = inputs
+    if right != left and not (len(left) == 3 and right == (left[0], 1, 1)):
+        raise BadInput(f"layer {node.name!r}: multiplies tensors of shapes {left} and {right}")
+    return left
+
+
+def _check_constants(node: Node, shapes: Mapping[str, Shape], optional: bool) -> None:
+    for name, shape in shapes.items():
+        array = node.weights.get(name)
+        if array is None and optional:
+            continue
+        if array is None or array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
+            raise BadInput(f"layer {node.name!r}: weights[{name!r}] must be finite float32 numbers of shape {shape}")
+
+
+def _norm_shape(node: Node, inputs: list[Shape]) -> Shape:
+    c = inputs[0][0]
+    _check_constants(node, {"weight": (c,), "bias": (c,)}, optional=False)
+    return inputs[0]
+
+
+def _tokens_shape(node: Node, inputs: list[Shape]) -> Shape:
+    c, h, w = _image(node, inputs[0])
+    prefix = node.weights.get("prefix")
+    first = 0 if prefix is None or prefix.ndim != 2 else len(prefix)
+    _check_constants(node, {"prefix": (first, c), "position": (first + h * w, c)}, optional=True)
+    return (c, first + h * w, 1)
+
+
+def _attention_shape(node: Node, inputs: list[Shape]) -> Shape:
+    query, key, value = (_image(node, shape) for shape in inputs)
+    heads = node.attrs["heads"]
+    if query != key or query[1:] != value[1:] or query[2] != 1 or query[0] % heads or value[0] % heads:
+        raise BadInput(f"layer {node.name!r}: attention of {heads} heads over tensors of shapes {inputs}")
+    return inputs[2]
+
+
 def _concat_shape(node: Node, inputs: list[Shape]) -> Shape:
     if any(len(s) != len(inputs[0]) or s[1:] != inputs[0][1:] for s in inputs):
         raise BadInput(f"layer {node.name!r}: joins tensors of shapes {inputs}")
@@ -253,6 +309,10 @@ def _subsample_shape(node: Node, inputs: list[Shape]) -> Shape:
     return (c, -(-h // stride_h), -(-w // stride_w))
 
 
+def _adaptive_shape(node: Node, inputs: list[Shape]) -> Shape:
+    return (_image(node, inputs[0])[0], *node.attrs["size"])
+
+
 def _global_shape(node: Node, inputs: list[Shape]) -> Shape:
     return (_image(node, inputs[0])[0], 1, 1)
 
@@ -267,11 +327,16 @@ _SHAPES: Mapping[str, Callable[[Node, list[Shape]], Shape]] = {
     "linear": _linear_shape,
     "activation": _same_shape,
     "add": _add_shape,
+    "mul": _mul_shape,
     "concat": _concat_shape,
     "max_pool2d": _pool_shape,
     "avg_pool2d": _pool_shape,
     "global_avg_pool2d": _global_shape,
+    "adaptive_avg_pool2d": _adaptive_shape,
     "flatten": lambda node, inputs: (prod(inputs[0]),),
     "channel_map": _map_shape,
     "subsample": _subsample_shape,
+    "layer_norm": _norm_shape,
+    "tokens": _tokens_shape,
+    "attention": _attention_shape,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -41,9 +41,11 @@ def apply_op(op: Op, inputs: list[Tensor]) -> Tensor:
     if op.kind in ("conv2d", "linear"):
         return _layer(op, x)
     if op.kind == "activation":
-        return F.relu(x) if op.attrs["activation"] == "relu" else F.relu6(x)
+        return _ACTIVATIONS[op.attrs["activation"]](x)
     if op.kind == "add":
         return x + inputs[1]
+    if op.kind == "mul":
+        return x * inputs[1]
     if op.kind == "concat":
         return torch.cat(inputs, 1)
     if op.kind == "flatten":
@@ -60,6 +62,15 @@ def apply_op(op: Op, inputs: list[Tensor]) -> Tensor:
         return F.max_pool2d(padded, op.attrs["kernel"], op.attrs["stride"])
     if op.kind == "avg_pool2d":
         return _avg_pool(op, x)
+    if op.kind == "adaptive_avg_pool2d":
+        return F.adaptive_avg_pool2d(x, op.attrs["size"])
+    if op.kind == "layer_norm":
+        weight, bias = (_tensor(op.constants[name]) for name in ("weight", "bias"))
+        return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, op.attrs["epsilon"]).movedim(-1, 1)
+    if op.kind == "tokens":
+        return _tokens(op, x)
+    if op.kind == "attention":
+        return _attention(op, inputs)
     raise NotImplementedError(op.kind)
 
 
@@ -86,13 +97,43 @@ def _layer(op: Op, x: Tensor) -> Tensor:
     return y
 
 
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hard_sigmoid": F.hardsigmoid,
+    "hard_swish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+def _tokens(op: Op, x: Tensor) -> Tensor:
+    sequence = x.flatten(2)
+    if "prefix" in op.constants:
+        prefix = _tensor(op.constants["prefix"]).T
+        sequence = torch.cat([prefix.expand(len(x), *prefix.shape), sequence], 2)
+    if "position" in op.constants:
+        sequence = sequence + _tensor(op.constants["position"]).T
+    return sequence[..., None]
+
+
+def _attention(op: Op, inputs: list[Tensor]) -> Tensor:
+    q, k, v = (x.reshape(len(x), op.attrs["heads"], -1, x.shape[2]).mT for x in inputs)
+    y = F.scaled_dot_product_attention(q, k, v, scale=op.attrs["scale"])
+    return y.mT.flatten(1, 2)[..., None]
+
+
 def _avg_pool(op: Op, x: Tensor) -> Tensor:
     top, left, bottom, right = op.attrs["padding"]
-    kernel, stride = op.attrs["kernel"], op.attrs["stride"]
+    kernel, stride, include = op.attrs["kernel"], op.attrs["stride"], op.attrs["count_include_pad"]
     if (top, left) == (bottom, right):
-        include = op.attrs["count_include_pad"]
         return F.avg_pool2d(x, kernel, stride, (top, left), count_include_pad=include)
-    return F.avg_pool2d(_pad(x, op.attrs["padding"], 0.0), kernel, stride)
+    mean = F.avg_pool2d(_pad(x, op.attrs["padding"], 0.0), kernel, stride)
+    if include:
+        return mean
+    inside = _pad(torch.ones_like(x[:1, :1]), op.attrs["padding"], 0.0)
+    return mean / F.avg_pool2d(inside, kernel, stride)
 
 
 def _channel_map(x: Tensor, index: tuple[int, ...]) -> Tensor:

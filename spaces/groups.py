@@ -1,8 +1,10 @@
 """Channel groups: which channels must be pruned together.
 
 Torch-Pruning's dependency graph (Fang et al. 2023, arXiv:2301.12900) says which layers' channels are coupled. Its
-index bookkeeping is completed by walking our own graph once: additions tie their operands, a grouped convolution ties
-the same position in each of its groups, and what reaches the output is never pruned.
+index bookkeeping is completed by walking our own graph once: additions and products tie their operands, a grouped
+convolution ties the same position in each of its groups, attention in each of its heads, and what reaches the output
+or a layer norm is never pruned. Channel shuffles and attention lose Torch-Pruning's indices: there, our own walk
+decides alone.
 """
 
 from __future__ import annotations
@@ -37,23 +39,28 @@ class ChannelGroup:
 def channel_groups(module: fx.GraphModule, network: Network, example: torch.Tensor) -> tuple[ChannelGroup, ...]:
     """Return the prunable groups of a traced module and its network, in the order of their first layers."""
     ties = _Ties(network)
-    ties.add_dependency_graph(module, example)
+    if not any(op.is_selection or op.kind == "attention" for op in network):
+        ties.add_dependency_graph(module, example)
     return ties.groups()
 
 
 def propagate(network: Network, produced: Mapping[str, Array], fixed: int = -1) -> dict[str, Array]:
     """Carry one integer per channel from the producers along every tensor.
 
-    `produced` holds an array (O,) for each dense layer and channel map; input channels are `fixed`. Returns an array
-    (C,) or (F,) for every tensor; an addition takes its first operand's.
+    `produced` holds an array (O,) for each operator that makes channels; input channels are `fixed`. Returns an array
+    (C,) or (F,) for every tensor; additions and products take their first operand's, attention its values'.
     """
     labels = {network.input: np.full(network.input_shape[0], fixed)}
     for op in network:
         source = labels[op.inputs[0]]
         if op.is_depthwise:
             labels[op.name] = np.repeat(source, op.shape[0] // len(source))
-        elif op.is_layer or op.kind == "channel_map":
+        elif op.makes_channels:
             labels[op.name] = produced[op.name]
+        elif op.is_selection:
+            labels[op.name] = source[np.asarray(op.attrs["index"])]
+        elif op.kind == "attention":
+            labels[op.name] = labels[op.inputs[2]]
         elif op.kind == "concat":
             labels[op.name] = np.concatenate([labels[name] for name in op.inputs])
         elif op.kind == "flatten":
@@ -88,7 +95,7 @@ class _Ties:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.producers = [op for op in network if (op.is_layer and not op.is_depthwise) or op.kind == "channel_map"]
+        self.producers = [op for op in network if op.makes_channels]
         starts = np.cumsum([0, *[op.shape[0] for op in self.producers]])
         self.parent = list(range(int(starts[-1])))
         self.own = {
@@ -100,14 +107,31 @@ class _Ties:
             self._tie_operator(op)
 
     def _tie_operator(self, op: Op) -> None:
-        if op.kind == "add":
+        if op.kind in ("add", "mul"):
             self._tie(self.atoms[op.inputs[0]], self.atoms[op.inputs[1]])
+        elif op.kind == "attention":
+            # Queries and keys meet feature by feature; all heads are of one size.
+            query, key, value = (self.atoms[name] for name in op.inputs)
+            self._tie(query, key)
+            for channels in (query, value):
+                per_head = channels.reshape(op.attrs["heads"], -1)
+                for other in per_head[1:]:
+                    self._tie(per_head[0], other)
+        elif self._needs_every_channel(op):
+            self.frozen.update(self.atoms[op.inputs[0]].tolist())
         elif op.groups > 1 and not op.is_depthwise:
             for channels in (self.atoms[op.inputs[0]], self.own[op.name]):
                 per_group = channels.reshape(op.groups, -1)
                 for other in per_group[1:]:
                     self._tie(per_group[0], other)
         # A residual addition reached over the output's frozen channels is frozen by the union itself.
+
+    def _needs_every_channel(self, op: Op) -> bool:
+        """Whether a channel of the input cannot go without changing the others, or leaves more than zeros behind."""
+        if op.kind == "activation" and op.attrs["activation"] in ("sigmoid", "hard_sigmoid"):
+            readers = self.network.consumers(op.name)
+            return not all(reader.kind == "mul" for reader in readers)
+        return op.kind == "layer_norm" or (op.kind == "tokens" and bool(op.constants))
 
     def add_dependency_graph(self, module: fx.GraphModule, example: torch.Tensor) -> None:
         """Tie the output channels that Torch-Pruning would prune together with each layer's."""
@@ -131,7 +155,7 @@ class _Ties:
                 continue
             if misled.intersection(self._find(atom) for atom in self.own[op.name].tolist()):
                 continue
-            prune = tp.prune_linear_out_channels if op.kind == "linear" else tp.prune_conv_out_channels
+            prune = tp.prune_linear_out_channels if isinstance(layer, nn.Linear) else tp.prune_conv_out_channels
             root = self.own[op.name]
             for dependency, indices, roots in _outputs(graph, layer, prune, len(root)):
                 target = self.atoms.get(names.get(dependency, ""))
@@ -158,6 +182,11 @@ class _Ties:
     def groups(self) -> tuple[ChannelGroup, ...]:
         """Collect the tied channels into groups of the layers that share them."""
         frozen = {self._find(atom) for atom in self.frozen if atom >= 0}
+        for op in self.network:
+            if op.is_selection:  # one of its channels stays, so that it never becomes empty
+                chosen = [self._find(atom) for atom in self.atoms[op.name].tolist() if atom >= 0]
+                if len(chosen) == op.shape[0] and frozen.isdisjoint(chosen):
+                    frozen.add(chosen[0])
         classes = {op.name: np.array([self._find(atom) for atom in self.own[op.name]]) for op in self.producers}
         open_classes = {
             name: [c for c in dict.fromkeys(labels.tolist()) if c not in frozen] for name, labels in classes.items()

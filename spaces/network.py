@@ -44,7 +44,8 @@ class Norm:
 class Op:
     """One operator; `name` is also its output tensor's name, `shape` that tensor's (C, H, W) or (F,).
 
-    `weight` is (O, I/groups, kh, kw) for `conv2d` and (O, I) for `linear`; `bias` and `norm` are (O,).
+    `weight` is (O, I/groups, kh, kw) for `conv2d` and (O, I) for `linear`; `bias` and `norm` are (O,). `constants` are
+    the arrays of operators that have nothing to decide, by the names of `trimtab.kernels.Node.weights`.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Op:
     weight: Array | None = None
     bias: Array | None = None
     norm: Norm | None = None
+    constants: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def is_layer(self) -> bool:
@@ -70,6 +72,16 @@ class Op:
     def is_depthwise(self) -> bool:
         """Whether every channel is convolved on its own."""
         return self.weight is not None and self.groups > 1 and self.groups == self.weight.shape[0]
+
+    @property
+    def is_selection(self) -> bool:
+        """Whether the operator takes channels of its input, in any order, and adds none."""
+        return self.kind == "channel_map" and min(self.attrs["index"]) >= 0
+
+    @property
+    def makes_channels(self) -> bool:
+        """Whether the output's channels are not its inputs' channels: dense layers and channel maps that pad."""
+        return (self.is_layer and not self.is_depthwise) or (self.kind == "channel_map" and not self.is_selection)
 
     def folded(self) -> Op:
         """Return the operator with its batch norm folded into weight and bias."""
@@ -141,8 +153,8 @@ class Network:
     def weights_hash(self) -> str:
         """Return a hash of every weight, bias and norm: 16 hex digits."""
         digest = hashlib.sha256()
-        for op in self.layers:
-            arrays = [op.weight, op.bias]
+        for op in self.ops:
+            arrays = [op.weight, op.bias, *(op.constants[name] for name in sorted(op.constants))]
             if op.norm is not None:
                 arrays += [op.norm.weight, op.norm.bias, op.norm.mean, op.norm.var]
             for array in arrays:

@@ -113,13 +113,17 @@ def _selection(network: Network, op: Op, sources: list[Array], kept: Mapping[str
     if op.is_depthwise or op.kind == "flatten":
         factor = op.shape[0] // network.shape_of(op.inputs[0])[0]
         return np.asarray((source[:, None] * factor + np.arange(factor)).ravel())
-    if op.is_layer or op.kind == "channel_map":
+    if op.is_selection:
+        return np.flatnonzero(np.isin(op.attrs["index"], source))
+    if op.kind == "attention":
+        return sources[2]
+    if op.makes_channels:
         return kept.get(op.name, np.arange(op.shape[0]))
     if op.kind == "concat":
         sizes = [network.shape_of(name)[0] for name in op.inputs]
         starts = np.cumsum([0, *sizes[:-1]])
         return np.concatenate([start + part for start, part in zip(starts, sources, strict=True)])
-    if op.kind == "add" and not np.array_equal(source, sources[1]):
+    if op.kind in ("add", "mul") and not np.array_equal(source, sources[1]):
         raise TrimtabError(f"the operands of {op.name!r} keep different channels: the channel groups are wrong")
     return source
 

@@ -133,7 +133,7 @@ class Space:
 
     @cached_property
     def _producers(self) -> dict[str, Op]:
-        return {op.name: op for op in self.network if (op.is_layer and not op.is_depthwise) or op.kind == "channel_map"}
+        return {op.name: op for op in self.network if op.makes_channels}
 
     def _layer_knobs(self) -> list[Knob]:
         knobs: list[Knob] = []
@@ -282,6 +282,11 @@ class Space:
                 widths[op.name] = produced[op.name]
             elif op.kind == "concat":
                 widths[op.name] = sum(widths[name] for name in op.inputs)
+            elif op.is_selection:
+                always, counts = self._selected_widths[op.name]
+                widths[op.name] = always + sum(int(count[channels[group]]) for group, count in counts.items())
+            elif op.kind == "attention":
+                widths[op.name] = widths[op.inputs[2]]
             elif op.is_depthwise or op.kind == "flatten":
                 factor = op.shape[0] // self.network.shape_of(op.inputs[0])[0]
                 widths[op.name] = widths[op.inputs[0]] * factor
@@ -312,6 +317,28 @@ class Space:
                 always = int((positions < 0).sum())
                 cumulative = np.concatenate([[0], np.cumsum(per_channel[self.order[group.name]])])
                 table[name, group.name] = cumulative + always
+        return table
+
+    @cached_property
+    def _selected_widths(self) -> dict[str, tuple[int, dict[str, Array]]]:
+        """Per selection of channels how many always stay, and per group how many stay as a function of its count."""
+        starts = np.cumsum([0, *[group.size for group in self.groups]])
+        produced = {name: np.full(op.shape[0], -1) for name, op in self._producers.items()}
+        for group, start in zip(self.groups, starts, strict=False):
+            for name, positions in group.members.items():
+                produced[name] = np.where(positions < 0, -1, positions + start)
+        labels = propagate(self.network, produced)
+        table = {}
+        for op in self.network:
+            if op.is_selection:
+                found = labels[op.name]
+                per_label = np.bincount(found[found >= 0], minlength=starts[-1])
+                counts = {}
+                for group, start in zip(self.groups, starts, strict=False):
+                    per_channel = per_label[start : start + group.size]
+                    if per_channel.any():
+                        counts[group.name] = np.concatenate([[0], np.cumsum(per_channel[self.order[group.name]])])
+                table[op.name] = int((found < 0).sum()), counts
         return table
 
     def _kept_width(self, name: str, group: str, kept: int) -> int:

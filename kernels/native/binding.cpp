@@ -27,6 +27,14 @@ Activation activation_of(const std::string& name) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   if (name == "relu") return {0.0f, kInfinity};
   if (name == "relu6") return {0.0f, 6.0f};
+  constexpr std::pair<const char*, Curve> kCurves[] = {{"hard_sigmoid", Curve::kHardSigmoid},
+                                                       {"hard_swish", Curve::kHardSwish},
+                                                       {"sigmoid", Curve::kSigmoid},
+                                                       {"silu", Curve::kSilu},
+                                                       {"gelu", Curve::kGelu}};
+  for (const auto& [known, curve] : kCurves) {
+    if (name == known) return {-kInfinity, kInfinity, curve};
+  }
   return {-kInfinity, kInfinity};
 }
 
@@ -123,17 +131,26 @@ void add_conv_int(Program& p, const std::string& name, int in, int out, int resi
   p.add_conv(name, in, out, residual, s, activation_of(activation));
 }
 
-// geometry: kernel, stride (h, w each), padding (top, left).
-void add_pool(Program& p, const std::string& name, int in, int out, const Ints& geometry, bool maximum,
+// geometry: kernel, stride (h, w each), padding (top, left); `kind` is "max", "average" or "adaptive".
+void add_pool(Program& p, const std::string& name, int in, int out, const Ints& geometry, const std::string& kind,
               bool include_pad) {
   const Tensor &from = p.tensor(in), &to = p.tensor(out);
   const auto at = [&](size_t i) { return geometry.at(i); };
   const PoolArgs args{from.h, from.w, from.c, to.h,  to.w,  at(0),
-                      at(1),  at(2),  at(3),  at(4), at(5), include_pad};
-  if (maximum)
+                      at(1),  at(2),  at(3),  at(4), at(5), include_pad, kind == "adaptive"};
+  if (kind == "max")
     p.add_max_pool(name, in, out, args);
   else
     p.add_avg_pool(name, in, out, args);
+}
+
+void add_layer_norm(Program& p, const std::string& name, int in, int out, const Floats& weight, const Floats& bias,
+                    float epsilon) {
+  p.add_layer_norm(name, in, out, weight.data(), bias.data(), epsilon);
+}
+
+void add_tokens(Program& p, const std::string& name, int in, int out, const Floats& constants) {
+  p.add_tokens(name, in, out, constants.data());
 }
 
 nb::dict cpu_dict() {
@@ -178,11 +195,17 @@ NB_MODULE(_native, m) {
       .def("add_sum", [](Program& p, const std::string& name, int a, int b, int out,
                          const std::string& activation) { p.add_sum(name, a, b, out, activation_of(activation)); },
            "name"_a, "a"_a, "b"_a, "target"_a, "activation"_a)
+      .def("add_mul", &Program::add_mul, "name"_a, "a"_a, "b"_a, "target"_a, "gates"_a)
+      .def("add_layer_norm", &add_layer_norm, "name"_a, "source"_a, "target"_a, "weight"_a.noconvert(),
+           "bias"_a.noconvert(), "epsilon"_a)
+      .def("add_attention", &Program::add_attention, "name"_a, "query"_a, "key"_a, "value"_a, "target"_a, "heads"_a,
+           "scale"_a)
+      .def("add_tokens", &add_tokens, "name"_a, "source"_a, "target"_a, "constants"_a.noconvert())
       .def("add_convert", [](Program& p, const std::string& name, int in, int out,
                              const std::string& activation) { p.add_convert(name, in, out, activation_of(activation)); },
            "name"_a, "source"_a, "target"_a, "activation"_a)
       .def("add_concat", &Program::add_concat, "name"_a, "inputs"_a, "target"_a)
-      .def("add_pool", &add_pool, "name"_a, "source"_a, "target"_a, "geometry"_a, "maximum"_a, "include_pad"_a)
+      .def("add_pool", &add_pool, "name"_a, "source"_a, "target"_a, "geometry"_a, "kind"_a, "include_pad"_a)
       .def("add_flatten", &Program::add_flatten, "name"_a, "source"_a, "target"_a)
       .def("add_channel_map", &Program::add_channel_map, "name"_a, "source"_a, "target"_a, "index"_a)
       .def("add_subsample", &Program::add_subsample, "name"_a, "source"_a, "target"_a, "stride_h"_a, "stride_w"_a)

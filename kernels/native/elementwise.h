@@ -1,4 +1,4 @@
-// Conversion, addition, pooling and the network's input.
+// Conversion, addition, multiplication, pooling and the network's input.
 #pragma once
 
 #include "epilogue.h"
@@ -24,6 +24,18 @@ static void add(const Operand& a, const Operand& b, const Store& s, size_t first
   }
 }
 
+template <class S>
+static void mul(const Operand& a, const Operand& b, const Store& s, size_t first, size_t last, size_t c,
+                size_t gate) {
+  for (size_t pixel = first; pixel < last; ++pixel) {
+    const size_t left = pixel * c, right = (gate != 0 ? pixel / gate : pixel) * c;
+    for (size_t i = 0; i < c; i += S::kLanes) {
+      const int count = static_cast<int>(least<size_t>(S::kLanes, c - i));
+      finish_real<S>(s, left + i, load_real<S>(a, left + i, count) * load_real<S>(b, right + i, count), count);
+    }
+  }
+}
+
 // The part of a pooling window that lies inside its image.
 struct Window {
   int y0, y1, x0, x1, count;
@@ -34,6 +46,10 @@ TRIMTAB_INLINE Window window_of(const PoolArgs& g, size_t pixel) {
   const int x = static_cast<int>(pixel % g.ow), y = static_cast<int>(pixel / g.ow % g.oh);
   const int top = y * g.stride_h - g.pad_top, left = x * g.stride_w - g.pad_left;
   Window w{greatest(top, 0), least(top + g.kh, g.ih), greatest(left, 0), least(left + g.kw, g.iw), 0, 0};
+  if (g.adaptive) {
+    w.y0 = y * g.ih / g.oh, w.y1 = ((y + 1) * g.ih + g.oh - 1) / g.oh;
+    w.x0 = x * g.iw / g.ow, w.x1 = ((x + 1) * g.iw + g.ow - 1) / g.ow;
+  }
   w.count = g.include_pad ? g.kh * g.kw : (w.y1 - w.y0) * (w.x1 - w.x0);
   w.image = pixel / (static_cast<size_t>(g.ow) * g.oh) * g.ih * g.iw;
   return w;

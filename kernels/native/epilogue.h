@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "curves.h"
 #include "isa_vector.h"
 #include "table.h"
 
@@ -71,7 +72,9 @@ TRIMTAB_INLINE void store_real(const Operand& o, size_t i, typename S::F x, int 
 template <class S>
 TRIMTAB_INLINE void finish_real(const Store& s, size_t i, typename S::F x, int count) {
   if (s.has_residual) x = x + load_real<S>(s.residual, i, count);
-  store_real<S>(s.out, i, S::activate(x, S::set(s.floor), S::set(s.ceil)), count);
+  x = S::activate(x, S::set(s.floor), S::set(s.ceil));
+  if (s.curve != Curve::kNone) x = bend<S>(s.curve, x);
+  store_real<S>(s.out, i, x, count);
 }
 
 template <class S>
@@ -125,7 +128,9 @@ TRIMTAB_INLINE void store_rows(const Store& s, const Acc* acc, int row, int rows
 template <class S, class Acc, class V>
 TRIMTAB_INLINE void store_block(const Store& s, const Acc* acc, int row, int rows, int columns, size_t first,
                                 size_t step, int channel) {
+  if (s.curve != Curve::kNone) return store_rows<S, Acc, V>(s, acc, row, rows, columns, first, step, channel);
   Store known = s;
+  known.curve = Curve::kNone;
   if (s.has_residual && s.residual.is_u8 && s.out.is_u8) {
     known.has_residual = known.residual.is_u8 = known.out.is_u8 = true;
     store_rows<S, Acc, V>(known, acc, row, rows, columns, first, step, channel);
@@ -133,7 +138,7 @@ TRIMTAB_INLINE void store_block(const Store& s, const Acc* acc, int row, int row
     known.has_residual = known.out.is_u8 = false;
     store_rows<S, Acc, V>(known, acc, row, rows, columns, first, step, channel);
   } else {
-    store_rows<S, Acc, V>(s, acc, row, rows, columns, first, step, channel);
+    store_rows<S, Acc, V>(known, acc, row, rows, columns, first, step, channel);
   }
 }
 
@@ -148,6 +153,7 @@ enum class Finish : uint8_t {
 
 template <class Acc>
 Finish finish_of(const Store& s) {
+  if (s.curve != Curve::kNone) return Finish::kMemory;
   if (std::is_same_v<Acc, int32_t>) {
     if (s.requantize) return Finish::kIntegers;
     return s.has_residual && s.residual.is_u8 && s.out.is_u8 ? Finish::kSum : Finish::kMemory;

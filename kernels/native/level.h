@@ -1,10 +1,12 @@
 // Assembles the table of one level from its primitives S.
 #pragma once
 
+#include "attention.h"
 #include "depthwise.h"
 #include "elementwise.h"
 #include "gemm.h"
 #include "lookup.h"
+#include "normalise.h"
 #include "packed.h"
 #include "peak.h"
 #include "tiles.h"
@@ -65,6 +67,9 @@ constexpr Kernels make_kernels(const char* name) {
           &depthwise<S, typename S::Float, float>,
           &convert<S>,
           &add<S>,
+          &mul<S>,
+          &layer_norm<S>,
+          &attention<S>,
           &max_pool<S>,
           &avg_pool<S>,
           &input<S>,

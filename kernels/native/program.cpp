@@ -7,6 +7,9 @@
 namespace trimtab {
 namespace {
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr Activation kUnbounded{-kInfinity, kInfinity};
+
 struct Range {
   size_t first, last;
 };
@@ -54,6 +57,7 @@ Store Program::store(int out, int residual, Activation activation) const {
   if (s.has_residual) s.residual = operand(residual);
   s.floor = activation.floor;
   s.ceil = activation.ceil;
+  s.curve = activation.curve;
   return s;
 }
 
@@ -65,7 +69,8 @@ void Program::add_step(const std::string& name, int output, Body body) {
 void Program::add_conv(const std::string& name, int in, int out, int residual, const ConvSpec& spec,
                        Activation activation) {
   const Operand from = tensors_[in].operand, to = tensors_[out].operand;
-  const bool requantize = spec.int_weights != nullptr && residual < 0 && to.is_u8;
+  const bool requantize =
+      spec.int_weights != nullptr && residual < 0 && to.is_u8 && activation.curve == Curve::kNone;
   auto packed = std::make_shared<PackedConv>(
       pack_conv(spec, kernels_, from, to, requantize, batch_, crew_.size()));
   layer_kernels_.emplace_back(name, describe(*packed));
@@ -89,6 +94,56 @@ void Program::add_sum(const std::string& name, int a, int b, int out, Activation
   });
 }
 
+void Program::add_mul(const std::string& name, int a, int b, int out, bool gates) {
+  add_step(name, out, [=](const Task& t) {
+    const Tensor& to = tensors_[out];
+    const size_t pixels = static_cast<size_t>(to.h) * to.w;
+    const Range r = share(pixels * t.images, t);
+    kernels_.mul(operand(a), operand(b), store(out, -1, kUnbounded), r.first, r.last, to.c, gates ? pixels : 0);
+  });
+}
+
+void Program::add_layer_norm(const std::string& name, int in, int out, const float* weight, const float* bias,
+                             float epsilon) {
+  const int32_t c = tensors_[in].c;
+  const std::vector<float> weights(weight, weight + c), biases(bias, bias + c);
+  weight_bytes_ += 2 * c * sizeof(float);
+  add_step(name, out, [=](const Task& t) {
+    const Range r = share(static_cast<size_t>(tensors_[in].h) * tensors_[in].w * t.images, t);
+    const NormArgs args{c, epsilon, weights.data(), biases.data()};
+    kernels_.layer_norm(args, operand(in), store(out, -1, kUnbounded), r.first, r.last);
+  });
+}
+
+void Program::add_attention(const std::string& name, int q, int k, int v, int out, int heads, float scale) {
+  const Tensor &query = tensors_[q], &value = tensors_[v];
+  const AttentionArgs args{query.h * query.w, heads, query.c / heads, value.c / heads, scale};
+  const auto panels = [&](size_t n) { return round_up(n, 2 * kernels_.lanes); };
+  const size_t columns = panels(args.tokens), depth = panels(args.depth), width = panels(args.width);
+  const size_t floats = columns * args.depth + width * args.tokens + kQueries * (depth + columns + width);
+  scratch_per_thread_ = std::max(scratch_per_thread_, round_up(floats * sizeof(float) + kSlack, kLine));
+  add_step(name, out, [=](const Task& t) {
+    kernels_.attention(args, operand(q), operand(k), operand(v), store(out, -1, kUnbounded), t);
+  });
+}
+
+void Program::add_tokens(const std::string& name, int in, int out, const float* constants) {
+  const Tensor& tokens = tensors_[out];
+  std::vector<float> copied(constants, constants + tokens.elements());
+  weight_bytes_ += copied.size() * sizeof(float);
+  add_step(name, out, [=, copied = std::move(copied)](const Task& t) {
+    const size_t size = tensors_[out].elements(), rest = tensors_[in].elements();
+    Operand fixed{const_cast<float*>(copied.data()), 1.0f, 1.0f, 0, 0, false};
+    for (int n = t.thread; n < t.images; n += t.threads) {
+      Store s = store(out, -1, kUnbounded);
+      s.out = advanced(s.out, n * size);
+      kernels_.convert(fixed, s, 1, size - rest, 0);
+      s.out = advanced(s.out, size - rest);
+      kernels_.add(advanced(operand(in), n * rest), advanced(fixed, size - rest), s, 0, rest);
+    }
+  });
+}
+
 void Program::add_convert(const std::string& name, int in, int out, Activation activation) {
   add_step(name, out, [=](const Task& t) {
     const Range r = share(tensors_[out].elements() * t.images, t);
@@ -99,14 +154,13 @@ void Program::add_convert(const std::string& name, int in, int out, Activation a
 }
 
 void Program::add_concat(const std::string& name, const std::vector<int>& in, int out) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   add_step(name, out, [=](const Task& t) {
     const Tensor& to = tensors_[out];
     const Range r = share(static_cast<size_t>(to.h) * to.w * t.images, t);
     size_t first = 0;
     for (const int i : in) {
       const size_t width = tensors_[i].c;
-      Store s = store(out, -1, {-kInfinity, kInfinity});
+      Store s = store(out, -1, kUnbounded);
       s.out = advanced(s.out, r.first * to.c + first);
       kernels_.convert(advanced(operand(i), r.first * width), s, r.last - r.first, width, to.c);
       first += width;
@@ -122,10 +176,9 @@ void Program::add_max_pool(const std::string& name, int in, int out, const PoolA
 }
 
 void Program::add_avg_pool(const std::string& name, int in, int out, const PoolArgs& args) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   add_step(name, out, [=](const Task& t) {
     const Range r = share(static_cast<size_t>(args.oh) * args.ow * t.images, t);
-    kernels_.avg_pool(args, operand(in), store(out, -1, {-kInfinity, kInfinity}), r.first, r.last);
+    kernels_.avg_pool(args, operand(in), store(out, -1, kUnbounded), r.first, r.last);
   });
 }
 

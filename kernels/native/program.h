@@ -22,8 +22,10 @@ struct Tensor {
   size_t elements() const { return static_cast<size_t>(c) * h * w; }
 };
 
+// Bounds, then a curve.
 struct Activation {
   float floor, ceil;
+  Curve curve = Curve::kNone;
 };
 
 struct Slice {
@@ -40,6 +42,12 @@ class Program {
   int add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero, int bits);
   void add_conv(const std::string& name, int in, int out, int residual, const ConvSpec& spec, Activation activation);
   void add_sum(const std::string& name, int a, int b, int out, Activation activation);
+  // `gates`: b is (C, 1, 1), one factor per channel of a.
+  void add_mul(const std::string& name, int a, int b, int out, bool gates);
+  void add_layer_norm(const std::string& name, int in, int out, const float* weight, const float* bias, float epsilon);
+  void add_attention(const std::string& name, int q, int k, int v, int out, int heads, float scale);
+  // constants (H of out, C): what is added to every token; the first tokens are nothing else.
+  void add_tokens(const std::string& name, int in, int out, const float* constants);
   void add_convert(const std::string& name, int in, int out, Activation activation);
   void add_concat(const std::string& name, const std::vector<int>& in, int out);
   void add_max_pool(const std::string& name, int in, int out, const PoolArgs& args);

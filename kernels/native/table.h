@@ -9,6 +9,8 @@ namespace trimtab {
 
 constexpr int kSlack = 256;  // bytes that a kernel may read past the end of a tensor or of its scratch
 
+constexpr int kQueries = 6;  // rows of one product of attention: with two vectors each their sums fit the registers
+
 // A stored tensor: float32, or uint8 with real = (q - zero) * scale and q <= top.
 struct Operand {
   void* data;
@@ -19,6 +21,9 @@ struct Operand {
   bool is_u8;
 };
 
+// An activation beyond bounds; bounds come first.
+enum class Curve : int32_t { kNone, kHardSigmoid, kHardSwish, kSigmoid, kSilu, kGelu };
+
 // What happens between an accumulator and memory.
 struct Store {
   Operand out;
@@ -27,6 +32,7 @@ struct Store {
   bool requantize;     // integers straight to integers: q = round(clamp(acc * scale[c], low, high)) + zero
   float low, high;     // clamp before rounding, relative to the zero point
   float floor, ceil;   // the activation's bounds on real values
+  Curve curve;         // its curve
   const float* scale;  // per channel, padded to whole vectors: acc -> real, or acc -> q where requantize
 };
 
@@ -97,6 +103,21 @@ struct PoolArgs {
   int32_t ih, iw, c, oh, ow;
   int32_t kh, kw, stride_h, stride_w, pad_top, pad_left;
   bool include_pad;
+  bool adaptive;  // window i of n over a side of length l: [floor(i l / n), ceil((i + 1) l / n))
+};
+
+// Normalises the c channels of every pixel.
+struct NormArgs {
+  int32_t c;
+  float epsilon;
+  const float *weight, *bias;  // per channel
+};
+
+// Softmax(scale q k^T) v of every head; a token is a pixel whose channels are its heads' features side by side.
+struct AttentionArgs {
+  int32_t tokens, heads;
+  int32_t depth, width;  // features of one head: of q and k, and of v
+  float scale;
 };
 
 struct Kernels {
@@ -118,6 +139,11 @@ struct Kernels {
   // out[r * stride + i] = store(activation(in[r * width + i]))
   void (*convert)(const Operand& in, const Store&, size_t rows, size_t width, size_t stride);
   void (*add)(const Operand& a, const Operand& b, const Store&, size_t first, size_t last);
+  // Pixels [first, last) of a, c channels each, times the same pixel of b, or, where `gate`, pixel / gate of b.
+  void (*mul)(const Operand& a, const Operand& b, const Store&, size_t first, size_t last, size_t c, size_t gate);
+  void (*layer_norm)(const NormArgs&, const Operand& in, const Store&, size_t first, size_t last);
+  void (*attention)(const AttentionArgs&, const Operand& q, const Operand& k, const Operand& v, const Store&,
+                    const Task&);
   void (*max_pool)(const PoolArgs&, const Operand& in, const Operand& out, size_t first, size_t last);
   void (*avg_pool)(const PoolArgs&, const Operand& in, const Store&, size_t first, size_t last);
   void (*input)(const float* nchw, const Store&, int32_t channels, int32_t pixels);

@@ -43,7 +43,7 @@ def test_size_is_what_the_repaired_candidate_stores(name: str) -> None:
 
 def nominal_bytes(candidate: Candidate) -> int:
     """The bytes of a candidate whose layers use every value that their bits allow."""
-    total = 0
+    total = sum(array.nbytes for op in candidate.network for array in op.constants.values())
     for op in candidate.network.layers:
         bits, weights = candidate.decisions[op.name].w_bits, op.weight.size
         packed = bits * math.ceil(weights / 8) + 2**bits if bits < 8 else weights * bits // 8

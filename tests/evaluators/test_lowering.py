@@ -260,7 +260,7 @@ def test_layers_compute_in_the_bits_that_were_decided(name: str) -> None:
         candidate = timing_candidate(space_of(name), policy)
         graph = lower(candidate)
         for node in graph.nodes:
-            if "weight" in node.weights:
+            if node.op in ("conv2d", "linear"):
                 decision = candidate.decisions[node.name]
                 assert (node.weights["weight"].dtype == np.int8) == (decision.w_bits <= 8)
                 assert (node.inputs[0] in graph.quant) == (decision.a_bits <= 8)

@@ -46,8 +46,48 @@ def real(q: Array, quant: Quant | None) -> Array:
 def activate(x: Array, name: str) -> Array:
     if name == "none":
         return x
+    if name in CURVES:
+        return CURVES[name](x)
     x = np.maximum(x, F32(0))
     return np.minimum(x, F32(6)) if name == "relu6" else x
+
+
+def polynomial(x: Array, *coefficients: float) -> Array:
+    """Horner's rule in float32, the highest power first."""
+    y = F32(coefficients[0])
+    for c in coefficients[1:]:
+        y = y * x + F32(c)
+    return y
+
+
+def exponential(x: Array) -> Array:
+    x = np.clip(x, F32(-87), F32(88))
+    n = np.rint(x * F32(1.44269504))
+    r = x - n * F32(0.693359375) - n * F32(-2.12194440e-4)
+    p = polynomial(r, 0.00831205, 0.0418945, 0.16667133, 0.49999202, 1, 1)
+    return p * np.ldexp(F32(1), np.where(np.isfinite(n), n, 0).astype(int)).astype(F32)
+
+
+def hard_sigmoid(x: Array) -> Array:
+    return np.clip(x + F32(3), F32(0), F32(6)) * F32(1 / 6)
+
+
+def gelu(x: Array) -> Array:
+    t = np.abs(x)
+    k = F32(1) / (F32(1) + F32(0.34) * t)
+    p = polynomial(k, -0.10640304, 0.33097511, -0.04015033, 0.18624173, 0.12933419)
+    bounded = np.minimum(t, F32(13))
+    tail = bounded * (p * k) * exponential(F32(-0.5) * bounded * bounded)
+    return np.maximum(x, F32(0)) - tail
+
+
+CURVES = {
+    "hard_sigmoid": hard_sigmoid,
+    "hard_swish": lambda x: x * hard_sigmoid(x),
+    "sigmoid": lambda x: F32(1) / (F32(1) + exponential(-x)),
+    "silu": lambda x: x / (F32(1) + exponential(-x)),
+    "gelu": gelu,
+}
 
 
 def move(x: Array, quant: Quant | None, to: Quant | None) -> Array:
@@ -79,7 +119,7 @@ def layer(node: Node, inputs: list[Array], quants: list[Quant | None], to: Quant
         acc = product(node, inputs[0].astype(np.int64) - quants[0].zero_point, weight)
         acc = acc + channels(np.clip(np.rint(bias.astype(np.float64) / scale), -(2**30), 2**30), acc)
         assert np.abs(acc).max() < 2**31
-        if len(inputs) == 1 and to is not None:
+        if len(inputs) == 1 and to is not None and activation not in CURVES:
             return requantize(acc.astype(np.int32), scale, activation, to)
         value = acc.astype(np.int32).astype(F32) * channels(scale.astype(F32), acc)
     else:
@@ -134,6 +174,46 @@ def avg_pool(node: Node, x: Array, quant: Quant | None) -> Array:
     return total.astype(F32) * (float(F32(quant.scale)) / np.asarray(count)).astype(F32)
 
 
+def adaptive_avg_pool(node: Node, x: Array, quant: Quant | None) -> Array:
+    values = x.astype(np.float64) if quant is None else x.astype(np.int64) - quant.zero_point
+    (rows, columns), (h, w) = node.attrs["size"], x.shape[2:]
+    out = np.empty((*x.shape[:2], rows, columns), F32)
+    for i in range(rows):
+        for j in range(columns):
+            window = values[
+                :, :, i * h // rows : -(-(i + 1) * h // rows), j * w // columns : -(-(j + 1) * w // columns)
+            ]
+            total, count = window.sum((2, 3)), window.shape[2] * window.shape[3]
+            if quant is None:
+                out[:, :, i, j] = total / count
+            else:
+                out[:, :, i, j] = total.astype(F32) * F32(float(F32(quant.scale)) / count)
+    return out
+
+
+def layer_norm(node: Node, x: Array) -> Array:
+    x = x.astype(np.float64)
+    centred = x - x.mean(1, keepdims=True)
+    y = centred / np.sqrt((centred**2).mean(1, keepdims=True) + node.attrs["epsilon"])
+    return (y * channels(node.weights["weight"], y) + channels(node.weights["bias"], y)).astype(F32)
+
+
+def tokens(node: Node, x: Array) -> Array:
+    sequence = x.reshape(*x.shape[:2], -1)
+    prefix = node.weights.get("prefix", np.zeros((0, x.shape[1]), F32)).T
+    sequence = np.concatenate([np.broadcast_to(prefix, (len(x), *prefix.shape)), sequence], 2)
+    return (sequence + node.weights.get("position", np.zeros((1, 1), F32)).T)[..., None]
+
+
+def attention(node: Node, inputs: list[Array]) -> Array:
+    heads = node.attrs["heads"]
+    q, k, v = (x.astype(np.float64).reshape(len(x), heads, -1, x.shape[2]) for x in inputs)
+    scores = node.attrs["scale"] * np.einsum("nhdi,nhdj->nhij", q, k)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("nhij,nhdj->nhdi", weights, v).reshape(inputs[2].shape).astype(F32)
+
+
 def channel_map(node: Node, x: Array, zero: int) -> Array:
     index = np.asarray(node.attrs["index"])
     out = x[:, np.maximum(index, 0)].copy()
@@ -149,8 +229,18 @@ def evaluate(node: Node, inputs: list[Array], quants: list[Quant | None], to: Qu
         return store(activate(real(x, quant) + real(inputs[1], quants[1]), node.attrs["activation"]), to)
     if node.op == "activation":
         return store(activate(real(x, quant), node.attrs["activation"]), to)
+    if node.op == "mul":
+        return store(real(x, quant) * real(inputs[1], quants[1]), to)
     if node.op in ("avg_pool2d", "global_avg_pool2d"):
         return store(avg_pool(node, x, quant), to)
+    if node.op == "adaptive_avg_pool2d":
+        return store(adaptive_avg_pool(node, x, quant), to)
+    if node.op == "layer_norm":
+        return store(layer_norm(node, real(x, quant)), to)
+    if node.op == "tokens":
+        return store(tokens(node, real(x, quant)), to)
+    if node.op == "attention":
+        return store(attention(node, [real(*pair) for pair in zip(inputs, quants, strict=True)]), to)
     moved = [move(x, q, to) if q != to else x for x, q in zip(inputs, quants, strict=True)]
     if node.op == "concat":
         return np.concatenate(moved, axis=1)

@@ -19,12 +19,16 @@ OPERATORS = {
     "max_pool2d": POOL,
     "avg_pool2d": POOL,
     "global_avg_pool2d": {},
+    "adaptive_avg_pool2d": {"size": (4, 11)},
     "flatten": {},
     "channel_map": {"index": (3, -1, 10, 0, 0, -1)},
     "subsample": {"stride": (2, 3)},
     "add": {"activation": "relu"},
+    "mul": {},
     "concat": {},
 }
+#: Operators that sum floats, in an order that depends on the level.
+SUMS = ("avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d")
 STORAGES = [None, IN, OUT, Quant(0.5, 2, 3)]
 
 
@@ -32,7 +36,7 @@ STORAGES = [None, IN, OUT, Quant(0.5, 2, 3)]
 @pytest.mark.parametrize("source", STORAGES)
 @pytest.mark.parametrize("to", STORAGES)
 def test_operator(op: str, source: Quant | None, to: Quant | None, level: str, rng: np.random.Generator) -> None:
-    inputs = ("x", "other") if op in ("add", "concat") else ("x",)
+    inputs = ("x", "other") if op in ("add", "mul", "concat") else ("x",)
     other = Node("activation", "other", ("x",), {"activation": "relu"})
     node = Node(op, "out", inputs, OPERATORS[op])
     stored = (("x", source), ("out", to), ("other", Quant(0.01, 3)))
@@ -42,7 +46,7 @@ def test_operator(op: str, source: Quant | None, to: Quant | None, level: str, r
         got = Session(graph, level=level, batch=2, threads=threads).run(x)
         wanted = reference.output(graph, x)
         assert got.shape == wanted.shape
-        if op.endswith("avg_pool2d") and source is None:
+        if op in SUMS and source is None:
             step = 1e-5 if to is None else to.scale * 1.01  # sums of floats may round either way
             np.testing.assert_allclose(got, wanted, atol=step)
         else:
@@ -104,3 +108,142 @@ def test_not_a_number_stays_one_in_floats(level: str, rng: np.random.Generator) 
     assert np.isnan(Session(graph, level=level).run(x)).all()
     stored = Graph("x", (4, 5, 5), (Node("quantize", "q", ("x",)),), "q", {"q": IN})
     np.testing.assert_array_equal(Session(stored, level=level).run(x), np.float32(-119) * np.float32(0.02))
+
+
+CURVES = ("hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu")
+TORCH = {
+    "hard_sigmoid": functional.hardsigmoid,
+    "hard_swish": functional.hardswish,
+    "sigmoid": torch.sigmoid,
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+}
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_curve_is_pytorch_s(curve: str, level: str) -> None:
+    x = np.concatenate([np.linspace(-20, 20, 40001), [-1e30, -200, 200, 1e30, 0.0, -1e-20]]).astype(np.float32)
+    graph = build.graph((len(x),), Node("activation", "a", ("x",), {"activation": curve}))
+    got = Session(graph, level=level).run(x[None])[0]
+    wanted = TORCH[curve](torch.from_numpy(x).double()).numpy()
+    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=2e-7)
+    np.testing.assert_array_equal(got, reference.output(graph, x[None])[0])
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_curve_keeps_what_is_not_a_number(curve: str, level: str) -> None:
+    graph = build.graph((9,), Node("activation", "a", ("x",), {"activation": curve}))
+    assert np.isnan(Session(graph, level=level).run(np.full((1, 9), np.nan, np.float32))).all()
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("to", [None, OUT])
+@pytest.mark.parametrize("groups", [1, 7])
+def test_integer_layers_end_in_a_curve(
+    curve: str, to: Quant | None, groups: int, level: str, rng: np.random.Generator
+) -> None:
+    shape, pad = (7, 6, 5), {"padding": (1, 1, 1, 1)}
+    conv = build.conv(rng, "x", 7, 7, name="conv", groups=groups, **pad)
+    curved = Node("activation", "out", ("conv",), {"activation": curve})
+    quant = {"x": IN, **({"out": to} if to else {})}
+    x = build.images(rng, 2, shape)
+    plain = build.graph(shape, conv, curved, quant=quant)
+    joined = build.graph(
+        shape, conv, Node("add", "sum", ("conv", "x")), Node("activation", "out", ("sum",), curved.attrs), quant=quant
+    )
+    for graph in (plain, joined):
+        session = Session(graph, level=level, batch=2)
+        assert session.steps == ["out"]
+        np.testing.assert_array_equal(session.run(x), reference.output(graph, x))
+
+
+@pytest.mark.parametrize("source", STORAGES)
+@pytest.mark.parametrize("to", STORAGES)
+def test_a_gate_multiplies_every_pixel(
+    source: Quant | None, to: Quant | None, level: str, rng: np.random.Generator
+) -> None:
+    gate = Node("activation", "gate", ("pool",), {"activation": "hard_sigmoid"})
+    nodes = (Node("global_avg_pool2d", "pool", ("x",)), gate, Node("mul", "out", ("x", "gate")))
+    stored = (("x", source or OUT), ("pool", IN), ("gate", Quant(1 / 255, 0)), ("out", to))
+    graph = build.graph(SHAPE, *nodes, quant={name: q for name, q in stored if q is not None})
+    x = build.images(rng, 3, SHAPE)
+    np.testing.assert_array_equal(Session(graph, level=level, batch=2, threads=2).run(x), reference.output(graph, x))
+
+
+def norm_of(rng: np.random.Generator, channels: int) -> Node:
+    weights = {name: rng.standard_normal(channels).astype(np.float32) for name in ("weight", "bias")}
+    return Node("layer_norm", "out", ("x",), {"epsilon": 1e-6}, weights)
+
+
+@pytest.mark.parametrize("source", [None, IN])
+@pytest.mark.parametrize("to", [None, OUT])
+@pytest.mark.parametrize("channels", [1, 5, 16, 37])
+def test_layer_norm(
+    channels: int, source: Quant | None, to: Quant | None, level: str, rng: np.random.Generator
+) -> None:
+    shape = (channels, 4, 3)
+    stored = (("x", source), ("out", to))
+    graph = build.graph(shape, norm_of(rng, channels), quant={name: q for name, q in stored if q is not None})
+    x = build.images(rng, 3, shape)
+    got = Session(graph, level=level, batch=2, threads=2).run(x)
+    assert_near(got, reference.output(graph, x), to)
+    if source is None and to is None:
+        (node,) = graph.nodes
+        weight, bias = (torch.from_numpy(node.weights[name]) for name in ("weight", "bias"))
+        pixels = torch.from_numpy(x).permute(0, 2, 3, 1)
+        wanted = functional.layer_norm(pixels, (channels,), weight, bias, 1e-6).permute(0, 3, 1, 2)
+        np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("source", [None, IN])
+@pytest.mark.parametrize("to", [None, OUT])
+@pytest.mark.parametrize("given", [(), ("prefix",), ("position",), ("prefix", "position")])
+def test_tokens(
+    given: tuple[str, ...], source: Quant | None, to: Quant | None, level: str, rng: np.random.Generator
+) -> None:
+    shape, first = (6, 3, 4), 2 if "prefix" in given else 0
+    sizes = {"prefix": (2, 6), "position": (first + 12, 6)}
+    weights = {name: rng.standard_normal(sizes[name]).astype(np.float32) for name in given}
+    stored = (("x", source), ("out", to))
+    graph = build.graph(shape, Node("tokens", "out", ("x",), {}, weights), quant={n: q for n, q in stored if q})
+    x = build.images(rng, 3, shape)
+    got = Session(graph, level=level, batch=2, threads=2).run(x)
+    assert got.shape == (3, 6, first + 12, 1)
+    np.testing.assert_array_equal(got, reference.output(graph, x))
+
+
+@pytest.mark.parametrize("source", [None, IN])
+@pytest.mark.parametrize("to", [None, OUT])
+@pytest.mark.parametrize(
+    ("heads", "depth", "width", "length"), [(2, 8, 8, 16), (3, 5, 7, 13), (1, 33, 20, 7), (4, 1, 1, 1)]
+)
+def test_attention(
+    heads: int, depth: int, width: int, length: int, source: Quant | None, to: Quant | None, level: str,
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    shape = (heads * (2 * depth + width), length, 1)
+    parts = np.split(np.arange(shape[0]), [heads * depth, 2 * heads * depth])
+    maps = [
+        Node("channel_map", name, ("x",), {"index": tuple(part.tolist())})
+        for name, part in zip("qkv", parts, strict=True)
+    ]
+    node = Node("attention", "out", ("q", "k", "v"), {"heads": heads, "scale": depth**-0.5})
+    stored = (*((name, source) for name in "xqkv"), ("out", to))
+    graph = build.graph(shape, *maps, node, quant={name: q for name, q in stored if q is not None})
+    x = build.images(rng, 3, shape)
+    single = Session(graph, level=level).run(x)
+    assert_near(single, reference.output(graph, x), to)
+    np.testing.assert_array_equal(Session(graph, level=level, batch=2, threads=2).run(x), single)
+
+
+def assert_near(got: np.ndarray, wanted: np.ndarray, to: Quant | None) -> None:
+    """Sums of floats may round either way."""
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=2e-5 if to is None else to.scale * 1.01)
+
+
+def test_attention_does_not_overflow(level: str) -> None:
+    x = np.full((1, 12, 9, 1), 1e4, np.float32)
+    x[:, :4] *= np.arange(9, dtype=np.float32).reshape(1, 1, 9, 1) - 4
+    maps = [Node("channel_map", n, ("x",), {"index": tuple(range(4 * i, 4 * i + 4))}) for i, n in enumerate("qkv")]
+    graph = build.graph((12, 9, 1), *maps, Node("attention", "out", ("q", "k", "v"), {"heads": 2, "scale": 1.0}))
+    np.testing.assert_allclose(Session(graph, level=level).run(x), 1e4, rtol=1e-6)

@@ -148,6 +148,89 @@ class Grouped(nn.Module):
         return result
 
 
+class Gated(nn.Module):
+    """Two inverted residuals of MobileNetV3 with squeeze-and-excitation and curved activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.Hardswish(inplace=True))
+        for i in range(2):
+            self.add_module(f"expand{i}", nn.Sequential(nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12), nn.SiLU(inplace=True)))
+            self.add_module(f"depthwise{i}", nn.Conv2d(12, 12, 3, 1, 1, groups=12))
+            self.add_module(f"squeeze{i}", nn.Conv2d(12, 5, 1))
+            self.add_module(f"excite{i}", nn.Conv2d(5, 12, 1))
+            self.add_module(f"project{i}", nn.Conv2d(12, 8, 1))
+        self.head = _head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for i in range(2):
+            y = F.hardswish(self.get_submodule(f"depthwise{i}")(self.get_submodule(f"expand{i}")(x)))
+            gate = F.relu(self.get_submodule(f"squeeze{i}")(F.adaptive_avg_pool2d(y, 1)))
+            gate = self.get_submodule(f"excite{i}")(gate)
+            y = (F.hardsigmoid(gate) if i else torch.sigmoid(gate)) * y
+            x = x + self.get_submodule(f"project{i}")(y)
+        result: Tensor = self.head(x)
+        return result
+
+
+class Shuffled(nn.Module):
+    """ShuffleNetV2: a unit that halves the image, then two that halve the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _block(3, 6)
+        self.left = nn.Sequential(_block(6, 6, 3, 2, groups=6), _block(6, 8, 1))
+        self.right = self._branch(6, 8, 2)
+        self.first, self.second = self._branch(8, 8), self._branch(8, 8)
+        self.last, self.head = _block(16, 9, 1), _head(9)
+
+    @staticmethod
+    def _branch(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+        depthwise = nn.Conv2d(outputs, outputs, 3, stride, 1, groups=outputs, bias=False)
+        return nn.Sequential(
+            _block(inputs, outputs, 1), depthwise, nn.BatchNorm2d(outputs), _block(outputs, outputs, 1)
+        )
+
+    @staticmethod
+    def _shuffle(x: Tensor) -> Tensor:
+        n, c, h, w = x.size()
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self._shuffle(torch.cat([self.left(x), self.right(x)], 1))
+        for branch in (self.first, self.second):
+            kept, used = x.chunk(2, dim=1)
+            x = self._shuffle(torch.cat([kept, branch(used)], 1))
+        result: Tensor = self.head(self.last(x))
+        return result
+
+
+class Tokens(nn.Module):
+    """A vision transformer of one layer: patches, class token, position, attention, an MLP, the class token's head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.position = nn.Parameter(torch.randn(1, 17, 8))
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(8, 1e-6) for _ in range(3))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Dropout(0.1), nn.Linear(12, 8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        x = x.reshape(x.shape[0], 8, 16).permute(0, 2, 1)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = self.norm3(x + self.mlp(self.norm2(x)))
+        result: Tensor = self.head(x[:, 0])
+        return result
+
+
 def _dense() -> nn.Module:
     return DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, bn_size=2, num_classes=5)
 
@@ -163,6 +246,9 @@ TOYS: dict[str, Callable[[], nn.Module]] = {
     "inverted": Inverted,
     "grouped": Grouped,
     "dense": _dense,
+    "gated": Gated,
+    "shuffled": Shuffled,
+    "tokens": Tokens,
 }
 
 

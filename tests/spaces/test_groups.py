@@ -20,7 +20,7 @@ from trimtab.spaces.zoo import CifarResNet
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
 TOYS = ["residual-a", "residual-b", "concat", "concat-flatten", "pre-activation", "inverted", "grouped", "dense"]
-TOYS += ["concat-added", "concat-flatten-sum"]
+TOYS += ["concat-added", "concat-flatten-sum", "gated", "shuffled", "tokens"]
 
 
 def random_kept(space: Space, seed: int) -> dict[str, Array]:
@@ -195,6 +195,39 @@ def test_a_dense_block_has_a_group_per_layer(space_of: SpaceOf) -> None:
     convolutions = [op.name for op in space.network.layers if op.kind == "conv2d" and not op.is_depthwise]
     assert [group.name for group in space.groups] == convolutions
     assert all(group.size == space.network.op(group.name).shape[0] for group in space.groups)
+
+
+def test_a_gate_goes_with_what_it_multiplies(space_of: SpaceOf) -> None:
+    assert members(space_of("gated")) == {
+        "stem.0": (8, {"stem.0", "project0", "project1"}),
+        "expand0.0": (12, {"expand0.0", "excite0"}),
+        "squeeze0": (5, {"squeeze0"}),
+        "expand1.0": (12, {"expand1.0", "excite1"}),
+        "squeeze1": (5, {"squeeze1"}),
+    }
+
+
+def test_a_sigmoid_that_is_no_gate_keeps_its_channels() -> None:
+    layers = (nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 6, 1), nn.SiLU(), nn.Conv2d(6, 2, 1))
+    assert members(build_space(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))) == {"2": (6, {"2"})}
+
+
+def test_shuffled_channels_are_followed_and_tie_nothing(space_of: SpaceOf) -> None:
+    space = space_of("shuffled")
+    dense = [op.name for op in space.network.layers if op.kind == "conv2d" and not op.is_depthwise]
+    found = members(space)
+    assert list(found) == dense
+    sizes = {name: space.network.op(name).shape[0] for name in dense}
+    # A channel of each of the four halves stays, so that none is ever empty; one may stand for two of them.
+    assert 1 <= sum(sizes[name] - size for name, (size, _) in found.items()) <= 4
+
+
+def test_attention_is_pruned_alike_in_every_head_and_layer_norm_not_at_all(space_of: SpaceOf) -> None:
+    assert members(space_of("tokens")) == {
+        "attention.q": (4, {"attention.q", "attention.k"}),
+        "attention.v": (4, {"attention.v"}),
+        "mlp.0": (12, {"mlp.0"}),
+    }
 
 
 def test_what_meets_the_input_image_is_not_pruned() -> None:

@@ -43,6 +43,11 @@ class Net(nn.Module):
         self.hidden = nn.Linear(3, 4)
         self.ceil = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.crop = nn.ZeroPad2d(-1)
+        self.bias_map = nn.Parameter(torch.randn(1, 3, 12, 12))
+        self.prefix, self.position = nn.Parameter(torch.randn(1, 2, 3)), nn.Parameter(torch.randn(1, 146, 3))
+        self.rows, self.layer_norm = nn.LayerNorm(12), nn.LayerNorm(3)
+        self.wide = nn.Conv2d(3, 6, 1)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
         self.reflect = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
         self.body = forward
 
@@ -107,6 +112,40 @@ FORWARDS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "strided slice": lambda net, x: net.conv(x)[:, :, ::2, ::3],
     "dropout": lambda net, x: F.dropout(net.dropout(net.conv(x)), training=net.training),
     "relu6": lambda net, x: F.relu6(net.conv(x)),
+    **{
+        name: lambda net, x, f=function: f(net.conv(x))
+        for name, function in {
+            "hard swish": F.hardswish,
+            "hard sigmoid": F.hardsigmoid,
+            "sigmoid": torch.sigmoid,
+            "silu": F.silu,
+            "gelu": F.gelu,
+            "max pool by ceil": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+            "padded max pool by ceil": lambda x: F.max_pool2d(x, 4, 3, 1, ceil_mode=True),
+            "average pool by ceil": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
+            "padded average pool by ceil": lambda x: F.avg_pool2d(x, 4, 3, 1, ceil_mode=True, count_include_pad=False),
+            "adaptive pool to more": lambda x: F.adaptive_avg_pool2d(x, (5, 20)),
+            "product": lambda x: x * F.relu(x),
+            "silu written out": lambda x: x * x.sigmoid(),
+            "gate first": lambda x: F.adaptive_avg_pool2d(x, 1).sigmoid() * x,
+        }.items()
+    },
+    "a gate of the image's own": lambda net, x: net.conv(x) * x.mean((2, 3), keepdim=True),
+    "product in place": lambda net, x: (lambda y: net.conv(y.mul_(x)) + y)(net.other(x)),
+    "hard swish in place, operand read again": lambda net, x: (lambda y: net.conv(F.hardswish(y, True)) + y)(
+        net.other(x)
+    ),
+    "shuffle": lambda net, x: net.other(F.channel_shuffle(net.wide(x), 3).chunk(2, 1)[1]),
+    "shuffle by views": lambda net, x: (
+        net.wide(x).view(x.shape[0], 2, 3, 12, 12).transpose(1, 2).contiguous().view(x.shape[0], 6, 12, 12)
+    ),
+    "split": lambda net, x: (lambda parts: torch.cat([parts[2], parts[0]], 1))(net.wide(x).split([1, 3, 2], dim=1)),
+    "the first token": lambda net, x: net.hidden(net.layer_norm(net.conv(x).flatten(2).transpose(1, 2))[:, 0]),
+    "class token and position": lambda net, x: (
+        torch.cat([net.prefix.expand(x.shape[0], -1, -1), net.conv(x).flatten(2).permute(0, 2, 1)], 1) + net.position
+    )[:, 0],
+    "attention": lambda net, x: (lambda y: net.attention(y, y, y)[0])(net.wide(x).flatten(2).transpose(1, 2))[:, 0],
+    "linear over tokens": lambda net, x: F.gelu(net.hidden(net.conv(x).flatten(2).transpose(1, 2)))[:, 0],
     "norm behind relu": lambda net, x: net.norm(F.relu(net.conv(x))),
     "norm behind a linear layer": lambda net, x: net.flat(net.hidden(x.mean((2, 3)))),
     "norm and another reader": lambda net, x: (lambda y: net.norm(y) + y)(net.conv(x)),
@@ -140,12 +179,23 @@ def test_batch_norm_is_kept_beside_its_layer_and_elsewhere_becomes_a_depthwise_l
 
 
 UNSUPPORTED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
-    "ceil mode": (lambda net, x: net.ceil(net.conv(x)), r"ceil_mode.*'ceil'"),
-    "functional ceil mode": (lambda net, x: F.avg_pool2d(x, 3, ceil_mode=True), r"ceil_mode.*'avg_pool2d'"),
+    "ceil mode that counts padding": (
+        lambda net, x: F.avg_pool2d(x, 4, 3, 1, ceil_mode=True),
+        r"ceil_mode.*'avg_pool2d'",
+    ),
     "padding mode": (lambda net, x: net.reflect(x), r"padding_mode='reflect'.*'reflect'"),
-    "unknown function": (lambda net, x: F.silu(net.conv(x)), r"silu at 'silu'"),
-    "unknown method": (lambda net, x: net.conv(x).sigmoid(), r"sigmoid at 'sigmoid'"),
-    "several results": (lambda net, x: torch.cat(net.conv(x).chunk(2, 1), 1), r"chunk at 'chunk'"),
+    "unknown function": (lambda net, x: F.celu(net.conv(x)), r"celu at 'celu'"),
+    "unknown method": (lambda net, x: net.conv(x).tanh(), r"tanh at 'tanh'"),
+    "several results": (lambda net, x: torch.cat(net.conv(x).chunk(2, 1), 1), r"all that one operator returns"),
+    "chunk on height": (lambda net, x: net.conv(x).chunk(2, 2)[0], r"chunk on axis 2 at 'chunk'"),
+    "approximate gelu": (lambda net, x: F.gelu(net.conv(x), approximate="tanh"), r"approximate='tanh' at 'gelu'"),
+    "mul by a constant": (lambda net, x: net.conv(x) * 2, r"mul by a constant"),
+    "mul that broadcasts": (lambda net, x: net.conv(x) * x.mean(1, keepdim=True), r"mean over axes 1"),
+    "tokens as they are": (lambda net, x: net.conv(x).flatten(2), r"output is a sequence"),
+    "half a shuffle": (lambda net, x: net.conv(x).view(x.shape[0], 3, 1, 12, 12), r"is used as it is"),
+    "an unknown permutation": (lambda net, x: net.conv(x).permute(0, 1, 3, 2), r"permuting the axes"),
+    "a position embedding for images": (lambda net, x: net.conv(x) + net.bias_map, r"only a class token"),
+    "layer norm of images": (lambda net, x: net.rows(net.conv(x)), r"LayerNorm of \(12,\)"),
     "mean over everything": (lambda net, x: net.conv(x).mean(), r"mean over axes None at 'mean'"),
     "mean over channels": (lambda net, x: net.conv(x).mean(1), r"mean over axes 1"),
     "add of a constant": (lambda net, x: net.conv(x) + 1, r"add with a constant"),

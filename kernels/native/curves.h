@@ -1,0 +1,75 @@
+// Activations that are curves, in float32 steps that every level rounds alike: no library calls, no contraction.
+#pragma once
+
+#include "isa_vector.h"
+#include "table.h"
+
+namespace trimtab {
+namespace {
+
+// e^x, x limited to [-87, 88], to 2e-7 relative: 2^n times a polynomial in r = x - n ln 2, |r| <= ln(2) / 2.
+template <class S>
+TRIMTAB_INLINE typename S::F exponential(typename S::F x) {
+  using F = typename S::F;
+  x = S::activate(x, S::set(-87.0f), S::set(88.0f));
+  const typename S::I n = S::round(x * S::set(1.44269504f));
+  const F whole = S::to_float(n);
+  F r = x - whole * S::set(0.693359375f);  // ten bits of ln 2: the product is exact
+  r = r - whole * S::set(-2.12194440e-4f);
+  F p = S::set(0.00831205f) * r + S::set(0.0418945f);
+  p = p * r + S::set(0.16667133f);
+  p = p * r + S::set(0.49999202f);
+  p = p * r + S::set(1.0f);
+  p = p * r + S::set(1.0f);
+  const typename S::I power = (n + S::set(int32_t{127})) << 23;
+  return p * S::template load<F>(&power);
+}
+
+// 1 + e^-x: a sigmoid's denominator.
+template <class S>
+TRIMTAB_INLINE typename S::F logistic(typename S::F x) {
+  return S::set(1.0f) + exponential<S>(S::set(0.0f) - x);
+}
+
+template <class S>
+TRIMTAB_INLINE typename S::F hard_sigmoid(typename S::F x) {
+  return S::activate(x + S::set(3.0f), S::set(0.0f), S::set(6.0f)) * S::set(1.0f / 6.0f);
+}
+
+// max(x, 0) - t Q(t), t = |x|, Q the normal distribution's upper tail: e^(-t^2 / 2) times a polynomial in
+// k = 1 / (1 + 0.34 t), as in Abramowitz and Stegun 7.1.26, with coefficients of our own: to 1e-7 absolute.
+template <class S>
+TRIMTAB_INLINE typename S::F gelu(typename S::F x) {
+  using F = typename S::F;
+  const F positive = x < S::set(0.0f) ? S::set(0.0f) : x;
+  const F t = x < S::set(0.0f) ? S::set(0.0f) - x : x;
+  const F k = S::set(1.0f) / (S::set(1.0f) + S::set(0.34f) * t);
+  F p = S::set(-0.10640304f) * k + S::set(0.33097511f);
+  p = p * k + S::set(-0.04015033f);
+  p = p * k + S::set(0.18624173f);
+  p = p * k + S::set(0.12933419f);
+  const F bounded = S::activate(t, S::set(0.0f), S::set(13.0f));
+  return positive - bounded * (p * k) * exponential<S>(S::set(-0.5f) * bounded * bounded);
+}
+
+// Not inlined: the loops that store plain activations stay small.
+template <class S>
+static __attribute__((noinline)) typename S::F bend(Curve curve, typename S::F x) {
+  switch (curve) {
+    case Curve::kHardSigmoid:
+      return hard_sigmoid<S>(x);
+    case Curve::kHardSwish:
+      return x * hard_sigmoid<S>(x);
+    case Curve::kSigmoid:
+      return S::set(1.0f) / logistic<S>(x);
+    case Curve::kSilu:
+      return x / logistic<S>(x);
+    case Curve::kGelu:
+      return gelu<S>(x);
+    default:
+      return x;
+  }
+}
+
+}  // namespace
+}  // namespace trimtab
