@@ -271,7 +271,7 @@ TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::I* acc, size_
 template <class S, int N>
 TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::F* acc, size_t first, size_t step, int channel,
                                  int columns) {
-  if (!s.has_residual && !s.out.is_u8 && columns >= S::kLanes) {
+  if (!s.has_residual && !s.out.is_u8 && s.curve == Curve::kNone && columns >= S::kLanes) {
     const auto floor = S::set(s.floor), ceil = S::set(s.ceil);
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i)

@@ -138,23 +138,26 @@ def test_a_curve_keeps_what_is_not_a_number(curve: str, level: str) -> None:
 
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("to", [None, OUT])
-@pytest.mark.parametrize("groups", [1, 7])
-def test_integer_layers_end_in_a_curve(
-    curve: str, to: Quant | None, groups: int, level: str, rng: np.random.Generator
+@pytest.mark.parametrize("groups", [1, 18])
+@pytest.mark.parametrize("integer", [True, False])
+def test_layers_end_in_a_curve(
+    curve: str, to: Quant | None, groups: int, integer: bool, level: str, rng: np.random.Generator
 ) -> None:
-    shape, pad = (7, 6, 5), {"padding": (1, 1, 1, 1)}
-    conv = build.conv(rng, "x", 7, 7, name="conv", groups=groups, **pad)
+    shape, pad = (18, 6, 5), {"padding": (1, 1, 1, 1)}
+    conv = build.conv(rng, "x", 18, 18, name="conv", groups=groups, integer=integer, **pad)
     curved = Node("activation", "out", ("conv",), {"activation": curve})
-    quant = {"x": IN, **({"out": to} if to else {})}
+    summed = (Node("add", "sum", ("conv", "x")), Node("activation", "out", ("sum",), curved.attrs))
+    quant = {**({"x": IN} if integer else {}), **({"out": to} if to else {})}
     x = build.images(rng, 2, shape)
-    plain = build.graph(shape, conv, curved, quant=quant)
-    joined = build.graph(
-        shape, conv, Node("add", "sum", ("conv", "x")), Node("activation", "out", ("sum",), curved.attrs), quant=quant
-    )
-    for graph in (plain, joined):
+    for nodes in ((conv, curved), (conv, *summed)):
+        graph = build.graph(shape, *nodes, quant=quant)
         session = Session(graph, level=level, batch=2)
         assert session.steps == ["out"]
-        np.testing.assert_array_equal(session.run(x), reference.output(graph, x))
+        got, wanted = session.run(x), reference.output(graph, x)
+        if integer:
+            np.testing.assert_array_equal(got, wanted)
+        else:
+            assert_near(got, wanted, to)
 
 
 @pytest.mark.parametrize("source", STORAGES)
