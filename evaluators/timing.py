@@ -32,8 +32,14 @@ __all__ = [
     "worker_cores",
 ]
 
-SLICE_SECONDS = 0.005
+#: Short, so that what disturbs the machine disturbs neighbouring slices alike.
+SLICE_SECONDS = 0.002
 LEAST_SLICES = 20
+
+#: Where noise keeps the interval wide, slices count while both networks are within QUIET of the time that FASTEST of
+#: their slices beat: another process that streams through the shared cache slows two networks by different factors,
+#: and the question is their ratio on a machine of their own.
+FASTEST, QUIET = 0.02, 1.07
 
 #: Rounds of many sessions: fewer give no 95 % interval of a median (it would reach beyond the extremes).
 LEAST_ROUNDS = 8
@@ -52,7 +58,7 @@ class Latency:
     """A measured latency: `ratio` to the reference's with its 95 % interval [`low`, `high`].
 
     `seconds` and `reference_seconds` are the medians of this measurement; they differ from run to run, the ratio
-    hardly. `slices` counts the ratios used, `dropped` those that the operating system interrupted; `stopped_by` is
+    hardly. `slices` counts the ratios used, `dropped` those that other processes disturbed; `stopped_by` is
     "interval" when the interval became narrow enough, "time" when the cap was reached.
     """
 
@@ -140,9 +146,10 @@ def measure(
 ) -> Latency:
     """Time a session against a reference in turn, A B A B ..., and return the ratio of their times per run.
 
-    `inputs` is (R, batch, C, H, W), rotated. Each slice of about 5 ms is divided by the mean of the reference slices
-    before and after it; slices with an involuntary context switch are dropped, unless hardly any are
-    without. Stops when half the interval of the median ratio is at most `precision` of it, or after `seconds`. Call it
+    `inputs` is (R, batch, C, H, W), rotated. Each slice of about 2 ms is divided by the mean of the reference slices
+    before and after it; slices with an involuntary context switch are dropped, unless hardly any are without. Stops
+    when half the interval of the median ratio is at most `precision` of it, or after `seconds`: then only those slices
+    count in which neither network was slowed. Call it
     inside `timing_slot`.
     """
     for warmed in (reference, session):
@@ -154,27 +161,36 @@ def measure(
         piece = session.time(inputs, SLICE_SECONDS)
         after = reference.time(inputs, SLICE_SECONDS)
         switches = before.involuntary_switches + piece.involuntary_switches + after.involuntary_switches
-        beside = (before.seconds / before.runs + after.seconds / after.runs) / 2
-        slices.append(_Slice(piece.seconds / piece.runs, beside, switches > 0))
+        beside = (before.seconds / before.runs, after.seconds / after.runs)
+        slices.append(_Slice(piece.seconds / piece.runs, *beside, switches > 0))
         before = after
         late = time.perf_counter() >= end
         used = [s for s in slices if not s.interrupted]
-        if len(used) < LEAST_SLICES and late:
-            used = slices  # on a machine this busy, a median over disturbed slices is all there is
-        if len(used) >= LEAST_SLICES or late:
-            median, low, high = median_interval([s.seconds / s.reference for s in used], SHARED_REFERENCE)
-            narrow = (high - low) / 2 <= precision * median and len(used) >= LEAST_SLICES
-            if narrow or late:
-                return Latency(
-                    median,
-                    low,
-                    high,
-                    seconds=float(np.median([s.seconds for s in used])),
-                    reference_seconds=float(np.median([s.reference for s in used])),
-                    slices=len(used),
-                    dropped=len(slices) - len(used),
-                    stopped_by="interval" if narrow else "time",
-                )
+        narrow = len(used) >= LEAST_SLICES and _is_narrow(_ratio(used), precision)
+        if narrow or late:
+            return _latency(slices, used if narrow else _quiet(used), "interval" if narrow else "time")
+
+
+def _ratio(slices: list[_Slice]) -> tuple[float, float, float]:
+    return median_interval([s.seconds / s.reference for s in slices], SHARED_REFERENCE)
+
+
+def _is_narrow(interval: tuple[float, float, float], precision: float) -> bool:
+    median, low, high = interval
+    return (high - low) / 2 <= precision * median
+
+
+def _latency(slices: list[_Slice], chosen: list[_Slice], stopped_by: str) -> Latency:
+    # On a machine too busy for LEAST_SLICES, a median over disturbed slices is all there is.
+    used = chosen if len(chosen) >= LEAST_SLICES else slices
+    return Latency(
+        *_ratio(used),
+        seconds=float(np.median([s.seconds for s in used])),
+        reference_seconds=float(np.median([s.reference for s in used])),
+        slices=len(used),
+        dropped=len(slices) - len(used),
+        stopped_by=stopped_by,
+    )
 
 
 class Estimate(NamedTuple):
@@ -237,11 +253,27 @@ def interleave(timed: Sequence[tuple[EngineSession, Images]], seconds: float, th
 
 @dataclass(frozen=True)
 class _Slice:
-    """Seconds per run of the measured network and of the reference beside it."""
+    """Seconds per run of the measured network and of the reference before and after it."""
 
     seconds: float
-    reference: float
+    before: float
+    after: float
     interrupted: bool
+
+    @property
+    def reference(self) -> float:
+        return (self.before + self.after) / 2
+
+
+def _quiet(slices: list[_Slice]) -> list[_Slice]:
+    """The slices in which neither network was slow, or the LEAST_SLICES that come nearest."""
+    if len(slices) <= LEAST_SLICES:
+        return slices
+    # All three slices are held to the same measure: ratios stay fair, however noise is distributed.
+    times = np.array([(s.seconds, s.before, s.after) for s in slices])
+    slowness = (times / np.quantile(times, FASTEST, axis=0)).max(axis=1)
+    count = max(LEAST_SLICES, int((slowness <= QUIET).sum()))
+    return [slices[index] for index in np.sort(np.argsort(slowness)[:count])]
 
 
 def median_interval(values: Sequence[float], per_independent: float = 1.0) -> tuple[float, float, float]:

@@ -189,7 +189,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     filled = [
         name for name in (rows[0] if rows else ()) if name not in bounds and any(r[name] is not None for r in rows)
     ]
-    return {name: not any(isinstance(row[name], str) for row in rows) for name in filled}
+    return {name: not any(isinstance(row[name], str | Mapping) for row in rows) for name in filled}
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
@@ -198,4 +198,6 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
         return f"{value:.4g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {part:.4g}" for key, part in value.items())
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

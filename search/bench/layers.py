@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
+from trimtab.evaluators.engines.base import Engine, EngineSession, Images, TimeSlice
 from trimtab.evaluators.onnx_model import to_onnx
-from trimtab.evaluators.timing import Rounds, interleave, timing_slot
+from trimtab.evaluators.timing import Estimate, Rounds, interleave, timing_slot
 from trimtab.kernels.graph import Graph, Node, Quant
-from trimtab.kernels.levels import active_level
 from trimtab.kernels.roofline import Roofline, cache_sizes, measure_roofline
 from trimtab.kernels.session import Session
-from trimtab.search.bench.child import obeys_caps, run_in_child
+from trimtab.search.bench.child import run_in_child
+from trimtab.search.bench.networks import exact_products
 from trimtab.search.bench.rows import empty_network, named
 
 __all__ = ["KINDS", "LAYERS", "Kind", "Layer", "bench_kernels", "layer_rows"]
@@ -90,15 +90,17 @@ ROTATED = 2
 def bench_kernels(
     layers: str, engines: Sequence[str], threads: Sequence[int], seconds: float, level: str | None
 ) -> list[dict[str, Any]]:
-    """Time the LAYERS whose name contains `layers` in every kind that pays anywhere, and in int8 on `engines`.
+    """Time the LAYERS whose name contains `layers` on the native engine in every kind that pays anywhere, and on the
+    other `engines` in fp32 and int8.
 
-    Every row has `layer`, `kind` (bits of weights and activations), `threads`, `engine`, `held_to`, `ms` with its
-    interval (one run of the layer alone; of other engines a whole call on uint8, less their call of an empty network),
-    `mmac` (million multiply-accumulates), `gmac_per_s`, `bytes` (weights, input and output, in the bits that they
-    need), `gbyte_per_s`, `roofline_gmac_per_s` and `roofline` (the share of it that is reached; above 1 where fewer
-    products are computed than are counted, as Winograd's kernels do), and three ratios of interleaved times with
-    intervals: `int8_speedup` over the native w8a8, `speedup` over the fastest other engine's int8 (fp32 for fp32),
-    and that engine's name, `best_other`.
+    A row is a layer in one kind (bits of weights and activations): `layer`, `kind`, `threads`, `level`, `ms` with its
+    interval (one run of the layer alone), `mmac` (million multiply-accumulates), `gmac_per_s`, `bytes` (weights, input
+    and output, in the bits that they need), `gbyte_per_s`, `roofline_gmac_per_s` and `roofline` (the share of it that
+    is reached; above 1 where fewer products are computed than are counted, as Winograd's kernels do), and three
+    speed-ups with intervals, medians of the ratios in each round: `int8_speedup` over the native w8a8, `speedup` over
+    the fastest other engine, `best_other`, and `exact_speedup` over the fastest whose integer products are exact
+    (`exact_products`). Against narrow kinds the others run int8. `others_ms` is what they take: a whole call, from
+    uint8 to uint8 where the kind is an integer one, less their call of an empty network.
     """
     if not any(layers in layer.name for layer in LAYERS):
         raise unknown_name("layer", layers, [layer.name for layer in LAYERS])
@@ -114,16 +116,26 @@ def layer_rows(
     """Return the rows, measured in this process."""
     with timing_slot(threads, pools=True):
         roofline = measure_roofline(level, threads)
-    rivals = {name: make_engine(name, threads) for name in engines if name != "native"}
-    for name, engine in rivals.items():
-        if not hasattr(engine, "open"):
+    rivals = [_Rival.of(name, threads) for name in engines if name != "native"]
+    return [row for layer in LAYERS if layers in layer.name for row in _rows(layer, rivals, roofline, seconds)]
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """Another engine; `open` compiles an ONNX model for a batch."""
+
+    name: str
+    engine: Engine
+    open: Callable[[bytes, int], EngineSession]
+    exact: bool
+
+    @staticmethod
+    def of(name: str, threads: int) -> _Rival:
+        engine = make_engine(name, threads)
+        compile_model = getattr(engine, "open", None)
+        if compile_model is None:
             raise BadInput(f"single layers are compared as ONNX models on uint8, which the engine {name} does not run")
-    return [
-        row
-        for layer in LAYERS
-        if layers in layer.name
-        for row in _rows(layer, rivals, roofline, threads, seconds, level)
-    ]
+        return _Rival(name, engine, compile_model, exact_products(engine))
 
 
 def kinds_of(layer: Layer) -> tuple[Kind, ...]:
@@ -203,57 +215,68 @@ def _open_ends(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 
-def _rows(
-    layer: Layer, rivals: dict[str, Any], roofline: Roofline, threads: int, seconds: float, level: str | None
-) -> list[dict[str, Any]]:
-    timed: dict[tuple[Kind, str], tuple[EngineSession, Images]] = {}
+class _Timed(NamedTuple):
+    """What is timed: a kind on an engine; no kind is the empty network."""
+
+    kind: Kind | None
+    engine: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The rounds of all that was timed, in the order of `timed`, the others' without their calls."""
+
+    timed: list[_Timed]
+    rounds: Rounds
+
+    @staticmethod
+    def of(timed: list[_Timed], rounds: Rounds) -> _Found:
+        seconds = rounds.seconds.copy()
+        for index, what in enumerate(timed):
+            if what.kind is not None and what.engine != "native":
+                seconds[:, index] -= rounds.time(timed.index(_Timed(None, what.engine))).median
+        return _Found(timed, Rounds(seconds, rounds.interrupted))
+
+    def time(self, what: _Timed) -> Estimate:
+        return self.rounds.time(self.timed.index(what))
+
+    def speedup(self, what: _Timed, over: _Timed | None) -> Estimate | None:
+        return None if over is None else self.rounds.ratio(self.timed.index(over), self.timed.index(what))
+
+
+def _rows(layer: Layer, rivals: Sequence[_Rival], roofline: Roofline, seconds: float) -> list[dict[str, Any]]:
+    timed: dict[_Timed, tuple[EngineSession, Images]] = {}
     rng = np.random.default_rng(1)
     for kind in kinds_of(layer):
         graph = layer_graph(layer, kind, _copies(layer, kind))
         x = rng.standard_normal((ROTATED, layer.batch, *graph.input_shape), dtype=np.float32)
-        timed[kind, "native"] = (LayerTimer(graph, threads, layer.batch), x)
+        timed[_Timed(kind, "native")] = (LayerTimer(graph, roofline.threads, layer.batch), x)
         if kind in (FLOAT, INT8) and not layer.cold:
             given: Any = rng.integers(0, 256, x.shape, dtype=np.uint8) if kind == INT8 else x
-            for name, engine in rivals.items():
-                timed[kind, name] = (engine.open(layer_model(graph), layer.batch), given)
-    calls = {
-        name: (engine.compile(empty_network()), np.zeros((1, 1, 1), np.float32)) for name, engine in rivals.items()
-    }
-    with timing_slot(threads, pools=True):
-        rounds = interleave([*timed.values(), *calls.values()], seconds, threads)
-    less = _without_calls(rounds, list(timed), list(calls))
-    return [_row(layer, key, list(timed), less, roofline, level) for key in timed]
+            model = layer_model(graph)
+            timed |= {_Timed(kind, rival.name): (rival.open(model, layer.batch), given) for rival in rivals}
+    nothing = np.zeros((1, 1, 1), np.float32)
+    timed |= {_Timed(None, rival.name): (rival.engine.compile(empty_network()), nothing) for rival in rivals}
+    with timing_slot(roofline.threads, pools=True):
+        found = _Found.of(list(timed), interleave(list(timed.values()), seconds, roofline.threads))
+    exact = {rival.name: rival.exact for rival in rivals}
+    return [_row(layer, kind, found, exact, roofline) for kind in kinds_of(layer)]
 
 
-def _without_calls(rounds: Rounds, keys: list[tuple[Kind, str]], engines: list[str]) -> Rounds:
-    """Take an engine's time for an empty network off its times: the native ones are of the layer alone."""
-    seconds = rounds.seconds.copy()
-    for index, (_, name) in enumerate(keys):
-        if name in engines:
-            seconds[:, index] -= rounds.time(len(keys) + engines.index(name)).median
-    return Rounds(seconds, rounds.interrupted)
-
-
-def _row(
-    layer: Layer, key: tuple[Kind, str], keys: list[tuple[Kind, str]], rounds: Rounds, roofline: Roofline, level: Any
-) -> dict[str, Any]:
-    kind, engine = key
-    index = keys.index(key)
+def _row(layer: Layer, kind: Kind, found: _Found, exact: Mapping[str, bool], roofline: Roofline) -> dict[str, Any]:
+    this = _Timed(kind, "native")
+    time = found.time(this)
     macs, moved = work_of(layer, kind)
-    time = rounds.time(index)
     attainable = roofline.attainable(macs, moved, kind != FLOAT, layer.cold)
-    counterpart = FLOAT if kind == FLOAT else INT8
-    others = [i for i, (other, name) in enumerate(keys) if other == counterpart and name not in (engine, "native")]
-    if engine != "native":
-        others.append(keys.index((counterpart, "native")))
-    best = min(others, key=lambda i: rounds.time(i).median, default=None)
-    narrow = engine == "native" and kind not in (FLOAT, INT8)
+    others = [t for t in found.timed if t.engine != "native" and t.kind == (FLOAT if kind == FLOAT else INT8)]
+    best = min(others, key=found.time, default=None)
+    best_exact = min((t for t in others if kind == FLOAT or exact[t.engine]), key=found.time, default=None)
+    int8 = None if kind in (FLOAT, INT8) else _Timed(INT8, "native")
     return {
         "layer": layer.name,
         "kind": kind.name,
         "threads": roofline.threads,
-        "engine": f"native {active_level()}" if engine == "native" else engine,
-        "held_to": level if obeys_caps(engine) else None,
+        "level": roofline.level,
         **named("ms", time, 1e3),
         "mmac": macs / 1e6,
         "gmac_per_s": macs / time.median / 1e9,
@@ -261,9 +284,11 @@ def _row(
         "gbyte_per_s": moved / time.median / 1e9,
         "roofline_gmac_per_s": attainable / 1e9,
         "roofline": macs / time.median / attainable,
-        **named("int8_speedup", rounds.ratio(keys.index((INT8, "native")), index) if narrow else None),
-        "best_other": None if best is None else keys[best][1],
-        **named("speedup", None if best is None else rounds.ratio(best, index)),
+        **named("int8_speedup", found.speedup(this, int8)),
+        "best_other": None if best is None else best.engine,
+        **named("speedup", found.speedup(this, best)),
+        **named("exact_speedup", found.speedup(this, best_exact)),
+        "others_ms": {t.engine: found.time(t).median * 1e3 for t in others if t.kind == kind} or None,
     }
 
 

@@ -275,6 +275,26 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "own").exists()
 
 
+def test_contention_that_slows_one_more_than_the_other_does_not_count() -> None:
+    clock = [0]
+
+    class Contended(FakeSession):
+        """Slowed by a factor of its own in most of the time."""
+
+        def __init__(self, seconds: float, factor: float) -> None:
+            super().__init__(seconds, noise=0.001)
+            self.quiet, self.slow = seconds, seconds * factor
+
+        def time(self, inputs: np.ndarray, seconds: float) -> TimeSlice:
+            clock[0] += 1
+            self.seconds = self.slow if clock[0] // 50 % 3 else self.quiet
+            return super().time(inputs, seconds)
+
+    latency = measured(Contended(3e-4, 1.5), Contended(2e-4, 2.5), precision=1e-9, seconds=0.05)
+    assert (latency.ratio, latency.seconds) == (pytest.approx(1.5, rel=0.01), pytest.approx(3e-4, rel=0.01))
+    assert latency.dropped > latency.slices > LEAST_SLICES
+
+
 # many sessions in rounds
 
 
