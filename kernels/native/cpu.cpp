@@ -35,7 +35,7 @@ bool tiles_permitted() {
 }
 
 struct Features {
-  bool avx2 = false, avx512_vnni = false, amx = false;
+  bool avx2 = false, avx_vnni = false, avx512_vnni = false, amx = false;
 };
 
 Features detect_features() {
@@ -49,6 +49,7 @@ Features detect_features() {
   const bool foundation = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
   f.avx512_vnni = f.avx2 && foundation && bit(c, 11) && (state & 0xe6) == 0xe6;
   f.amx = f.avx512_vnni && bit(d, 24) && bit(d, 25) && (state & 0x60000) == 0x60000 && tiles_permitted();
+  f.avx_vnni = f.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 4);
   return f;
 }
 
@@ -89,6 +90,7 @@ Cpu detect_cpu() {
   cpu.vendor = vendor_name();
   cpu.model = model_name();
   if (features().avx2) cpu.features.insert(cpu.features.end(), {"avx2", "fma"});
+  if (features().avx_vnni) cpu.features.push_back("avx_vnni");
   if (features().avx512_vnni) cpu.features.insert(cpu.features.end(), {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"});
   if (features().amx) cpu.features.insert(cpu.features.end(), {"amx_tile", "amx_int8"});
 #endif
@@ -100,21 +102,24 @@ std::vector<std::string> available_levels() {
 #if defined(__x86_64__)
   if (features().amx) levels.push_back("amx");
   if (features().avx512_vnni) levels.push_back("avx512_vnni");
+  if (features().avx_vnni) levels.push_back("avx_vnni");
   if (features().avx2) levels.push_back("avx2");
 #endif
   levels.push_back("portable");
   return levels;
 }
 
-std::vector<std::string> emulated_levels() { return {"emulated-amx", "emulated-avx512_vnni"}; }
+std::vector<std::string> emulated_levels() { return {"emulated-amx", "emulated-avx512_vnni", "emulated-avx_vnni"}; }
 
 const Kernels* find_kernels(const std::string& level) {
 #if defined(__x86_64__)
   if (level == "amx" && features().amx) return &amx_kernels();
   if (level == "avx512_vnni" && features().avx512_vnni) return &avx512_kernels();
+  if (level == "avx_vnni" && features().avx_vnni) return &avx_vnni_kernels();
   if (level == "avx2" && features().avx2) return &avx2_kernels();
 #endif
   if (level == "portable") return &portable_kernels();
+  if (level == "emulated-avx_vnni") return &emulated_avx_vnni_kernels();
   if (level == "emulated-avx512_vnni") return &emulated_avx512_kernels();
   if (level == "emulated-amx") return &emulated_amx_kernels();
   return nullptr;

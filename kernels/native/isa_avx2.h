@@ -29,20 +29,11 @@ struct Avx2 : Vector<Lanes8> {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   }
 
-  struct Int {
-    using A = int16_t;
-    using B = int16_t;
-    using Acc = int32_t;
-    using V = I;
-    static constexpr int kDot = 2;
-    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
-    TRIMTAB_INLINE V broadcast(const A* a) {
-      int32_t pair;
-      std::memcpy(&pair, a, sizeof pair);
-      return (V)_mm256_set1_epi32(pair);
-    }
-    TRIMTAB_INLINE V dot(V acc, V a, V b) { return acc + (V)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
-  };
+  TRIMTAB_INLINE F multiply_add(F acc, F a, F b) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)acc); }
+  TRIMTAB_INLINE I dot_pairs(I acc, I a, I b) { return acc + (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+
+  using Float = FloatProducts<Lanes8, Avx2>;
+  using Int = PairProducts<Lanes8, Avx2>;
 
   // Weights stay int8 in memory and are widened as they are read: half the bytes, for layers that overflow the cache.
   struct IntNarrow : Int {
@@ -53,18 +44,7 @@ struct Avx2 : Vector<Lanes8> {
   };
 
   // Sums of pairs in 16 bits, for operands too small to saturate them; `widen` adds four lanes' worth to 32 bits.
-  struct IntShort {
-    using A = uint8_t;
-    using B = int8_t;
-    using Acc = int32_t;
-    using V = I;
-    static constexpr int kDot = 4;
-    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
-    TRIMTAB_INLINE V broadcast(const A* a) {
-      int32_t four;
-      std::memcpy(&four, a, sizeof four);
-      return (V)_mm256_set1_epi32(four);
-    }
+  struct IntShort : ByteProducts<Lanes8, Avx2> {
     TRIMTAB_INLINE V dot(V acc, V a, V b) {
       return (V)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)a, (__m256i)b));
     }
@@ -75,17 +55,6 @@ struct Avx2 : Vector<Lanes8> {
 
   // table[i] for i < 16, in every 16 bytes.
   TRIMTAB_INLINE U8 lookup(U8 table, U8 i) { return (U8)_mm256_shuffle_epi8((__m256i)table, (__m256i)i); }
-
-  struct Float {
-    using A = float;
-    using B = float;
-    using Acc = float;
-    using V = F;
-    static constexpr int kDot = 1;
-    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
-    TRIMTAB_INLINE V broadcast(const A* a) { return (V)_mm256_broadcast_ss(a); }
-    TRIMTAB_INLINE V dot(V acc, V a, V b) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)acc); }
-  };
 };
 
 // Numbers too small for an int32 become the least one, so the lower bound can wait until two vectors have become one.

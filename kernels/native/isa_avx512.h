@@ -25,36 +25,16 @@ struct Avx512 : Vector<Lanes16> {
     store_u8(p + kLanes, next);
   }
 
-  struct Int {
-    using A = uint8_t;
-    using B = int8_t;
-    using Acc = int32_t;
-    using V = I;
-    static constexpr int kDot = 4;
-    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
-    TRIMTAB_INLINE V broadcast(const A* a) {
-      int32_t four;
-      std::memcpy(&four, a, sizeof four);
-      return (V)_mm512_set1_epi32(four);
-    }
-    TRIMTAB_INLINE V dot(V acc, V a, V b) {
-      return (V)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
-    }
-  };
+  TRIMTAB_INLINE F multiply_add(F acc, F a, F b) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)acc); }
+  TRIMTAB_INLINE I dot_bytes(I acc, I a, I b) {
+    return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+  }
+
+  using Float = FloatProducts<Lanes16, Avx512>;
+  using Int = ByteProducts<Lanes16, Avx512>;
 
   // table[i] for i < 16, in every 16 bytes.
   TRIMTAB_INLINE U8 lookup(U8 table, U8 i) { return (U8)_mm512_shuffle_epi8((__m512i)table, (__m512i)i); }
-
-  struct Float {
-    using A = float;
-    using B = float;
-    using Acc = float;
-    using V = F;
-    static constexpr int kDot = 1;
-    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
-    TRIMTAB_INLINE V broadcast(const A* a) { return (V)_mm512_set1_ps(*a); }
-    TRIMTAB_INLINE V dot(V acc, V a, V b) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)acc); }
-  };
 };
 
 }  // namespace

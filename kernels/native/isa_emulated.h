@@ -1,4 +1,4 @@
-// The primitives of the AVX-512 VNNI and AMX levels in plain code, so that their logic is tested on any machine.
+// The primitives of the AVX-VNNI, AVX-512 VNNI and AMX levels in plain code, so that their logic is tested on any machine.
 #pragma once
 
 #include "isa_vector.h"
@@ -6,49 +6,30 @@
 namespace trimtab {
 namespace {
 
-struct EmulatedAvx512 : Vector<Lanes16> {
-  static constexpr int kRows = 6, kVectors = 4;
+template <class Types, int Vectors>
+struct EmulatedVnni : Vector<Types> {
+  using I = typename Types::I;
+  using U8 = typename Types::U8;
+  static constexpr int kRows = 6, kVectors = Vectors;
   static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false, kLookup = true;
 
-  struct Int {
-    using A = uint8_t;
-    using B = int8_t;
-    using Acc = int32_t;
-    using V = I;
-    static constexpr int kDot = 4;
-    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
-    TRIMTAB_INLINE V broadcast(const A* a) {
-      int32_t four;
-      std::memcpy(&four, a, sizeof four);
-      return set(four);
-    }
-    TRIMTAB_INLINE V dot(V acc, V a, V b) {
-      for (int j = 0; j < 4; ++j) {
-        const V bytes = (a >> (8 * j)) & 255;
-        const V weights = (b << (24 - 8 * j)) >> 24;
-        acc += bytes * weights;
-      }
-      return acc;
-    }
-  };
+  TRIMTAB_INLINE I dot_bytes(I acc, I a, I b) {
+    for (int j = 0; j < 4; ++j) acc += ((a >> (8 * j)) & 255) * ((b << (24 - 8 * j)) >> 24);
+    return acc;
+  }
+
+  using Float = FloatProducts<Types, EmulatedVnni>;
+  using Int = ByteProducts<Types, EmulatedVnni>;
 
   TRIMTAB_INLINE U8 lookup(U8 table, U8 i) {
     U8 found;
-    for (int j = 0; j < 64; ++j) found[j] = i[j] < 128 ? table[j / 16 * 16 + i[j] % 16] : 0;
+    for (size_t j = 0; j < sizeof(U8); ++j) found[j] = i[j] < 128 ? table[j / 16 * 16 + i[j] % 16] : 0;
     return found;
   }
-
-  struct Float {
-    using A = float;
-    using B = float;
-    using Acc = float;
-    using V = F;
-    static constexpr int kDot = 1;
-    TRIMTAB_INLINE V weights(const B* b) { return load<V>(b); }
-    TRIMTAB_INLINE V broadcast(const A* a) { return set(*a); }
-    TRIMTAB_INLINE V dot(V acc, V a, V b) { return acc + a * b; }
-  };
 };
+
+using EmulatedAvxVnni = EmulatedVnni<Lanes8, 2>;
+using EmulatedAvx512 = EmulatedVnni<Lanes16, 4>;
 
 struct EmulatedTiles {
   struct State {

@@ -86,6 +86,7 @@ struct Vector : Types {
     const F above = x < low ? low : x;
     return above > high ? high : above;
   }
+  TRIMTAB_INLINE F multiply_add(F acc, F a, F b) { return acc + a * b; }
   TRIMTAB_INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
   // Half to even for |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits.
   TRIMTAB_INLINE I round(F x) {
@@ -98,6 +99,52 @@ struct Vector : Types {
     store_u8(p, x);
     store_u8(p + Types::kLanes, next);
   }
+};
+
+// How a matrix product reads its operands and adds to its accumulators: inputs A, weights B, `kDot` of them to an
+// accumulator. S has the instruction.
+template <class Types, class S>
+struct FloatProducts {
+  using A = float;
+  using B = float;
+  using Acc = float;
+  using V = typename Types::F;
+  static constexpr int kDot = 1;
+  TRIMTAB_INLINE V weights(const B* b) { return S::template load<V>(b); }
+  TRIMTAB_INLINE V broadcast(const A* a) { return S::set(*a); }
+  TRIMTAB_INLINE V dot(V acc, V a, V b) { return S::multiply_add(acc, a, b); }
+};
+
+template <class Types, class S>
+struct PairProducts {
+  using A = int16_t;
+  using B = int16_t;
+  using Acc = int32_t;
+  using V = typename Types::I;
+  static constexpr int kDot = 2;
+  TRIMTAB_INLINE V weights(const B* b) { return S::template load<V>(b); }
+  TRIMTAB_INLINE V broadcast(const A* a) {
+    int32_t pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return S::set(pair);
+  }
+  TRIMTAB_INLINE V dot(V acc, V a, V b) { return S::dot_pairs(acc, a, b); }
+};
+
+template <class Types, class S>
+struct ByteProducts {
+  using A = uint8_t;
+  using B = int8_t;
+  using Acc = int32_t;
+  using V = typename Types::I;
+  static constexpr int kDot = 4;
+  TRIMTAB_INLINE V weights(const B* b) { return S::template load<V>(b); }
+  TRIMTAB_INLINE V broadcast(const A* a) {
+    int32_t four;
+    std::memcpy(&four, a, sizeof four);
+    return S::set(four);
+  }
+  TRIMTAB_INLINE V dot(V acc, V a, V b) { return S::dot_bytes(acc, a, b); }
 };
 
 // What becomes of real values on the way to uint8: clamped, rounded, moved by the zero point. The bounds are integers

@@ -153,10 +153,12 @@ struct Kernels {
 };
 
 const Kernels& portable_kernels();
+const Kernels& emulated_avx_vnni_kernels();
 const Kernels& emulated_avx512_kernels();
 const Kernels& emulated_amx_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
+const Kernels& avx_vnni_kernels();
 const Kernels& avx512_kernels();
 const Kernels& amx_kernels();
 #endif
