@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt pyproject.toml
 
-.PHONY: bench demo test test-slow test-data check lint types sanitize clean
+.PHONY: bench demo test test-slow test-data check lint types selftest sanitize aarch64 clean
 
 demo: $(VENV)/installed
 	$(BIN)/trimtab search
@@ -33,11 +33,33 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
+# The engine without Python: built by CMake alone, compared with plain loops.
+SELFTEST = $(CMAKE) -S . -DTRIMTAB_SELFTEST=ON -B
+CMAKE := $(firstword $(wildcard $(BIN)/cmake) cmake)
+
+selftest:
+	$(SELFTEST) build/selftest >/dev/null
+	$(CMAKE) --build build/selftest --parallel
+	build/selftest/kernels/selftest
+
 sanitize: $(VENV)/installed
 	@for compiler in g++ clang++; do \
 	  if command -v $$compiler >/dev/null; then tests/sanitize.sh $(BIN)/python $$compiler || exit 1; \
 	  else echo "$$compiler: skipped, it is not installed"; fi; \
 	done
+	$(SELFTEST) build/sanitize/thread -DTRIMTAB_SANITIZE=thread >/dev/null
+	$(CMAKE) --build build/sanitize/thread --parallel
+	build/sanitize/thread/kernels/selftest
+
+aarch64:
+	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null; then \
+	  $(SELFTEST) build/aarch64 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	    -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static >/dev/null && \
+	  $(CMAKE) --build build/aarch64 --parallel && \
+	  qemu-aarch64-static build/aarch64/kernels/selftest; \
+	else \
+	  echo "aarch64: skipped; it needs 'apt-get install g++-aarch64-linux-gnu qemu-user-static'"; \
+	fi
 
 $(VENV)/installed: $(NATIVE)
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \

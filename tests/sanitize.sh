@@ -13,7 +13,7 @@ interpreter=$environment/venv/bin/python
 packages='import sysconfig; print(sysconfig.get_path("purelib"))'
 "$python" -c "$packages" > "$("$interpreter" -c "$packages")/packages.pth"
 CXX=$compiler "$python" -m pip --python "$interpreter" install --quiet --no-build-isolation --no-deps \
-  -C build-dir="$environment/build" -C cmake.define.TRIMTAB_SANITIZE=ON .
+  -C build-dir="$environment/build" -C cmake.define.TRIMTAB_SANITIZE=address .
 
 # Python is not sanitized itself: the run-time libraries must be there before it.
 case $compiler in

@@ -186,8 +186,11 @@ template <class S, class P, class T>
 static void depthwise(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   const bool by_block = shares_blocks(g, task);
   const int vectors = (g.oc + S::kLanes - 1) / S::kLanes;
-  const Span mine = by_block ? Span{0, vectors} : share(vectors, task.thread, task.threads);
+  // The last vector may overlap the one before it: the same thread takes both.
+  const int apart = greatest(1, g.oc / S::kLanes);
+  Span mine = by_block ? Span{0, vectors} : share(apart, task.thread, task.threads);
   if (mine.first == mine.last) return;
+  if (mine.last == apart) mine.last = vectors;
   const int first = channel_of<S>(g, mine.first), last = least(g.oc, channel_of<S>(g, mine.last - 1) + S::kLanes);
   const DepthwiseScratch<P, T> scratch(g, in, task.scratch);
   for_rows(g, task, by_block, [&](int n, int y0, int y1) {
