@@ -55,16 +55,17 @@ def apply(space: Space, policy: Policy) -> Candidate:
     return Candidate(policy, replace(network, ops=ops), decisions, int8, {})
 
 
-def narrowed(op: Op, bits: int, int8: dict[str, tuple[Array, Array]]) -> Op:
+def narrowed(op: Op, bits: int, int8: dict[str, tuple[Array, Array]], gram: Array | None = None) -> Op:
     """Return a layer whose float32 weights hold only what so many bits can: 1 to 8, 16 (bf16) or 32.
 
-    The integers of 8 bits and fewer are added to `int8`.
+    The integers of 8 bits and fewer are added to `int8`; `gram` (I, I) is the covariance of the layer's inputs, for
+    rounding that makes up for its own errors.
     """
     if op.weight is None or bits == 32:
         return op
     if bits == 16:
         return replace(op, weight=round_to_bf16(op.weight))
-    int8[op.name] = quantise_weight(op.weight, bits)
+    int8[op.name] = quantise_weight(op.weight, bits, gram)
     return replace(op, weight=dequantise(*int8[op.name]))
 
 

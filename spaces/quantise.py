@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from trimtab.spaces.network import Array
 
@@ -20,6 +21,9 @@ SMALLEST_SHARE = 2.0**-12
 #: A layer whose largest scale is less than this has no weights.
 NO_WEIGHT = 1e-25
 
+#: Inputs that are rounded before their errors reach all the later ones.
+BLOCK = 64
+
 #: Ranges tried for activations of fewer than 8 bits, as shares of the whole range.
 RANGE_SHARES = np.geomspace(0.03, 1.0, 48)
 
@@ -32,7 +36,7 @@ def largest_integer(bits: int) -> int:
     return max(1, (1 << (bits - 1)) - 1)
 
 
-def quantise_weight(weight: Array, bits: int = 8) -> tuple[Array, Array]:
+def quantise_weight(weight: Array, bits: int = 8, gram: Array | None = None) -> tuple[Array, Array]:
     """Return (int8 weight, float32 scale (O,)) of 1 to 8 bits, symmetric per output channel.
 
     - 8 bits: scale = max|w| / 127, round half to even.
@@ -42,7 +46,9 @@ def quantise_weight(weight: Array, bits: int = 8) -> tuple[Array, Array]:
       arXiv:1605.04711) approximate just these.
     - 1: sign(w) * mean|w|, the smallest squared error too (Rastegari et al. 2016, arXiv:1603.05279, section 3.1).
 
-    A channel without weights becomes zeros, at 1 bit as small as SMALLEST_SHARE lets it.
+    A channel without weights becomes zeros, at 1 bit as small as SMALLEST_SHARE lets it. With the covariance of the
+    layer's inputs `gram` (I, I), positive definite, weights of fewer than 8 bits are rounded so that the layer's
+    output is nearest, not the weights (`_compensated`).
     """
     rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
     top = largest_integer(bits)
@@ -58,7 +64,10 @@ def quantise_weight(weight: Array, bits: int = 8) -> tuple[Array, Array]:
     if largest < NO_WEIGHT:
         return np.zeros(weight.shape, np.int8), np.ones(len(rows), np.float32)
     scale = np.maximum(scale, largest * SMALLEST_SHARE).astype(np.float32)
-    quantised = np.where(rows < 0, -1, 1) if bits == 1 else _rounded(rows, scale, top)
+    if gram is not None and bits < 8:
+        quantised = _compensated(rows, scale, bits, gram)
+    else:
+        quantised = _integers(rows, scale[:, None], bits)
     return quantised.astype(np.int8).reshape(weight.shape), scale
 
 
@@ -96,6 +105,31 @@ def clipped_range(values: Array, low: float, high: float, bits: int) -> tuple[fl
         errors.append(float(np.square(stored - whole).sum(dtype=np.float64)))
     share = float(RANGE_SHARES[int(np.argmin(errors))])
     return low * share, high * share
+
+
+def _integers(weight: Array, scale: Array, bits: int) -> Array:
+    top = largest_integer(bits)
+    return np.where(weight < 0, -1, 1) if bits == 1 else np.clip(np.rint(weight / scale), -top, top)
+
+
+def _compensated(rows: Array, scale: Array, bits: int, gram: Array) -> Array:
+    """Round input by input, and let the inputs that are still to come make up for each error as well as they can.
+
+    GPTQ (Frantar et al. 2022, arXiv:2210.17323, algorithm 1), for all channels at once, in blocks of inputs.
+    """
+    covariance = torch.from_numpy(gram.astype(np.float64))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+    upper = torch.linalg.cholesky(inverse, upper=True).numpy().astype(np.float32)
+    left, quantised = rows.copy(), np.empty_like(rows)
+    for start in range(0, rows.shape[1], BLOCK):
+        end = min(start + BLOCK, rows.shape[1])
+        errors = np.empty((len(rows), end - start), np.float32)
+        for i in range(start, end):
+            quantised[:, i] = _integers(left[:, i], scale, bits)
+            errors[:, i - start] = (left[:, i] - quantised[:, i] * scale) / upper[i, i]
+            left[:, i + 1 : end] -= errors[:, i - start, None] * upper[i, i + 1 : end]
+        left[:, end:] -= errors @ upper[start:end, end:]
+    return quantised
 
 
 def _rounded(rows: Array, scale: Array, top: int) -> Array:

@@ -75,8 +75,12 @@ def sample_targets(op: Op, tensor: Tensor, other: str | None, seed: int) -> Samp
     return replace(places, values=places.at(tensor))
 
 
-def solve(op: Op, x: Tensor, sample: Sample, channels: Array, values: Mapping[str, Tensor]) -> tuple[Array, Array]:
+def solve(
+    op: Op, x: Tensor, sample: Sample, channels: Array, values: Mapping[str, Tensor]
+) -> tuple[Array, Array, Tensor]:
     """Return the weight and bias of `op` with which its output on `x` is nearest to the sample's values.
+
+    And the covariance of the layer's inputs (I, I), ridge included: what errors of the weights cost together.
 
     `x` (N, C, H, W) or (N, F) is the layer's input in the candidate, `channels` the untouched layer's output channels
     that `op` still has, `values` the candidate's tensors so far. The change of the weights is penalised, so a layer
@@ -97,7 +101,7 @@ def solve(op: Op, x: Tensor, sample: Sample, channels: Array, values: Mapping[st
     gram.diagonal().add_(RIDGE * gram.diagonal().mean().clamp(min=1e-12))
     change = torch.cholesky_solve(centred.T @ (missing - mean_missing) / len(inputs), torch.linalg.cholesky(gram)).T
     bias = bias + mean_missing - change @ mean_input
-    return (weight + change).numpy().reshape(op.weight.shape), bias.numpy()
+    return (weight + change).numpy().reshape(op.weight.shape), bias.numpy(), gram
 
 
 def _inputs(op: Op, x: Tensor, sample: Sample) -> Tensor:

@@ -134,10 +134,11 @@ class _Repair:
         """Fit, quantise and correct one layer; return it with its output."""
         sample = None if self.untouched else self.calibration.samples.get(op.name)
         x = self._input(op)
+        gram = None
         if sample is not None:
-            weight, bias = solve(op, x, sample, self.channels[op.name], self.values)
+            weight, bias, gram = solve(op, x, sample, self.channels[op.name], self.values)
             op = replace(op, weight=weight, bias=bias)
-        op = narrowed(op, self.decisions[op.name].w_bits, self.int8)
+        op = narrowed(op, self.decisions[op.name].w_bits, self.int8, None if gram is None else gram.numpy())
         y = apply_op(op, [x])
         if self.untouched or op.name not in self.calibration.moments:
             return op, y

@@ -198,3 +198,43 @@ def test_a_clipped_range_is_nearly_the_best_one(bits: int, relu: bool) -> None:
     assert stored_error(values, *found, bits) < 0.8 * stored_error(values, low, high, bits)
     if relu:
         assert activation_quant(*found, bits)[1] == 0
+
+
+def covariance(inputs: int) -> Array:
+    """Of inputs that go together, as those of a real layer do."""
+    x = np.random.default_rng(8).normal(size=(2000, inputs)) @ np.random.default_rng(9).normal(size=(inputs, inputs))
+    gram = x.T @ x / len(x)
+    return (gram + 0.01 * gram.diagonal().mean() * np.eye(inputs)).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("inputs", [7, 64, 150])
+def test_rounding_makes_up_for_each_error_as_well_as_the_inputs_left_can(bits: int, inputs: int) -> None:
+    """The weights left after each rounding are the least-squares solution given those that are fixed."""
+    gram = covariance(inputs)
+    weight = np.random.default_rng(3).normal(size=(3, inputs)).astype(np.float32)
+    found, scale = quantise_weight(weight, bits, gram)
+    assert (scale == quantise_weight(weight, bits)[1]).all()
+    top, exact = largest_integer(bits), gram.astype(np.float64)
+    for row, integers, s in zip(weight.astype(np.float64), found, scale.astype(np.float64), strict=True):
+        left = row.copy()
+        for i in range(inputs):
+            ratio = left[i] / s
+            nearest = (1 if ratio >= 0 else -1) if bits == 1 else np.clip(np.rint(ratio), -top, top)
+            if nearest != integers[i]:  # only on a tie may the order of sums decide
+                assert abs(abs(ratio - np.floor(ratio)) - (0 if bits == 1 else 0.5)) < 1e-2
+            error = integers[: i + 1] * s - row[: i + 1]
+            rest = slice(i + 1, inputs)
+            left[rest] = row[rest] - np.linalg.solve(exact[rest, rest], exact[rest, : i + 1] @ error)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_compensated_rounding_brings_the_output_nearer(bits: int) -> None:
+    gram = covariance(96)
+    weight = np.random.default_rng(3).normal(size=(8, 96)).astype(np.float32)
+
+    def output_error(found: tuple[Array, Array]) -> float:
+        error = (dequantise(*found) - weight).astype(np.float64)
+        return float(np.einsum("oi,ij,oj->", error, gram, error))
+
+    assert output_error(quantise_weight(weight, bits, gram)) < 0.85 * output_error(quantise_weight(weight, bits))

@@ -55,7 +55,7 @@ def test_the_solution_is_numpys_ridge_regression_on_the_change() -> None:
     op, x = convolution(), torch.randn(8, 4, 9, 9)
     target = torch.randn(8, 5, 9, 9)
     sample = sample_targets(op, target, None, seed=1)
-    weight, bias = solve(op, x, sample, np.arange(5), {})
+    weight, bias, _ = solve(op, x, sample, np.arange(5), {})
     assert op.weight is not None
     patches = F.unfold(x, 3, padding=1).double().reshape(8, 36, 9, 9)
     rows = patches[sample.image, :, sample.row, sample.column].numpy()
@@ -72,7 +72,7 @@ def test_the_solution_is_numpys_ridge_regression_on_the_change() -> None:
 
 def test_a_layer_with_nothing_to_make_up_for_stays_as_it_is() -> None:
     op, x = convolution(), torch.randn(4, 4, 9, 9)
-    weight, bias = solve(op, x, sample_targets(op, apply_op(op, [x]), None, seed=1), np.arange(5), {})
+    weight, bias, _ = solve(op, x, sample_targets(op, apply_op(op, [x]), None, seed=1), np.arange(5), {})
     assert np.allclose(weight, op.weight, atol=1e-5)
     assert np.allclose(bias, op.bias, atol=1e-5)
 
@@ -82,7 +82,7 @@ def test_a_layer_in_a_sum_makes_up_for_what_the_other_operand_lost() -> None:
     lost = 0.3 * x.sum(1, keepdim=True).expand(-1, 5, -1, -1)
     whole = apply_op(op, [x]) + lost
     sample = sample_targets(op, whole, "shortcut", seed=1)
-    weight, bias = solve(op, x, sample, np.arange(5), {"shortcut": torch.zeros(16, 5, 9, 9)})
+    weight, bias, _ = solve(op, x, sample, np.arange(5), {"shortcut": torch.zeros(16, 5, 9, 9)})
     fitted = Op("conv2d", "c", ("x",), (5, 9, 9), op.attrs, weight, bias)
     assert (apply_op(fitted, [x]) - whole).square().mean() < 0.01 * lost.square().mean()
 
