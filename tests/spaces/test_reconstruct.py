@@ -55,7 +55,7 @@ def test_the_solution_is_numpys_ridge_regression_on_the_change() -> None:
     op, x = convolution(), torch.randn(8, 4, 9, 9)
     target = torch.randn(8, 5, 9, 9)
     sample = sample_targets(op, target, None, seed=1)
-    weight, bias, _ = solve(op, x, sample, np.arange(5), {})
+    weight, bias, gram = solve(op, x, sample, np.arange(5), {})
     assert op.weight is not None
     patches = F.unfold(x, 3, padding=1).double().reshape(8, 36, 9, 9)
     rows = patches[sample.image, :, sample.row, sample.column].numpy()
@@ -68,6 +68,7 @@ def test_the_solution_is_numpys_ridge_regression_on_the_change() -> None:
     change = np.linalg.lstsq(stacked, right, rcond=None)[0].T
     assert np.allclose(weight.reshape(5, -1), op.weight.reshape(5, -1) + change, atol=1e-4)
     assert np.allclose(bias, op.bias + residual.mean(0) - change @ rows.mean(0), atol=1e-4)
+    assert np.allclose(gram, stacked.T @ stacked / len(rows), atol=1e-4)
 
 
 def test_a_layer_with_nothing_to_make_up_for_stays_as_it_is() -> None:
