@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from trimtab.kernels.graph import Graph
+from trimtab.kernels.graph import Graph, Node
 from trimtab.kernels.validate import Shape
 
 __all__ = ["Placement", "place"]
@@ -16,7 +17,8 @@ _SLACK = 256  # bytes that a kernel may read past a tensor's end (kSlack in nati
 
 @dataclass(frozen=True)
 class Placement:
-    """Byte offsets by tensor name, and the bytes of the whole arena."""
+    """Byte offsets by tensor name, and the bytes of the whole arena. Tensors inside a step of several layers are not in
+    it."""
 
     offsets: dict[str, int]
     total: int
@@ -30,10 +32,13 @@ class _Life:
     last: int  # index of the last step that reads it
 
 
-def place(graph: Graph, shapes: dict[str, Shape], batch: int) -> Placement:
-    """Return offsets for `batch` images, largest tensors first, each in the lowest gap that is free all its life."""
+def place(graph: Graph, steps: Sequence[Sequence[Node]], shapes: dict[str, Shape], batch: int) -> Placement:
+    """Return offsets for `batch` images, largest tensors first, each in the lowest gap that is free all its life.
+
+    A step is the layers that it runs; only what the last one gives has a place.
+    """
     placed: list[tuple[int, _Life]] = []
-    for life in sorted(_lives(graph, shapes, batch), key=lambda life: -life.size):
+    for life in sorted(_lives(graph, steps, shapes, batch), key=lambda life: -life.size):
         offset = 0
         for start, other in sorted(
             ((at, o) for at, o in placed if o.first <= life.last and life.first <= o.last), key=lambda p: p[0]
@@ -45,14 +50,15 @@ def place(graph: Graph, shapes: dict[str, Shape], batch: int) -> Placement:
     return Placement({life.name: at for at, life in placed}, max(at + life.size for at, life in placed))
 
 
-def _lives(graph: Graph, shapes: dict[str, Shape], batch: int) -> list[_Life]:
+def _lives(graph: Graph, steps: Sequence[Sequence[Node]], shapes: dict[str, Shape], batch: int) -> list[_Life]:
     first = {graph.input: -1}
     last: dict[str, int] = {graph.input: -1}
-    for i, node in enumerate(graph.nodes):
-        first[node.name] = last[node.name] = i
-        for name in node.inputs:
-            last[name] = i
-    last[graph.output] = len(graph.nodes)
+    for i, nodes in enumerate(steps):
+        first[nodes[-1].name] = i
+        last[nodes[-1].name] = i
+        for node in nodes:
+            last.update({name: i for name in node.inputs})
+    last[graph.output] = len(steps)
     return [_Life(name, _bytes(graph, name, shapes[name], batch), first[name], last[name]) for name in first]
 
 

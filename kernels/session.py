@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import BadInput
-from trimtab.kernels import _native
+from trimtab.kernels import _native, chains
 from trimtab.kernels.graph import Graph, Node
 from trimtab.kernels.levels import active_level, resolve_level
 from trimtab.kernels.passes import fuse, legalise
@@ -53,12 +53,14 @@ class Session:
         largest = max(prod(shape) for shape in self._shapes.values())
         if largest * batch > MAX_ELEMENTS:
             raise BadInput(f"a batch of {batch} makes tensors of {largest * batch} elements: too large")
-        self._program, self._ids = self._compile()
+        together = chains.find_chains(chains.graph_links(self._graph, self._shapes), self._graph.output)
+        self._steps = [self._graph.nodes[part.start : part.stop] for part in together]
+        self._program, _ = self._compile(self._steps)
 
     @property
     def steps(self) -> list[str]:
-        """Names of the layers that are left after fusion, in the order in which they run."""
-        return [node.name for node in self._graph.nodes]
+        """Names of the steps in the order in which they run: layers left after fusion, a chain by its last layer."""
+        return [nodes[-1].name for nodes in self._steps]
 
     @property
     def arena_bytes(self) -> int:
@@ -102,10 +104,11 @@ class Session:
     def run_tensors(self, x: Floats) -> dict[str, Floats]:
         """Return the value (N, ...) of every tensor that fusion leaves, as real numbers; slow, for inspection."""
         self._check(x, 1)
-        names = {index: name for name, index in self._ids.items()}
-        parts: dict[str, list[Floats]] = {name: [] for name in self._ids}
+        program, ids = self._compile([(node,) for node in self._graph.nodes])  # chains leave no tensors between layers
+        names = {index: name for name, index in ids.items()}
+        parts: dict[str, list[Floats]] = {name: [] for name in ids}
         for first in range(0, len(x), self.batch):
-            for index, values in self._program.trace(x[first : first + self.batch]):
+            for index, values in program.trace(x[first : first + self.batch]):
                 parts[names[index]].append(values)
         return {name: np.concatenate(p).reshape(-1, *self._shapes[name]) for name, p in parts.items()}
 
@@ -118,9 +121,9 @@ class Session:
         if not fits or (leading == 2 and x.shape[1] != self.batch):
             raise BadInput(f"input must have shape {wanted}, got {x.shape}")
 
-    def _compile(self) -> tuple[_native.Program, dict[str, int]]:
+    def _compile(self, steps: Sequence[Sequence[Node]]) -> tuple[_native.Program, dict[str, int]]:
         graph, shapes = self._graph, self._shapes
-        placement = place(graph, shapes, self.batch)
+        placement = place(graph, steps, shapes, self.batch)
         if placement.total > _MAX_ARENA:
             raise BadInput(f"the activations would take {placement.total} bytes")
         program = _native.Program(self.level, self.threads, self.batch)
@@ -129,9 +132,12 @@ class Session:
             quant = graph.quant.get(name)
             c, h, w = shapes[name] if len(shapes[name]) == 3 else (shapes[name][0], 1, 1)
             stored = (False, 1.0, 0, 8) if quant is None else (True, quant.scale, quant.zero_point, quant.bits)
-            ids[name] = program.add_tensor(c, h, w, placement.offsets[name], *stored)
-        for node in graph.nodes:
-            _ADDERS[node.op](program, graph, shapes, ids, node)
+            ids[name] = program.add_tensor(c, h, w, placement.offsets.get(name, 0), *stored)
+        for nodes in steps:
+            for node in nodes:
+                _ADDERS[node.op](program, graph, shapes, ids, node)
+            if len(nodes) > 1:
+                program.chain(len(nodes), chains.WINDOW_BYTES)
         program.finish(ids[graph.input], ids[graph.output], placement.total)
         return program, ids
 

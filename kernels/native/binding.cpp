@@ -192,6 +192,7 @@ NB_MODULE(_native, m) {
            "weights"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)
       .def("add_conv_int", &add_conv_int, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,
            "weights"_a.noconvert(), "weight_scale"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)
+      .def("chain", &Program::chain, "count"_a, "window_bytes"_a)
       .def("add_sum", [](Program& p, const std::string& name, int a, int b, int out,
                          const std::string& activation) { p.add_sum(name, a, b, out, activation_of(activation)); },
            "name"_a, "a"_a, "b"_a, "target"_a, "activation"_a)

@@ -105,7 +105,8 @@ TRIMTAB_INLINE void for_blocks(const Conv& conv, const Operand& in, const Task& 
   const size_t table = (static_cast<size_t>(g.block_rows) * g.ow * sizeof(int32_t) + 63) / 64 * 64;
   A* const scratch = reinterpret_cast<A*>(task.scratch + table);
   const int row = (g.direct ? g.iw : g.scratch_w) * g.ic;
-  for (int y = 0, i = 0; y < least(g.block_rows, g.oh); ++y)
+  const Rows rows = rows_of(conv, task);
+  for (int y = 0, i = 0; y < least(g.block_rows, rows.last - rows.first); ++y)
     for (int x = 0; x < g.ow; ++x) offset[i++] = y * g.stride_h * row + x * g.stride_w * g.ic;
   const T* const data = static_cast<const T*>(in.data);
   for_rows(conv, task, split, [&](int n, int y0, int y1) {

@@ -63,7 +63,7 @@ Store Program::store(int out, int residual, Activation activation) const {
 
 template <class Body>
 void Program::add_step(const std::string& name, int output, Body body) {
-  steps_.push_back({name, output, std::move(body)});
+  steps_.push_back({name, output, std::move(body), nullptr, -1, nullptr});
 }
 
 void Program::add_conv(const std::string& name, int in, int out, int residual, const ConvSpec& spec,
@@ -71,19 +71,46 @@ void Program::add_conv(const std::string& name, int in, int out, int residual, c
   const Operand from = tensors_[in].operand, to = tensors_[out].operand;
   const bool requantize =
       spec.int_weights != nullptr && residual < 0 && to.is_u8 && activation.curve == Curve::kNone;
-  auto packed = std::make_shared<PackedConv>(
-      pack_conv(spec, kernels_, from, to, requantize, batch_, crew_.size()));
-  layer_kernels_.emplace_back(name, describe(*packed));
-  weight_bytes_ += packed->weights.bytes();
-  scratch_per_thread_ = std::max(scratch_per_thread_, packed->scratch_bytes);
-  const auto kernel = packed->depthwise ? (packed->integer ? kernels_.depthwise_int : kernels_.depthwise_float)
-                                        : (packed->integer ? kernels_.conv_int : kernels_.conv_float);
-  add_step(name, out, [=](const Task& t) {
+  auto call = std::make_shared<ConvCall>();
+  call->packed = pack_conv(spec, kernels_, from, to, requantize, batch_, crew_.size());
+  const PackedConv& packed = call->packed;
+  layer_kernels_.emplace_back(name, describe(packed));
+  weight_bytes_ += packed.weights.bytes();
+  scratch_per_thread_ = std::max(scratch_per_thread_, packed.scratch_bytes);
+  call->kernel = packed.depthwise ? (packed.integer ? kernels_.depthwise_int : kernels_.depthwise_float)
+                                  : (packed.integer ? kernels_.conv_int : kernels_.conv_float);
+  const auto stored = [=, scale = reinterpret_cast<const float*>(packed.scale.data())] {
     Store s = store(out, residual, activation);
     s.requantize = requantize;
-    s.scale = reinterpret_cast<const float*>(packed->scale.data());
+    s.scale = scale;
     if (requantize) bound_integers(s);
-    kernel(packed->conv, s, operand(in), t);
+    return s;
+  };
+  add_step(name, out, [=](const Task& t) { call->kernel(call->packed.conv, stored(), operand(in), t); });
+  steps_.back().conv = call;
+  steps_.back().conv_input = in;
+  steps_.back().conv_store = stored;
+}
+
+void Program::chain(int count, size_t window_bytes) {
+  const auto first = steps_.end() - count;
+  std::vector<std::shared_ptr<const ConvCall>> calls;
+  std::vector<std::function<Store()>> stored;
+  std::vector<size_t> elements;
+  for (auto step = first; step != steps_.end(); ++step) {
+    calls.push_back(step->conv);
+    stored.push_back(step->conv_store);
+    elements.push_back(element_bytes(tensors_[step->output].operand));
+  }
+  const int in = first->conv_input, out = steps_.back().output;
+  const std::string name = steps_.back().name;
+  const auto links = std::make_shared<const Chain>(calls, elements, window_bytes);
+  scratch_per_thread_ = std::max(scratch_per_thread_, links->scratch_bytes());
+  steps_.erase(first, steps_.end());
+  add_step(name, out, [=](const Task& t) {
+    std::vector<Store> stores;
+    for (const auto& store : stored) stores.push_back(store());
+    links->run(operand(in), stores, t);
   });
 }
 

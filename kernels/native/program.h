@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checked.h"
+#include "chain.h"
 #include "conv.h"
 #include "crew.h"
 #include "table.h"
@@ -41,6 +42,8 @@ class Program {
 
   int add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero, int bits);
   void add_conv(const std::string& name, int in, int out, int residual, const ConvSpec& spec, Activation activation);
+  // Makes one step, named as the last, of the last `count`: convolutions of which each reads just the one before.
+  void chain(int count, size_t window_bytes);
   void add_sum(const std::string& name, int a, int b, int out, Activation activation);
   // `gates`: b is (C, 1, 1), one factor per channel of a.
   void add_mul(const std::string& name, int a, int b, int out, bool gates);
@@ -79,6 +82,9 @@ class Program {
     std::string name;
     int output;
     std::function<void(const Task&)> run;
+    std::shared_ptr<const ConvCall> conv;  // null where it is no convolution
+    int conv_input;
+    std::function<Store()> conv_store;
   };
 
   template <class Body>
