@@ -177,7 +177,8 @@ def count_macs(model: nn.Module, example: torch.Tensor, steps: Sequence[Step]) -
         by_thop, _ = thop.profile(copied, (example,), custom_ops=counted, verbose=False)
     by_torch = counter.get_total_flops() // 2
     # A batch norm that follows no layer is a depthwise 1x1 convolution to us and free to the others.
-    norms = sum(step.macs for step in steps if step.kind == "conv2d" and _is_scaling(step))
+    parts = [part for step in steps for part in step.parts]
+    norms = sum(part.macs for part in parts if part.kind == "conv2d" and _is_scaling(part))
     if not ours - norms <= by_torch <= ours or int(by_thop) != by_torch:
         raise TrimtabError(
             f"the MAC counters disagree: {ours} from shapes, {int(by_thop)} by thop, {by_torch} by torch; "

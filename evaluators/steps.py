@@ -6,11 +6,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from trimtab.evaluators.lowering import MOVES, copied_bits, is_integer, stored_bits
+from trimtab.kernels.chains import Link, find_chains
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import Policy
@@ -34,7 +35,8 @@ _OUT_QUANT = Quant(0.07, 120)
 @dataclass(frozen=True)
 class Step:
     """One kernel call: what its time depends on. Shapes are (C, H, W) or (F,); `in_int8` and `out_int8` say whether the
-    input and the output are stored as uint8, `w_bits` and `a_bits` which values a layer's weights and input have."""
+    input and the output are stored as uint8, `w_bits` and `a_bits` which values a layer's weights and input have.
+    Kind "chain": `members`, two or more, run together, band by band."""
 
     kind: str
     in_shape: tuple[int, ...]
@@ -45,6 +47,12 @@ class Step:
     in_int8: bool = False
     out_int8: bool = False
     residual: bool = False
+    members: tuple[Step, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Step, ...]:
+        """The members of a chain, or the step itself."""
+        return self.members or (self,)
 
     @property
     def key(self) -> str:
@@ -54,6 +62,8 @@ class Step:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one image."""
+        if self.members:
+            return sum(member.macs for member in self.members)
         if self.kind == "linear":
             return self.in_shape[0] * self.out_shape[0]
         if self.kind == "attention":
@@ -66,6 +76,8 @@ class Step:
     @property
     def weights(self) -> int:
         """Weight elements, without bias."""
+        if self.members:
+            return sum(member.weights for member in self.members)
         return self.macs // math.prod(self.out_shape[1:]) if self.kind in ("conv2d", "linear") else 0
 
 
@@ -91,18 +103,37 @@ class StepPlan:
         self._fusion = _Fusion.of(self.network)
         self._stored: dict[tuple[int, ...], Mapping[str, int]] = {}
         self._steps: dict[tuple[object, ...], Step] = {}
+        self._chains: dict[tuple[Step, ...], Step] = {}
 
     def steps(self, policy: Policy) -> list[Step]:
         """Return the steps of a policy in execution order."""
         return [call.step for call in self.calls(policy)]
 
     def named_steps(self, policy: Policy) -> list[tuple[str, Step]]:
-        """Return (operator, step) in execution order; both factors of a layer carry its name."""
+        """Return (operator, step) in execution order.
+
+        Both factors of a layer carry its name, a chain that of its last layer.
+        """
         return [(call.op, call.step) for call in self.calls(policy)]
 
     def calls(self, policy: Policy) -> list[Call]:
         """Return the steps of a policy in execution order, with the tensors that they read and write."""
-        return _Calls(self, policy).all()
+        calls = _Calls(self, policy).all()
+        together = find_chains([_link(call) for call in calls], self.network.output)
+        return [self._joined(calls[part.start : part.stop]) for part in together]
+
+    def _joined(self, calls: list[Call]) -> Call:
+        """Return one call for convolutions that run together."""
+        if len(calls) == 1:
+            return calls[0]
+        members, last = tuple(call.step for call in calls), calls[-1]
+        if members not in self._chains:
+            self._chains[members] = replace(
+                members[-1], kind="chain", in_shape=members[0].in_shape, in_int8=members[0].in_int8, members=members
+            )
+        written = {call.tensor for call in calls}
+        reads = tuple(name for call in calls for name in call.reads if name not in written)
+        return Call(last.op, last.tensor, reads, self._chains[members])
 
     def stored(self, policy: Policy) -> Mapping[str, int]:
         """Return the bits of the tensors that are stored as uint8."""
@@ -113,6 +144,12 @@ class StepPlan:
                 self._stored.clear()
             self._stored[bits] = stored_bits(self.network, policy.layers)
         return self._stored[bits]
+
+
+def _link(call: Call) -> Link:
+    step = call.step
+    size = math.prod(step.out_shape) * (1 if step.out_int8 else 4)
+    return Link(call.tensor, call.reads, step.kind == "conv2d", size)
 
 
 class _Calls:
@@ -267,34 +304,58 @@ class _Fusion:
 
 
 def step_graph(step: Step) -> Graph:
-    """Return a small program whose node `step` is this step, with seeded random weights of as many values as its bits
-    allow, because kernels are chosen by the values.
+    """Return a small program whose node `step` is this step, or ends this chain, with seeded random weights of as many
+    values as its bits allow, because kernels are chosen by the values.
 
     A residual comes from a copy of the input brought to the output's shape, where that is possible.
     """
     rng = np.random.default_rng(0)
+    beside: list[Node] = []  # made of the input, before anything that might be a chain
+    nodes: list[Node] = []
+    quant = {"x": _stored_as(step.parts[0])} if step.in_int8 else {}
+    source = "x"
+    for i, part in enumerate(step.parts, 1):
+        name = STEP if i == len(step.parts) else f"{STEP}.{i}"
+        nodes.append(_node(rng, part, source, name, step.in_shape, beside, quant))
+        if part.out_int8:
+            following = step.parts[i] if i < len(step.parts) else None
+            quant[name] = _output_stored_as(part, following)
+        source = name
+    return Graph("x", step.in_shape, (*beside, *nodes), STEP, quant)
+
+
+def _node(
+    rng: np.random.Generator,
+    step: Step,
+    source: str,
+    name: str,
+    image: tuple[int, ...],
+    beside: list[Node],
+    quant: dict[str, Quant],
+) -> Node:
+    """Return the step's node, which reads `source`.
+
+    What else it reads is made of the program's input, of shape `image`, by nodes appended to `beside`.
+    """
     attrs = dict(step.attrs)
     kernel = attrs.pop("kernel", None) if step.kind == "conv2d" else None
-    nodes: list[Node] = []
-    inputs: tuple[str, ...] = ("x",)
-    stored = _stored_as(step)
-    quant = {"x": stored} if step.in_int8 else {}
+    inputs: tuple[str, ...] = (source,)
     weights = {}
     if step.kind in ("conv2d", "linear"):
         size: tuple[int, ...] = (step.out_shape[0], step.in_shape[0])
         if kernel is not None:
             size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
         weights = _random_weights(rng, size, step.w_bits)
-    if step.residual and _fill_residual(step, attrs, nodes, quant):
-        inputs = ("x", "residual")
+    if step.residual and _add_residual(f"{name}.residual", image, step.out_shape, beside, quant):
+        inputs = (source, f"{name}.residual")
     if step.kind == "add":
-        inputs = ("x", "x")
+        inputs = (source, source)
     if step.kind == "mul":
-        inputs = ("x", _factor(bool(attrs.pop("gate")), nodes))
+        inputs = (source, _factor(bool(attrs.pop("gate")), beside))
     if step.kind == "concat":
-        inputs = _concat_inputs(step, nodes, quant)
+        inputs = _concat_inputs(step, beside, quant)
     if step.kind == "attention":
-        inputs = ("x", "x", _attention_values(step, nodes, quant))
+        inputs = (source, source, _attention_values(step, beside, quant))
     if step.kind == "layer_norm":
         ones = np.ones(step.in_shape[0], np.float32)
         weights = {"weight": ones, "bias": ones}
@@ -304,11 +365,14 @@ def step_graph(step: Step) -> Graph:
     if step.kind == "channel_map":
         index = [i if i < step.in_shape[0] else -1 for i in range(step.out_shape[0])]
         attrs["index"] = tuple(index)
-    nodes.append(Node(step.kind, STEP, inputs, attrs, weights))
-    if step.out_int8:
-        # Operators that move values keep their input's scale; a concatenation's inputs each have their own.
-        quant[STEP] = stored if step.in_int8 and step.kind in MOVES else _OUT_QUANT
-    return Graph("x", step.in_shape, tuple(nodes), STEP, quant)
+    return Node(step.kind, name, inputs, attrs, weights)
+
+
+def _output_stored_as(step: Step, following: Step | None) -> Quant:
+    if following is not None and following.a_bits < 8:
+        return _stored_as(following)
+    # Operators that move values keep their input's scale; a concatenation's inputs each have their own.
+    return _stored_as(step) if step.in_int8 and step.kind in MOVES else _OUT_QUANT
 
 
 def _stored_as(step: Step) -> Quant:
@@ -344,19 +408,21 @@ def _attention_values(step: Step, nodes: list[Node], quant: dict[str, Quant]) ->
     return "values"
 
 
-def _fill_residual(step: Step, attrs: Mapping[str, object], nodes: list[Node], quant: dict[str, Quant]) -> bool:
+def _add_residual(
+    name: str, image: tuple[int, ...], shape: tuple[int, ...], nodes: list[Node], quant: dict[str, Quant]
+) -> bool:
+    """Append a tensor of this name and shape, made of the program's input; return whether that is possible."""
     source = "x"
-    if step.kind == "conv2d":
-        rows, columns = attrs["stride"]  # type: ignore[misc]
-        shape = (-(-step.in_shape[1] // rows), -(-step.in_shape[2] // columns))  # type: ignore[has-type]
-        if shape != step.out_shape[1:]:
+    if len(image) == 3:
+        strides = tuple(-(-have // want) for have, want in zip(image[1:], shape[1:], strict=True))
+        if tuple(-(-have // stride) for have, stride in zip(image[1:], strides, strict=True)) != shape[1:]:
             return False
-        source = "thinned"
-        nodes.append(Node("subsample", source, ("x",), {"stride": (rows, columns)}))  # type: ignore[has-type]
-    index = tuple(i % step.in_shape[0] for i in range(step.out_shape[0]))
-    nodes.append(Node("channel_map", "residual", (source,), {"index": index}))
-    if step.in_int8:
-        quant[source] = quant["residual"] = _stored_as(step)
+        source = f"{name}.thinned"
+        nodes.append(Node("subsample", source, ("x",), {"stride": strides}))
+    index = tuple(i % image[0] for i in range(shape[0]))
+    nodes.append(Node("channel_map", name, (source,), {"index": index}))
+    if "x" in quant:
+        quant[source] = quant[name] = quant["x"]
     return True
 
 

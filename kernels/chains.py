@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from trimtab.kernels.graph import Graph
+from trimtab.kernels.graph import Graph, Node
 from trimtab.kernels.validate import Shape
 
 __all__ = ["Link", "find_chains", "graph_links"]
@@ -56,7 +56,9 @@ def find_chains(links: Sequence[Link], output: str) -> list[range]:
 
 def graph_links(graph: Graph, shapes: dict[str, Shape]) -> list[Link]:
     """Return a link for every node of a legalised graph."""
-    return [
-        Link(node.name, node.inputs, node.op == "conv2d", prod(shapes[node.name]) * (1 if node.name in graph.quant else 4))
-        for node in graph.nodes
-    ]
+
+    def link(node: Node) -> Link:
+        size = prod(shapes[node.name]) * (1 if node.name in graph.quant else 4)
+        return Link(node.name, node.inputs, node.op == "conv2d", size)
+
+    return [link(node) for node in graph.nodes]

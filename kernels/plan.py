@@ -57,7 +57,7 @@ def _lives(graph: Graph, steps: Sequence[Sequence[Node]], shapes: dict[str, Shap
         first[nodes[-1].name] = i
         last[nodes[-1].name] = i
         for node in nodes:
-            last.update({name: i for name in node.inputs})
+            last.update(dict.fromkeys(node.inputs, i))
     last[graph.output] = len(steps)
     return [_Life(name, _bytes(graph, name, shapes[name], batch), first[name], last[name]) for name in first]
 

@@ -192,3 +192,39 @@ def test_macs_of_one_step_by_hand() -> None:
     assert Step("conv2d", (8, 9, 9), (6, 4, 4), attrs).macs == 6 * 4 * 4 * (8 // 2) * 9
     assert Step("linear", (10,), (7,)).macs == math.prod((10, 7))
     assert Step("add", (8, 9, 9), (8, 9, 9)).macs == 0
+
+
+@pytest.mark.parametrize("name", ["resnet8", "concat", "inverted"])
+def test_chains_are_predicted_as_they_are_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.kernels.chains.CHAINED_BYTES", 1)
+    space = space_of(name)
+    plan = StepPlan(space)
+    chains = 0
+    for policy in [*random_policies(space, 2), space.uniform(1.0, (8, 8), 0.25)]:
+        calls = plan.calls(policy)
+        session = NativeEngine().compile(lower(timing_candidate(space, policy))).session
+        assert [call.tensor for call in calls] == session.steps
+        for call in calls:
+            assert set(call.reads) <= {space.network.input, *(c.tensor for c in calls)}
+            assert STEP in Session(step_graph(call.step)).steps
+            assert Session(step_graph(call.step)).steps.count(STEP) == 1
+        chained = [call.step for call in calls if call.step.kind == "chain"]
+        chains += len(chained)
+        for step in chained:
+            assert [part.in_shape for part in step.parts[1:]] == [part.out_shape for part in step.parts[:-1]]
+            assert not {f"{STEP}.{i}" for i in range(1, 9)} & set(Session(step_graph(step)).steps)
+    assert chains
+
+
+@pytest.mark.parametrize("name", ["resnet8", "inverted"])
+def test_chains_do_not_change_what_is_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = space_of(name)
+    policy = random_policies(space, 1)[-1]
+
+    def counts() -> tuple[int, int]:
+        steps = StepPlan(space).steps(policy)
+        return sum(step.macs for step in steps), sum(step.weights for step in steps)
+
+    apart = counts()
+    monkeypatch.setattr("trimtab.kernels.chains.CHAINED_BYTES", 1)
+    assert counts() == apart
