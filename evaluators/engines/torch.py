@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,13 @@ from torch.nn import functional as F
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Images, TimeSlice
 from trimtab.evaluators.engines.loop import small_program_seconds, time_runs
+from trimtab.evaluators.engines.torch_operators import (
+    FLOAT_OPERATORS,
+    MOVES,
+    Compute,
+    activate_in_place,
+    padding_of,
+)
 from trimtab.kernels.errors import UnsupportedOperator
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.kernels.passes import fuse
@@ -22,9 +29,7 @@ from trimtab.kernels.validate import check_graph, is_integer
 
 __all__ = ["TorchEngine", "TorchSession"]
 
-Compute = Callable[..., Tensor]
-
-#: How oneDNN's integer layers call our activations: name and bounds.
+#: How oneDNN's integer layers call the activations that they can apply: name and bounds.
 POST_OPS: Mapping[str, tuple[str, list[float]]] = {
     "none": ("none", []),
     "relu": ("relu", []),
@@ -148,19 +153,19 @@ def _stored(x: Tensor, quant: Quant | None) -> Tensor:
 
 def _compute(graph: Graph, node: Node, free: set[str]) -> Compute:
     """Return what computes a node from the stored values of its inputs; it may overwrite the `free` ones."""
-    if node.op not in _MAKERS and node.op not in _MOVERS:
+    if node.op not in FLOAT_OPERATORS and node.op not in MOVES:
         raise UnsupportedOperator(f"layer {node.name!r}: the engine torch has no {node.op}")
     if is_integer(graph, node):
         return _integer_layer(graph, node, free)
     quants = [graph.quant.get(name) for name in node.inputs]
     result = graph.quant.get(node.name)
-    if node.op in _MOVERS:
+    if node.op in MOVES:
         zero = 0 if result is None else result.zero_point
-        move = _MOVERS[node.op](node, zero)
+        move = MOVES[node.op](node, zero)
         if all(quant == result for quant in quants):
             return move
         return lambda *inputs: move(*(_stored(_real(x, q), result) for x, q in zip(inputs, quants, strict=True)))
-    compute = _MAKERS[node.op](node)
+    compute = FLOAT_OPERATORS[node.op](node)
     if result is None and not any(quants):
         return compute
     return lambda *inputs: _stored(compute(*(_real(x, q) for x, q in zip(inputs, quants, strict=True))), result)
@@ -174,13 +179,19 @@ def _integer_layer(graph: Graph, node: Node, free: set[str]) -> Compute:
     if not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
         raise BadInput(f"torch {torch.__version__} has no integer convolutions for this processor: run float32 forms")
     result, activation = graph.quant.get(node.name), node.attrs["activation"]
+    residual = graph.quant.get(node.inputs[-1])
+    activate = activate_in_place(activation)
+    # oneDNN stores up to 255.
+    whole = result is None or result.top == 255
     if len(node.inputs) == 1:
-        return _integer_product(graph, node, result, activation)
-    residual = graph.quant.get(node.inputs[1])
-    if activation != "relu6" and node.op == "conv2d" and (residual is None) == (result is None):
+        if whole and activation in POST_OPS:
+            return _integer_product(graph, node, result, activation)
+        product = _integer_product(graph, node, None, "none")
+        return lambda x: _stored(activate(product(x)), result)
+    summable = whole and activation in ("none", "relu") and (residual is None) == (result is None)
+    if summable and node.op == "conv2d":
         return _integer_sum(graph, node, result, residual, activation, node.inputs[1] in free)
     product = _integer_product(graph, node, None, "none")
-    activate = _activate(activation)
     return lambda x, r: _stored(activate(product(x).add_(_real(r, residual))), result)
 
 
@@ -233,7 +244,7 @@ class _IntegerCall:
         if node.op == "linear":
             packed = torch.ops.onednn.qlinear_prepack(weight, None)
             return _IntegerCall(quant, (packed, scale, zeros), bias, ([], [], [], 1), None)
-        padding, margin = _padding(node)
+        padding, margin = padding_of(node)
         window = (list(node.attrs["stride"]), padding, list(node.attrs["dilation"]), int(node.attrs["groups"]))
         packed = torch.ops.onednn.qconv_prepack(weight, scale, quant.scale, quant.zero_point, *window, None)
         return _IntegerCall(quant, (packed, scale, zeros), bias, window, margin)
@@ -241,120 +252,3 @@ class _IntegerCall:
     def arguments(self, x: Tensor) -> tuple[Tensor, float, int]:
         padded = x if self.margin is None else F.pad(x, self.margin, value=self.quant.zero_point)
         return padded, self.quant.scale, self.quant.zero_point
-
-
-def _padding(node: Node) -> tuple[list[int], tuple[int, int, int, int] | None]:
-    """The padding (height, width) that a convolution does itself, or the margin to add before it."""
-    top, left, bottom, right = node.attrs["padding"]
-    if (top, left) == (bottom, right):
-        return [top, left], None
-    return [0, 0], (left, right, top, bottom)
-
-
-# Float operators: from a node to what computes it on real numbers.
-
-
-def _activate(kind: str) -> Compute:
-    return {"none": lambda x: x, "relu": torch.relu_, "relu6": lambda x: x.clamp_(0, 6)}[kind]
-
-
-def _conv2d(node: Node) -> Compute:
-    weight = _float_weight(node).contiguous(memory_format=torch.channels_last)
-    padding, margin = _padding(node)
-    window = (list(node.attrs["stride"]), padding, list(node.attrs["dilation"]), int(node.attrs["groups"]))
-    bias = _bias(node)
-    pad = (lambda x: x) if margin is None else (lambda x: F.pad(x, margin))
-    return _with_residual(node, lambda x: torch.conv2d(pad(x), weight, bias, *window))
-
-
-def _linear(node: Node) -> Compute:
-    weight, bias = _float_weight(node), _bias(node)
-    return _with_residual(node, lambda x: F.linear(x, weight, bias))
-
-
-def _with_residual(node: Node, layer: Compute) -> Compute:
-    activate = _activate(node.attrs["activation"])
-    if len(node.inputs) == 1:
-        return lambda x: activate(layer(x))
-    return lambda x, residual: activate(layer(x).add_(residual))
-
-
-def _float_weight(node: Node) -> Tensor:
-    weight = torch.from_numpy(np.array(node.weights["weight"])).to(torch.float32)
-    if "weight_scale" not in node.weights:
-        return weight
-    scale = torch.from_numpy(np.array(node.weights["weight_scale"]))
-    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def _bias(node: Node) -> Tensor | None:
-    return torch.from_numpy(np.array(node.weights["bias"])) if "bias" in node.weights else None
-
-
-def _activation(node: Node) -> Compute:
-    kind = node.attrs["activation"]
-    return {"none": lambda x: x, "relu": torch.relu, "relu6": F.relu6}[kind]
-
-
-def _add(node: Node) -> Compute:
-    activate = _activate(node.attrs["activation"])
-    return lambda a, b: activate(torch.add(a, b))
-
-
-def _avg_pool2d(node: Node) -> Compute:
-    attrs = node.attrs
-    padding, margin = _padding(node)
-    if margin is not None:
-        raise UnsupportedOperator(f"layer {node.name!r}: the engine torch has no average pool with uneven padding")
-    kernel, stride, include = list(attrs["kernel"]), list(attrs["stride"]), bool(attrs["count_include_pad"])
-    return lambda x: F.avg_pool2d(x, kernel, stride, padding, count_include_pad=include)
-
-
-_MAKERS: Mapping[str, Callable[[Node], Compute]] = {
-    "quantize": lambda node: lambda x: x,
-    "conv2d": _conv2d,
-    "linear": _linear,
-    "activation": _activation,
-    "add": _add,
-    "avg_pool2d": _avg_pool2d,
-    "global_avg_pool2d": lambda node: lambda x: x.mean((2, 3), keepdim=True),
-}
-
-
-# Operators that only move values, of either storage: from a node and what zero is stored as.
-
-
-def _max_pool2d(node: Node, zero: int) -> Compute:
-    padding, margin = _padding(node)
-    if margin is not None:
-        raise UnsupportedOperator(f"layer {node.name!r}: the engine torch has no max pool with uneven padding")
-    kernel, stride = list(node.attrs["kernel"]), list(node.attrs["stride"])
-
-    def pool(x: Tensor) -> Tensor:
-        # max_pool2d takes images only up to the largest number of their type: uint8 ones up to 255 elements.
-        return F.max_pool2d(x.to(torch.float32), kernel, stride, padding).to(x.dtype)
-
-    return pool
-
-
-def _channel_map(node: Node, zero: int) -> Compute:
-    index = torch.tensor(node.attrs["index"])
-    missing = torch.nonzero(index < 0).flatten()
-    taken = index.clamp(min=0)
-    if len(missing) == 0:
-        return lambda x: x.index_select(1, taken)
-    return lambda x: x.index_select(1, taken).index_fill_(1, missing, zero)
-
-
-def _subsample(node: Node, zero: int) -> Compute:
-    rows, columns = node.attrs["stride"]
-    return lambda x: x[:, :, ::rows, ::columns]
-
-
-_MOVERS: Mapping[str, Callable[[Node, int], Compute]] = {
-    "concat": lambda node, zero: lambda *inputs: torch.cat(inputs, 1),
-    "max_pool2d": _max_pool2d,
-    "flatten": lambda node, zero: lambda x: x.flatten(1),
-    "channel_map": _channel_map,
-    "subsample": _subsample,
-}

@@ -49,6 +49,7 @@ def bench_networks(
     speed-ups with intervals, each the median over rounds of another's time divided by this one's: `speedup` over the
     fastest other engine, `best_other`; `exact_speedup` over the fastest other one with exact products; `int8_speedup`
     of a half form over int8 on the same engine; and `thread_speedup` of native with several threads over one.
+    `lacking` says why an engine has no time for a form.
     """
     for form in forms:
         if form not in FORMS:
@@ -67,15 +68,19 @@ def network_rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of one network, measured in this process."""
     made = {name: make_engine(name, threads) for name in engines}
-    exact = {name: exact_products(engine) for name, engine in made.items()}
+    exact = {name: _exact_or_none(engine) for name, engine in made.items()}
     space, images = load_network(network)
     inputs = np.ascontiguousarray(images[:ROTATED, None])
     timed: dict[_Timed, tuple[EngineSession, Images]] = {}
+    lacking: dict[_Timed, str] = {}
     for form in forms:
         candidate = calibrated(space, policy_of(space, form), images)
         graph = lower(candidate)
         for name, engine in made.items():
-            timed[_Timed(form, name)] = (engine.compile(graph, 1, candidate.ranges), inputs)
+            try:
+                timed[_Timed(form, name)] = (engine.compile(graph, 1, candidate.ranges), inputs)
+            except BadInput as error:
+                lacking[_Timed(form, name)] = str(error)
         if threads > 1 and "native" in made:
             timed[_Timed(form, "native", alone=True)] = (make_engine("native").compile(graph), inputs)
     for name, engine in made.items():
@@ -91,13 +96,21 @@ def network_rows(
             "held_to": level if obeys_caps(name) else None,
             "exact": None if form == "fp32" else exact[name],
             **named("ms", found.time(_Timed(form, name)), 1e3),
-            "call_ms": found.time(_Timed("empty", name)).median * 1e3,
+            "call_ms": named("call", found.time(_Timed("empty", name)), 1e3)["call"],
             "rounds": len(found.rounds.seconds),
             **_speedups(found, _Timed(form, name)),
+            "lacking": lacking.get(_Timed(form, name)),
         }
         for form in forms
         for name, engine in made.items()
     ]
+
+
+def _exact_or_none(engine: Engine) -> bool | None:
+    try:
+        return exact_products(engine)
+    except BadInput:  # it has no integer convolutions
+        return None
 
 
 class _Timed(NamedTuple):
@@ -114,16 +127,16 @@ class _Found:
 
     timed: list[_Timed]
     rounds: Rounds
-    exact: Mapping[str, bool]
+    exact: Mapping[str, bool | None]
 
-    def time(self, what: _Timed) -> Estimate:
-        return self.rounds.time(self.timed.index(what))
+    def time(self, what: _Timed) -> Estimate | None:
+        return self.rounds.time(self.timed.index(what)) if what in self.timed else None
 
     def fastest(self, whats: list[_Timed]) -> _Timed | None:
-        return min(whats, key=self.time, default=None)
+        return min(whats, key=lambda what: self.rounds.time(self.timed.index(what)), default=None)
 
     def speedup(self, what: _Timed, over: _Timed | None) -> Estimate | None:
-        if over is None or over not in self.timed:
+        if over is None or not {what, over} <= set(self.timed):
             return None
         return self.rounds.ratio(self.timed.index(over), self.timed.index(what))
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,57 @@ def test_pads_unevenly_and_pools_integers(images: np.ndarray) -> None:
     )
     quant = {"x": Quant(0.02, 128), "a": Quant(0.05, 128), "y": Quant(0.05, 128)}
     agrees_with_native(Graph("x", (8, 12, 12), nodes, "y", quant), images)
+
+
+WINDOW = {"kernel": (3, 3), "stride": (2, 1), "padding": (1, 1, 1, 1)}
+OPERATORS: dict[str, dict[str, Any]] = {
+    "activation": {"activation": "hard_swish"},
+    "add": {"activation": "relu6"},
+    "mul": {},
+    "concat": {},
+    "max_pool2d": WINDOW,
+    "avg_pool2d": {**WINDOW, "count_include_pad": False},
+    "global_avg_pool2d": {},
+    "adaptive_avg_pool2d": {"size": (5, 7)},
+    "flatten": {},
+    "channel_map": {"index": (3, -1, 7, 0, 0, -1)},
+    "subsample": {"stride": (2, 3)},
+    "layer_norm": {"epsilon": 1e-5},
+    "tokens": {},
+}
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("stored", [False, True])
+def test_every_operator(images: np.ndarray, op: str, stored: bool) -> None:
+    rng = np.random.default_rng(2)
+    weights = {
+        "layer_norm": {"weight": rng.normal(size=8), "bias": rng.normal(size=8)},
+        "tokens": {"prefix": rng.normal(size=(2, 8)), "position": rng.normal(size=(146, 8))},
+    }.get(op, {})
+    inputs = ("x", "other") if op in ("add", "mul", "concat") else ("x",)
+    other = Node("activation", "other", ("x",), {"activation": "relu"})
+    node = Node(op, "y", inputs, OPERATORS[op], {name: w.astype(np.float32) for name, w in weights.items()})
+    quant = {"x": Quant(0.03, 100), "y": Quant(0.03, 90)} if stored else {}
+    agrees_with_native(Graph("x", (8, 12, 12), (other, node), "y", quant), images)
+
+
+def test_attention() -> None:
+    x = np.random.default_rng(3).normal(size=(2, 12, 9, 1)).astype(np.float32)
+    node = Node("attention", "y", ("x", "x", "x"), {"heads": 3, "scale": 0.5})
+    agrees_with_native(Graph("x", (12, 9, 1), (node,), "y"), x)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "hard_sigmoid", "hard_swish"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_integer_layers_with_every_curve(images: np.ndarray, activation: str, residual: bool) -> None:
+    nodes = (conv("y", ("x", "x") if residual else ("x",), 8, activation=activation),)
+    agrees_with_native(Graph("x", (8, 12, 12), nodes, "y", {"x": Quant(0.02, 128), "y": Quant(0.05, 60)}), images)
+
+
+def test_narrow_results_stop_at_their_top(images: np.ndarray) -> None:
+    quant = {"x": Quant(0.02, 128), "y": Quant(0.2, 3, bits=3)}
+    agrees_with_native(Graph("x", (8, 12, 12), (conv("y", ("x",), 8, activation="relu"),), "y", quant), images)
 
 
 def test_leaves_the_number_of_threads_alone(images: np.ndarray) -> None:

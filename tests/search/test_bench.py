@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from trimtab.errors import BadInput, TrimtabError
+from trimtab.evaluators.engines import ENGINES as ENGINE_MAKERS
 from trimtab.evaluators.engines import make_engine
-from trimtab.kernels import levels
+from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
+from trimtab.kernels import Graph, levels
 from trimtab.search.bench import layers as layer_bench
 from trimtab.search.bench import networks as network_bench
 from trimtab.search.bench.child import caps, obeys_caps, run_in_child
@@ -68,6 +70,20 @@ def test_several_threads_are_compared_with_one() -> None:
     (row,) = network_bench.network_rows("resnet8", ["native"], ["int8"], 2, 0.01, None)
     assert row["threads"] == 2
     assert row["thread_speedup_low"] <= row["thread_speedup"] <= row["thread_speedup_high"]
+
+
+def test_an_engine_without_integers_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FloatOnly(OnnxRuntimeEngine):
+        def compile(self, graph: Graph, *arguments: Any) -> Any:
+            if graph.quant:
+                raise BadInput("no integers here")
+            return super().compile(graph, *arguments)
+
+    monkeypatch.setitem(ENGINE_MAKERS, "onnxruntime", FloatOnly)
+    rows = network_bench.network_rows("resnet8", ENGINES, ["fp32", "int8"], 1, 0.01, None)
+    assert [row["lacking"] for row in rows] == [None, None, None, "no integers here"]
+    assert [row["ms"] is None for row in rows] == [False, False, False, True]
+    assert (rows[2]["best_other"], rows[2]["speedup"], rows[3]["speedup"]) == (None, None, None)
 
 
 def test_activations_are_spread() -> None:
