@@ -14,7 +14,7 @@ echo "# Benchmark tables"
 echo
 echo "Written by \`make bench\` on $(date -u '+%-d %B %Y, %H:%M') UTC; [benchmarks.md](benchmarks.md) says how to read them."
 echo
-"$trimtab" doctor | sed 's/^/    /'
+"$trimtab" doctor | grep -E '^(trimtab|python|cpu|kernel_levels|cores|real_time_priority|torch|engines) ' | sed 's/^/    /'
 levels=$("$trimtab" doctor --json | sed -n '/"kernel_levels"/,/]/s/^ *"\([a-z0-9_]*\)",\{0,1\}$/\1/p' | grep -v portable)
 for level in $levels; do
   echo; echo "## Whole networks at the level $level"

@@ -15,7 +15,7 @@ from trimtab.errors import BadInput
 from trimtab.kernels import _native
 from trimtab.kernels.levels import active_level, resolve_level
 
-__all__ = ["Roofline", "cache_sizes", "measure_roofline"]
+__all__ = ["Roofline", "beyond_caches", "cache_sizes", "measure_roofline", "stream_rate"]
 
 #: Of a cache that others use too, so much can be counted on.
 USABLE = 0.5
@@ -44,9 +44,10 @@ class Roofline:
         """Bytes per second of data that is read again and again, `data` bytes of it."""
         return next((rate for size, rate in self.streams if data <= size), self.memory_rate)
 
-    def attainable(self, macs: float, moved: float, integer: bool, cold: bool = False) -> float:
-        """Multiply-accumulates per second for a layer of `macs` that moves `moved` bytes, from main memory if cold."""
-        rate = self.memory_rate if cold else self.rate(moved)
+    def attainable(self, macs: float, moved: float, integer: bool, rate: float | None = None) -> float:
+        """Multiply-accumulates per second for a layer of `macs` that moves `moved` bytes, at `rate` per second or from
+        the cache that they fit in."""
+        rate = self.rate(moved) if rate is None else rate
         return min(self.int_peak if integer else self.float_peak, rate * macs / moved)
 
 
@@ -56,20 +57,26 @@ def measure_roofline(level: str | None = None, threads: int = 1, seconds: float 
         raise BadInput(f"seconds and threads must be positive, got {seconds} and {threads}")
     level = active_level() if level is None else resolve_level(level)
     second, last = cache_sizes()
-    beyond = min(max(BEYOND_CACHES * last, LEAST_BEYOND), MOST_BEYOND)
     # Caches are shared in unknown ways: the last one is streamed at the geometric mean of both sizes.
-    sizes = ((USABLE * second, second // 2), (USABLE * last, int((second * last) ** 0.5)), (float("inf"), beyond))
+    middle = int((second * last) ** 0.5)
+    sizes = ((USABLE * second, second // 2), (USABLE * last, middle), (float("inf"), beyond_caches()))
     return Roofline(
         level,
         threads,
         _native.peak_float(level, seconds) * threads,
         _native.peak_int(level, seconds) * threads,
-        tuple((limit, _stream(level, size, seconds, threads)) for limit, size in sizes),
+        tuple((limit, stream_rate(level, size, seconds, threads)) for limit, size in sizes),
     )
 
 
-def _stream(level: str, size: int, seconds: float, threads: int) -> float:
-    """Bytes per second of several threads, each reading a buffer of its own."""
+def beyond_caches() -> int:
+    """Return a number of bytes that can only be streamed from main memory."""
+    return min(max(BEYOND_CACHES * cache_sizes()[1], LEAST_BEYOND), MOST_BEYOND)
+
+
+def stream_rate(level: str, size: int, seconds: float, threads: int) -> float:
+    """Return the bytes per second of several threads, each reading a buffer of its own: the best within `seconds`, at
+    least one pass."""
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(lambda _: _native.stream_rate(level, size, seconds), range(threads)))
 

@@ -18,7 +18,7 @@ from trimtab.evaluators.engines.base import Engine, EngineSession, Images, TimeS
 from trimtab.evaluators.onnx_model import to_onnx
 from trimtab.evaluators.timing import Estimate, Rounds, interleave, timing_slot
 from trimtab.kernels.graph import Graph, Node, Quant
-from trimtab.kernels.roofline import Roofline, cache_sizes, measure_roofline
+from trimtab.kernels.roofline import Roofline, beyond_caches, cache_sizes, measure_roofline, stream_rate
 from trimtab.kernels.session import Session
 from trimtab.search.bench.child import run_in_child
 from trimtab.search.bench.networks import exact_products
@@ -195,6 +195,21 @@ class LayerTimer:
         return TimeSlice(runs, runs * sum(each for _, each in steps) / self.layers, switches)
 
 
+class StreamTimer:
+    """Times reading main memory: seconds are those of one byte."""
+
+    def __init__(self, level: str, threads: int) -> None:
+        self.level, self.threads = level, threads
+
+    def run(self, x: Images) -> Images:
+        """Return the input."""
+        return x
+
+    def time(self, inputs: Images, seconds: float) -> TimeSlice:
+        """Time at least one pass."""
+        return TimeSlice(1, 1 / stream_rate(self.level, beyond_caches(), seconds, self.threads), 0)
+
+
 def layer_model(graph: Graph) -> bytes:
     """Return a layer as an ONNX model; where it computes in integers, input and output are uint8."""
     model = to_onnx(graph)
@@ -220,6 +235,9 @@ class _Timed(NamedTuple):
 
     kind: Kind | None
     engine: str
+
+
+_STREAM = _Timed(None, "main memory")
 
 
 @dataclass(frozen=True)
@@ -256,6 +274,8 @@ def _rows(layer: Layer, rivals: Sequence[_Rival], roofline: Roofline, seconds: f
             model = layer_model(graph)
             timed |= {_Timed(kind, rival.name): (rival.open(model, layer.batch), given) for rival in rivals}
     nothing = np.zeros((1, 1, 1), np.float32)
+    if layer.cold:
+        timed[_STREAM] = (StreamTimer(roofline.level, roofline.threads), nothing)
     timed |= {_Timed(None, rival.name): (rival.engine.compile(empty_network()), nothing) for rival in rivals}
     with timing_slot(roofline.threads, pools=True):
         found = _Found.of(list(timed), interleave(list(timed.values()), seconds, roofline.threads))
@@ -267,7 +287,9 @@ def _row(layer: Layer, kind: Kind, found: _Found, exact: Mapping[str, bool], roo
     this = _Timed(kind, "native")
     time = found.time(this)
     macs, moved = work_of(layer, kind)
-    attainable = roofline.attainable(macs, moved, kind != FLOAT, layer.cold)
+    # Main memory is shared with others: its rate is that of the same rounds.
+    rate = 1 / found.time(_STREAM).median if layer.cold else None
+    attainable = roofline.attainable(macs, moved, kind != FLOAT, rate)
     others = [t for t in found.timed if t.engine != "native" and t.kind == (FLOAT if kind == FLOAT else INT8)]
     best = min(others, key=found.time, default=None)
     best_exact = min((t for t in others if kind == FLOAT or exact[t.engine]), key=found.time, default=None)

@@ -15,7 +15,7 @@ def test_the_roofline_is_the_smaller_of_peak_and_arrival() -> None:
     assert KNOWN.attainable(macs=1000, moved=1000, integer=True) == 80e9
     assert KNOWN.attainable(macs=3000, moved=1500, integer=True) == 40e9
     assert KNOWN.attainable(macs=1e6, moved=1e6, integer=True) == KNOWN.memory_rate
-    assert KNOWN.attainable(macs=1000, moved=1000, integer=True, cold=True) == 10e9
+    assert KNOWN.attainable(macs=1000, moved=1000, integer=True, rate=10e9) == 10e9
 
 
 def test_caches_have_sizes() -> None:
