@@ -10,7 +10,7 @@ namespace trimtab {
 namespace {
 
 constexpr size_t kScratchTarget = 96 * 1024;  // bytes of input rows that stay in cache while all channels pass
-constexpr size_t kTransformedTarget = 256 * 1024;  // bytes of Winograd's transformed inputs that stay in cache
+constexpr size_t kTransformedTarget = 256 * 1024;  // the same of Winograd's transformed inputs, or of tables of sums
 // Winograd pays from these input channels on, and where its tiles hang over the image's edge by little. Measured at
 // the avx2 level, against the direct kernels: 8 channels 0.83x (integers) and 1.15x (float), 12 channels 1.03x and
 // 1.04x, 16 channels 1.25x and 1.26x, 64 channels 1.8x and 1.9x.
@@ -147,10 +147,11 @@ size_t plan_winograd(PackedConv& p, const Kernels& k) {
 
 void plan_blocks(const ConvSpec& s, PackedConv& p, const Kernels& k, int batch, int threads) {
   Conv& g = p.conv;
-  const size_t element = g.method == Method::kLookup ? 1 + 4 * g.codes.digits : p.element;
+  const size_t element = p.element;
+  const size_t target = g.method == Method::kLookup ? kTransformedTarget / (4 * g.codes.digits) : kScratchTarget;
   const int64_t rows = g.pointwise ? int64_t{batch} * s.oh * s.ow : s.oh;
   const int64_t width = g.pointwise ? 1 : g.scratch_w;
-  const int64_t fit = static_cast<int64_t>(kScratchTarget / (width * s.ic * element));
+  const int64_t fit = static_cast<int64_t>(target / (width * s.ic * element));
   int64_t block = std::max<int64_t>(1, (fit - g.reach_h) / s.stride_h + 1);
   block = std::min({block, (rows + threads - 1) / threads, rows});
   const int64_t count = (rows + block - 1) / block;

@@ -84,15 +84,15 @@ struct Words {
     w.odd += (U16)bytes >> 8;
   }
   // Byte 4 l + v is channel v * kLanes + l.
-  TRIMTAB_INLINE void spill(Words& w, int factor, int32_t* totals) {
+  TRIMTAB_INLINE void spill(Words& w, int factor, int32_t* acc) {
     using I = typename S::I;
     const U16 even = w.whole - (w.odd << 8);
     const I low = S::set(0xffff), words[4] = {(I)even & low, (I)w.odd & low, ((I)even >> 16) & low,
                                               ((I)w.odd >> 16) & low};
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      const I sum = S::template load<I>(totals + v * S::kLanes) + words[v] * S::set(factor);
-      S::store(totals + v * S::kLanes, sum);
+      const I sum = S::template load<I>(acc + v * S::kLanes) + words[v] * S::set(factor);
+      S::store(acc + v * S::kLanes, sum);
     }
     w.whole = w.odd = U16{};
   }
@@ -131,11 +131,11 @@ TRIMTAB_INLINE void lookup_pair(const uint8_t* (&tables)[P], const char*& nibble
   for (int p = 0; p < P; ++p) tables[p] += 2 * 16;
 }
 
-// P pixels times V vectors of output channels; totals[P][V][4 kLanes] gets the sums over inputs whose weight has the
-// second value. Nibbles: [segment][pair of steps][vector][byte], the lower nibble for the pair's first step.
+// P pixels times V vectors of output channels; adds the sums over inputs whose weight has the second value, times the
+// difference to the first, to acc[P][V][4 kLanes]. Nibbles: [segment][pair of steps][vector][byte], the lower nibble for the pair's first step.
 template <class S, int Digits, int P, int V>
 static void lookup_block(const uint8_t* const* tables, const ptrdiff_t* segment, const Conv& g, const char* nibbles,
-                         int32_t* totals) {
+                         int32_t* acc) {
   using U8 = typename S::U8;
   const Codes& codes = g.codes;
   Words<S> words[P][V][Digits] = {};
@@ -143,7 +143,7 @@ static void lookup_block(const uint8_t* const* tables, const ptrdiff_t* segment,
     for (int p = 0; p < P; ++p) {
       for (int v = 0; v < V; ++v) {
         for (int d = 0; d < Digits; ++d)
-          Words<S>::spill(words[p][v][d], 1 << 4 * d, totals + (p * V + v) * 4 * S::kLanes);
+          Words<S>::spill(words[p][v][d], codes.factor << 4 * d, acc + (p * V + v) * 4 * S::kLanes);
       }
     }
   };
@@ -239,16 +239,13 @@ static void lookup_panel(const Conv& g, const Store& store, const Block<uint8_t>
       tables[p] = in.tables + (static_cast<size_t>(position) * g.groups + group) * in.table;
       sums[p] = g.codes.base == 0 ? 0 : window_sum(g, in.sums, position, group) * g.codes.base;
     }
-    std::memset(acc, 0, static_cast<size_t>(height) * row * sizeof(int32_t));
+    for (int p = 0; p < height; ++p) {
+      for (int c = 0; c < row; c += S::kLanes)
+        S::store(acc + p * row + c, S::template load<I>(start + c) + S::set(sums[p]));
+    }
     const auto kernel = row == kWidth ? lookup_kernel<S, kLookupVectors>(g.codes.digits, height)
                                       : lookup_kernel<S, 1>(g.codes.digits, height);
     kernel(tables, segment, g, nibbles, acc);
-    for (int p = 0; p < height; ++p) {
-      for (int c = 0; c < row; c += S::kLanes) {
-        const I total = S::template load<I>(acc + p * row + c) * S::set(g.codes.factor) + S::set(sums[p]);
-        S::store(acc + p * row + c, total + S::template load<I>(start + c));
-      }
-    }
     emit<S>(store, acc, row, height, least(row, per_group - first),
             (block.first_pixel + m) * g.oc + group * per_group + first, g.oc, channel);
     m += height;
