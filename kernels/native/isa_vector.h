@@ -36,6 +36,7 @@ struct Lanes4 {
   typedef uint8_t Bytes __attribute__((vector_size(4)));
   typedef uint8_t U8 __attribute__((vector_size(16)));
   typedef uint16_t U16 __attribute__((vector_size(16)));
+  typedef uint16_t Halves __attribute__((vector_size(8)));
 };
 struct Lanes8 {
   static constexpr int kLanes = 8;
@@ -45,6 +46,7 @@ struct Lanes8 {
   typedef uint8_t Bytes __attribute__((vector_size(8)));
   typedef uint8_t U8 __attribute__((vector_size(32)));
   typedef uint16_t U16 __attribute__((vector_size(32)));
+  typedef uint16_t Halves __attribute__((vector_size(16)));
 };
 struct Lanes16 {
   static constexpr int kLanes = 16;
@@ -54,6 +56,7 @@ struct Lanes16 {
   typedef uint8_t Bytes __attribute__((vector_size(16)));
   typedef uint8_t U8 __attribute__((vector_size(64)));
   typedef uint16_t U16 __attribute__((vector_size(64)));
+  typedef uint16_t Halves __attribute__((vector_size(32)));
 };
 
 template <class Types>
@@ -64,6 +67,7 @@ struct Vector : Types {
   using Bytes = typename Types::Bytes;
   using U8 = typename Types::U8;
   using U16 = typename Types::U16;
+  using Halves = typename Types::Halves;
 
   template <class V, class T>
   TRIMTAB_INLINE V load(const T* p) {
@@ -92,6 +96,11 @@ struct Vector : Types {
   TRIMTAB_INLINE I round(F x) {
     const F shifted = x + set(12582912.0f);
     return load<I>(&shifted) - set(int32_t{0x4B400000});
+  }
+  // The float32 numbers whose upper halves these are.
+  TRIMTAB_INLINE F load_bf16(const uint16_t* p) {
+    const I bits = __builtin_convertvector(load<Halves>(p), I) << 16;
+    return load<F>(&bits);
   }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) { return __builtin_convertvector(load<Bytes>(p), I); }
   TRIMTAB_INLINE void store_u8(uint8_t* p, I x) { store(p, __builtin_convertvector(x, Bytes)); }

@@ -36,9 +36,17 @@ static void conv_int(const Conv& g, const Store& store, const Operand& in, const
   conv_gemm<S, typename S::Int, uint8_t>(g, store, in, task);
 }
 
+// Weights stay bf16 in memory and are widened as they are read.
+template <class S>
+struct FloatNarrow : S::Float {
+  using B = uint16_t;
+  TRIMTAB_INLINE typename S::F weights(const B* b) { return S::load_bf16(b); }
+};
+
 template <class S>
 static void conv_float(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   if (g.method == Method::kWinograd) return winograd<S, typename S::Float, float>(g, store, in, task);
+  if (g.method == Method::kNarrow) return conv_gemm<S, FloatNarrow<S>, float>(g, store, in, task);
   conv_gemm<S, typename S::Float, float>(g, store, in, task);
 }
 

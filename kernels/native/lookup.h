@@ -100,7 +100,8 @@ struct Words {
 
 // A pair of steps: sums[p][v][d] += the table of pixel p's digit d, looked up by the nibbles of vector v.
 template <class S, int Digits, int P, int V>
-TRIMTAB_INLINE void lookup_pair(const uint8_t* (&tables)[P], const char*& nibbles, typename S::U8 (&sums)[P][V][Digits]) {
+TRIMTAB_INLINE void lookup_pair(const uint8_t* (&tables)[P], const char*& nibbles,
+                                typename S::U8 (&sums)[P][V][Digits]) {
   using U8 = typename S::U8;
   using U16 = typename S::U16;
   const U16 mask = U16{} + uint16_t{0x0f0f};
@@ -131,8 +132,9 @@ TRIMTAB_INLINE void lookup_pair(const uint8_t* (&tables)[P], const char*& nibble
   for (int p = 0; p < P; ++p) tables[p] += 2 * 16;
 }
 
-// P pixels times V vectors of output channels; adds the sums over inputs whose weight has the second value, times the
-// difference to the first, to acc[P][V][4 kLanes]. Nibbles: [segment][pair of steps][vector][byte], the lower nibble for the pair's first step.
+// P pixels times V vectors of output channels: adds the sums over inputs whose weight has the second value, times its
+// difference to the first, to acc[P][V][4 kLanes]. Nibbles: [segment][pair of steps][vector][byte], the lower
+// nibble for the pair's first step.
 template <class S, int Digits, int P, int V>
 static void lookup_block(const uint8_t* const* tables, const ptrdiff_t* segment, const Conv& g, const char* nibbles,
                          int32_t* acc) {
@@ -265,7 +267,8 @@ static void conv_lookup(const Conv& g, const Store& store, const Operand& in, co
                             reinterpret_cast<int32_t*>(scratch + g.codes.positions * g.groups * table + kSlack), table};
   ptrdiff_t* const segment = reinterpret_cast<ptrdiff_t*>(
       scratch + g.codes.scratch_bytes - (g.segments * sizeof(ptrdiff_t) + 63) / 64 * 64);
-  for (int s = 0; s < g.segments; ++s) segment[s] = static_cast<ptrdiff_t>(g.segment_offset[s] / g.ic * g.groups * table);
+  for (int s = 0; s < g.segments; ++s)
+    segment[s] = static_cast<ptrdiff_t>(g.segment_offset[s] / g.ic * g.groups * table);
   Task inner = task;
   inner.scratch += g.codes.scratch_bytes;
   const int ow = g.pointwise ? 1 : g.ow, width = g.pointwise ? 1 : g.direct ? g.iw : g.scratch_w;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <numeric>
+#include <vector>
 
 namespace trimtab {
 namespace {
@@ -53,7 +54,9 @@ Codes describe_packed(const std::vector<int>& values, bool sums_short) {
   c.depth = 1 << 30;
   int most = 0;
   if (sums_short) {
-    c.factor = std::max(1, std::accumulate(values.begin(), values.end(), 0, [](int a, int b) { return std::gcd(a, b); }));
+    int divisor = 0;
+    for (const int v : values) divisor = std::gcd(divisor, v);
+    c.factor = std::max(1, divisor);
     for (const int v : values) most = std::max(most, std::abs(v / c.factor));
     c.terms = most > kChunkLimit ? 2 : 1;
     c.depth = kChunkLimit / (c.terms == 2 ? 8 : std::max(1, most));
@@ -108,7 +111,8 @@ void pack_panels(const ConvSpec& s, PackedConv& p, const Kernels& k, const std::
   int code[256] = {};
   for (size_t i = 0; i < values.size(); ++i) code[values[i] + 128] = static_cast<int>(i);
   for_weights(s, [&](int o, int weight, int tap, int i) {
-    const int in_row = g.segments == s.kh ? tap % s.kw * inputs + i : i, segment = g.segments == s.kh ? tap / s.kw : tap;
+    const bool rows = g.segments == s.kh;
+    const int in_row = rows ? tap % s.kw * inputs + i : i, segment = rows ? tap / s.kw : tap;
     const int at = segment * g.segment_length + in_row, step = at % kInputs / 4, lane = o % per_group % k.lanes;
     const int vector = step * kVectors + o % per_group % width / k.lanes;
     char* to = p.weights.data() + o / per_group * g.group_bytes + o % per_group / width * panel_bytes +
@@ -128,9 +132,11 @@ void pack_nibbles(const ConvSpec& s, PackedConv& p, const Kernels& k, const std:
   p.weights = Memory(g.group_bytes * s.groups);
   for_weights(s, [&](int o, int weight, int tap, int i) {
     if (weight == values.front()) return;
-    const int in_row = (g.segments == s.kh ? tap % s.kw * quads : 0) + i / 4, segment = g.segments == s.kh ? tap / s.kw : tap;
+    const bool rows = g.segments == s.kh;
+    const int in_row = (rows ? tap % s.kw * quads : 0) + i / 4, segment = rows ? tap / s.kw : tap;
     const int c = o % per_group, vector = c / vector_bytes, panel = vector / kVectors;
-    const int width = std::min(kVectors, vectors - panel * kVectors), byte = c % k.lanes * 4 + c % vector_bytes / k.lanes;
+    const int width = std::min(kVectors, vectors - panel * kVectors);
+    const int byte = c % k.lanes * 4 + c % vector_bytes / k.lanes;
     const size_t pair = static_cast<size_t>(segment) * g.steps + in_row / 2;
     char* to = p.weights.data() + o / per_group * g.group_bytes +
                (panel * kVectors * pairs + pair * width + vector % kVectors) * vector_bytes + byte;

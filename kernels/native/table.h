@@ -39,7 +39,7 @@ struct Store {
 // The kernel that a convolution runs on.
 enum class Method : uint8_t {
   kRows,      // a matrix product whose left rows are filter rows, read in place
-  kNarrow,    // the same, with int8 weights that are widened as they are read
+  kNarrow,    // the same, with weights that are widened as they are read: int8, or bf16 in a float layer
   kShort,     // the same, with sums in 16 bits of operands that are small enough
   kTiles,     // the same, on AMX tiles
   kWinograd,  // Winograd's F(2x2, 3x3)

@@ -13,7 +13,7 @@ from tests.kernels import build
 from tests.kernels.build import IN, OUT
 from tests.kernels.test_integers import agree
 
-from trimtab.kernels import Graph, Node, Quant
+from trimtab.kernels import Graph, Node, Quant, Session
 
 CODEBOOKS = {
     "one value": [3],
@@ -117,3 +117,22 @@ def test_binary_weights_and_narrow_inputs(case: tuple[Graph, int, int], level: s
     graph, batch, threads = case
     x = build.images(np.random.default_rng(1), 3, graph.input_shape)
     agree(graph, x, level, batch=batch, threads=threads)
+
+
+def test_bf16_weights_give_what_float32_weights_do(level: str, rng: np.random.Generator) -> None:
+    node = build.linear(rng, "x", 2050, 2051, integer=False)
+    bits = node.weights["weight"].view(np.uint32)
+    bits &= 0xFFFF0000
+    graph = build.graph((2050,), node)
+    x = build.images(rng, 9, (2050,))
+    narrow, wide = Session(graph, level=level, batch=1), Session(graph, level=level, batch=9)
+    assert narrow.weight_bytes < 0.6 * wide.weight_bytes
+    np.testing.assert_array_equal(narrow.run(x), wide.run(x))
+    np.testing.assert_allclose(narrow.run(x), x @ node.weights["weight"].T + node.weights["bias"], atol=1e-4)
+
+
+def test_codes_are_stored_packed(rng: np.random.Generator) -> None:
+    dense = Session(linear(rng, 512, 512, range(-128, 128)), level="emulated-avx512_vnni").weight_bytes
+    for book, share in (("binary", 8), ("ternary", 4), ("any sixteen", 2)):
+        graph = linear(rng, 512, 512, CODEBOOKS[book])
+        assert Session(graph, level="emulated-avx512_vnni").weight_bytes == dense / share
