@@ -12,7 +12,7 @@ from trimtab.kernels.validate import Shape
 
 __all__ = ["Link", "find_chains", "graph_links"]
 
-#: Bytes of a tensor, for one image, from which it pays to compute it in bands that stay in cache.
+#: Bytes of a tensor, for one image, from which it pays to compute it in bands that stay in cache (docs/decisions.md).
 CHAINED_BYTES = 1024 * 1024
 
 #: Bytes of all rows that a chain holds between its convolutions.

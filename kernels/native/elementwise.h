@@ -140,12 +140,12 @@ static void avg_pool(const PoolArgs& g, const Operand& in, const Store& s, size_
   }
 }
 
-// One image from planes of float32 to stored pixels, by strips of pixels whose channels stay in cache.
+// Pixels [begin, end) of one image from planes of float32, by strips of pixels whose channels stay in cache.
 template <class S>
-static void input(const float* nchw, const Store& s, int32_t channels, int32_t pixels) {
+static void input(const float* nchw, const Store& s, int32_t channels, int32_t pixels, int32_t begin, int32_t end) {
   constexpr int kStrip = 2 * S::kLanes;
-  for (int first = 0; first < pixels; first += kStrip) {
-    const int width = least(kStrip, pixels - first);
+  for (int first = begin; first < end; first += kStrip) {
+    const int width = least(kStrip, end - first);
     const size_t to = static_cast<size_t>(first) * channels;
     for (int c = 0; c < channels; ++c) {
       const float* plane = nchw + static_cast<size_t>(c) * pixels + first;

@@ -49,11 +49,13 @@ void Program::run_step(const Step& step, const Task& t) {
 
 void Program::load_input(const float* x, const Task& t) const {
   const Tensor& in = tensors_[input_];
-  for (int n = t.thread; n < t.images; n += t.threads) {
+  const int pixels = in.h * in.w;
+  const auto part = [&](int thread) { return static_cast<int>(int64_t{pixels} * thread / t.threads); };
+  for (int n = 0; n < t.images; ++n) {
     Store s = store(input_, -1, {});
     const size_t skip = n * in.elements() * (s.out.is_u8 ? 1 : sizeof(float));
     s.out.data = static_cast<char*>(s.out.data) + skip;
-    kernels_.input(x + n * in.elements(), s, in.c, in.h * in.w);
+    kernels_.input(x + n * in.elements(), s, in.c, pixels, part(t.thread), part(t.thread + 1));
   }
 }
 

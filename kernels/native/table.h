@@ -146,7 +146,7 @@ struct Kernels {
                     const Task&);
   void (*max_pool)(const PoolArgs&, const Operand& in, const Operand& out, size_t first, size_t last);
   void (*avg_pool)(const PoolArgs&, const Operand& in, const Store&, size_t first, size_t last);
-  void (*input)(const float* nchw, const Store&, int32_t channels, int32_t pixels);
+  void (*input)(const float* nchw, const Store&, int32_t channels, int32_t pixels, int32_t begin, int32_t end);
   double (*peak_int)(double seconds);    // MAC/s of the dot product in registers
   double (*peak_float)(double seconds);  // MAC/s of multiply-add in registers
   double (*stream)(const void* data, size_t bytes, double seconds);  // bytes/s read
