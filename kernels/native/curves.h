@@ -1,6 +1,8 @@
 // Activations that are curves, in float32 steps that every level rounds alike: no library calls, no contraction.
 #pragma once
 
+#include <type_traits>
+
 #include "isa_vector.h"
 #include "table.h"
 
@@ -41,7 +43,7 @@ TRIMTAB_INLINE typename S::F hard_sigmoid(typename S::F x) {
 template <class S>
 TRIMTAB_INLINE typename S::F gelu(typename S::F x) {
   using F = typename S::F;
-  const F positive = x < S::set(0.0f) ? S::set(0.0f) : x;
+  const F positive = S::activate(x, S::set(0.0f), S::set(__builtin_inff()));
   const F t = x < S::set(0.0f) ? S::set(0.0f) - x : x;
   const F k = S::set(1.0f) / (S::set(1.0f) + S::set(0.34f) * t);
   F p = S::set(-0.10640304f) * k + S::set(0.33097511f);
@@ -52,22 +54,32 @@ TRIMTAB_INLINE typename S::F gelu(typename S::F x) {
   return positive - bounded * (p * k) * exponential<S>(S::set(-0.5f) * bounded * bounded);
 }
 
-// Not inlined: the loops that store plain activations stay small.
-template <class S>
-static __attribute__((noinline)) typename S::F bend(Curve curve, typename S::F x) {
+template <class S, Curve C>
+TRIMTAB_INLINE typename S::F bend(typename S::F x) {
+  if (C == Curve::kHardSigmoid) return hard_sigmoid<S>(x);
+  if (C == Curve::kHardSwish) return x * hard_sigmoid<S>(x);
+  if (C == Curve::kSigmoid) return S::set(1.0f) / logistic<S>(x);
+  if (C == Curve::kSilu) return x / logistic<S>(x);
+  if (C == Curve::kGelu) return gelu<S>(x);
+  return x;
+}
+
+// Calls body with the curve as a constant, so that its loop is made for that curve.
+template <class Body>
+TRIMTAB_INLINE void for_curve(Curve curve, const Body& body) {
   switch (curve) {
+    case Curve::kNone:
+      return body(std::integral_constant<Curve, Curve::kNone>());
     case Curve::kHardSigmoid:
-      return hard_sigmoid<S>(x);
+      return body(std::integral_constant<Curve, Curve::kHardSigmoid>());
     case Curve::kHardSwish:
-      return x * hard_sigmoid<S>(x);
+      return body(std::integral_constant<Curve, Curve::kHardSwish>());
     case Curve::kSigmoid:
-      return S::set(1.0f) / logistic<S>(x);
+      return body(std::integral_constant<Curve, Curve::kSigmoid>());
     case Curve::kSilu:
-      return x / logistic<S>(x);
+      return body(std::integral_constant<Curve, Curve::kSilu>());
     case Curve::kGelu:
-      return gelu<S>(x);
-    default:
-      return x;
+      return body(std::integral_constant<Curve, Curve::kGelu>());
   }
 }
 

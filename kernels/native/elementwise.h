@@ -8,20 +8,24 @@ namespace {
 
 template <class S>
 static void convert(const Operand& in, const Store& s, size_t rows, size_t width, size_t stride) {
-  for (size_t r = 0; r < rows; ++r) {
-    for (size_t i = 0; i < width; i += S::kLanes) {
-      const int count = static_cast<int>(least<size_t>(S::kLanes, width - i));
-      finish_real<S>(s, r * stride + i, load_real<S>(in, r * width + i, count), count);
+  for_curve(s.curve, [&](auto curve) {
+    for (size_t r = 0; r < rows; ++r) {
+      for (size_t i = 0; i < width; i += S::kLanes) {
+        const int count = static_cast<int>(least<size_t>(S::kLanes, width - i));
+        finish_real<S, curve.value>(s, r * stride + i, load_real<S>(in, r * width + i, count), count);
+      }
     }
-  }
+  });
 }
 
 template <class S>
 static void add(const Operand& a, const Operand& b, const Store& s, size_t first, size_t last) {
-  for (size_t i = first; i < last; i += S::kLanes) {
-    const int count = static_cast<int>(least<size_t>(S::kLanes, last - i));
-    finish_real<S>(s, i, load_real<S>(a, i, count) + load_real<S>(b, i, count), count);
-  }
+  for_curve(s.curve, [&](auto curve) {
+    for (size_t i = first; i < last; i += S::kLanes) {
+      const int count = static_cast<int>(least<size_t>(S::kLanes, last - i));
+      finish_real<S, curve.value>(s, i, load_real<S>(a, i, count) + load_real<S>(b, i, count), count);
+    }
+  });
 }
 
 template <class S>
@@ -31,7 +35,7 @@ static void mul(const Operand& a, const Operand& b, const Store& s, size_t first
     const size_t left = pixel * c, right = (gate != 0 ? pixel / gate : pixel) * c;
     for (size_t i = 0; i < c; i += S::kLanes) {
       const int count = static_cast<int>(least<size_t>(S::kLanes, c - i));
-      finish_real<S>(s, left + i, load_real<S>(a, left + i, count) * load_real<S>(b, right + i, count), count);
+      store_real<S>(s.out, left + i, load_real<S>(a, left + i, count) * load_real<S>(b, right + i, count), count);
     }
   }
 }
@@ -135,7 +139,7 @@ static void avg_pool(const PoolArgs& g, const Operand& in, const Store& s, size_
     const Window w = window_of(g, pixel);
     for (int c = 0; c < g.c; c += S::kLanes) {
       const int lanes = least(S::kLanes, g.c - c);
-      finish_real<S>(s, pixel * g.c + c, window_mean<S>(g, in, w, c, lanes), lanes);
+      store_real<S>(s.out, pixel * g.c + c, window_mean<S>(g, in, w, c, lanes), lanes);
     }
   }
 }

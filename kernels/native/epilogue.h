@@ -68,12 +68,11 @@ TRIMTAB_INLINE void store_real(const Operand& o, size_t i, typename S::F x, int 
   }
 }
 
-// Residual, activation and store of `count` real values that go to element i.
-template <class S>
+// Residual, activation and store of `count` real values that go to element i. C is the store's curve.
+template <class S, Curve C>
 TRIMTAB_INLINE void finish_real(const Store& s, size_t i, typename S::F x, int count) {
   if (s.has_residual) x = x + load_real<S>(s.residual, i, count);
-  x = S::activate(x, S::set(s.floor), S::set(s.ceil));
-  if (s.curve != Curve::kNone) x = bend<S>(s.curve, x);
+  x = C == Curve::kNone ? S::activate(x, S::set(s.floor), S::set(s.ceil)) : bend<S, C>(x);
   store_real<S>(s.out, i, x, count);
 }
 
@@ -112,33 +111,35 @@ TRIMTAB_INLINE void store_requantized(const Store& s, const int32_t* acc, int ro
   }
 }
 
-template <class S, class Acc, class V>
+template <class S, Curve C, class Acc, class V>
 TRIMTAB_INLINE void store_rows(const Store& s, const Acc* acc, int row, int rows, int columns, size_t first,
                                size_t step, int channel) {
   for (int r = 0; r < rows; ++r) {
     for (int c = 0; c < columns; c += S::kLanes) {
       const V a = S::template load<V>(acc + r * row + c);
-      finish_real<S>(s, first + r * step + c, as_real<S>(a, s.scale + channel + c), columns - c);
+      finish_real<S, C>(s, first + r * step + c, as_real<S>(a, s.scale + channel + c), columns - c);
     }
   }
 }
 
 // Stores `rows` pixels of `columns` channels. acc[r * row + c]; pixel r's first element is `first + r * step`;
 // `channel` indexes the padded per-channel scales. The kinds are set again so that the loops hold no branches.
-template <class S, class Acc, class V>
-TRIMTAB_INLINE void store_block(const Store& s, const Acc* acc, int row, int rows, int columns, size_t first,
-                                size_t step, int channel) {
-  if (s.curve != Curve::kNone) return store_rows<S, Acc, V>(s, acc, row, rows, columns, first, step, channel);
+template <class S, Curve C, class Acc, class V>
+static void store_block(const Store& s, const Acc* acc, int row, int rows, int columns, size_t first, size_t step,
+                        int channel) {
   Store known = s;
-  known.curve = Curve::kNone;
   if (s.has_residual && s.residual.is_u8 && s.out.is_u8) {
     known.has_residual = known.residual.is_u8 = known.out.is_u8 = true;
-    store_rows<S, Acc, V>(known, acc, row, rows, columns, first, step, channel);
+    store_rows<S, C, Acc, V>(known, acc, row, rows, columns, first, step, channel);
   } else if (!s.has_residual && !s.out.is_u8) {
     known.has_residual = known.out.is_u8 = false;
-    store_rows<S, Acc, V>(known, acc, row, rows, columns, first, step, channel);
+    store_rows<S, C, Acc, V>(known, acc, row, rows, columns, first, step, channel);
+  } else if (!s.has_residual && C != Curve::kNone) {
+    known.has_residual = false;
+    known.out.is_u8 = true;
+    store_rows<S, C, Acc, V>(known, acc, row, rows, columns, first, step, channel);
   } else {
-    store_rows<S, Acc, V>(known, acc, row, rows, columns, first, step, channel);
+    store_rows<S, C, Acc, V>(s, acc, row, rows, columns, first, step, channel);
   }
 }
 
@@ -234,16 +235,18 @@ TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<float>& to)
 template <class S>
 static void emit(const Store& s, const int32_t* acc, int row, int rows, int columns, size_t first, size_t step,
                  int channel) {
-  if (s.requantize)
-    store_requantized<S>(s, acc, row, rows, columns, first, step, channel);
-  else
-    store_block<S, int32_t, typename S::I>(s, acc, row, rows, columns, first, step, channel);
+  if (s.requantize) return store_requantized<S>(s, acc, row, rows, columns, first, step, channel);
+  for_curve(s.curve, [&](auto curve) {
+    store_block<S, curve.value, int32_t, typename S::I>(s, acc, row, rows, columns, first, step, channel);
+  });
 }
 
 template <class S>
 static void emit(const Store& s, const float* acc, int row, int rows, int columns, size_t first, size_t step,
                  int channel) {
-  store_block<S, float, typename S::F>(s, acc, row, rows, columns, first, step, channel);
+  for_curve(s.curve, [&](auto curve) {
+    store_block<S, curve.value, float, typename S::F>(s, acc, row, rows, columns, first, step, channel);
+  });
 }
 
 // Stores N pixels of one vector of channels straight from registers; `columns` of them are real.

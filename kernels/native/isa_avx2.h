@@ -12,6 +12,13 @@ struct Avx2 : Vector<Lanes8> {
   static constexpr int kRows = 6, kVectors = 2;
   static constexpr bool kTiles = false, kNarrow = true, kWinograd = true, kShort = true, kLookup = true;
 
+  // Each gives its second operand where one is not a number: GCC makes a comparison and a blend of the plain forms.
+  TRIMTAB_INLINE F clamp(F x, F low, F high) {
+    return (F)_mm256_min_ps(_mm256_max_ps((__m256)x, (__m256)low), (__m256)high);
+  }
+  TRIMTAB_INLINE F activate(F x, F low, F high) {
+    return (F)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)x));
+  }
   TRIMTAB_INLINE I round(F x) { return (I)_mm256_cvtps_epi32((__m256)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {
     return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));

@@ -12,6 +12,13 @@ struct Avx512 : Vector<Lanes16> {
   static constexpr int kRows = 6, kVectors = 4;
   static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false, kLookup = true;
 
+  // Each gives its second operand where one is not a number: GCC makes a comparison and a blend of the plain forms.
+  TRIMTAB_INLINE F clamp(F x, F low, F high) {
+    return (F)_mm512_min_ps(_mm512_max_ps((__m512)x, (__m512)low), (__m512)high);
+  }
+  TRIMTAB_INLINE F activate(F x, F low, F high) {
+    return (F)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));
+  }
   TRIMTAB_INLINE I round(F x) { return (I)_mm512_cvtps_epi32((__m512)x); }
   TRIMTAB_INLINE I load_u8(const uint8_t* p) {
     return (I)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

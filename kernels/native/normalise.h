@@ -41,7 +41,7 @@ static void layer_norm(const NormArgs& g, const Operand& in, const Store& s, siz
     for (int c = 0; c < g.c; c += S::kLanes) {
       const int lanes = least(S::kLanes, g.c - c);
       const F x = (load_real<S>(in, start + c, lanes) - centre) * factor;
-      finish_real<S>(s, start + c, x * load_some<S, F>(g.weight + c, lanes) + load_some<S, F>(g.bias + c, lanes),
+      store_real<S>(s.out, start + c, x * load_some<S, F>(g.weight + c, lanes) + load_some<S, F>(g.bias + c, lanes),
                      lanes);
     }
   }
