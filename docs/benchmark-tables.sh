@@ -26,4 +26,4 @@ for level in $levels; do
   bench kernels --engines native,onnxruntime,onnxruntime-saturating,openvino --level "$level" --seconds "$seconds"
 done
 echo; echo "## Repetitions"
-bench measure --networks resnet20 --repetitions "${REPETITIONS:-50}" --minutes "${MINUTES:-10}" --load --seconds "$seconds"
+bench measure --networks resnet20 --repetitions "${REPETITIONS:-50}" --minutes "${MINUTES:-10}" --load --seconds 1
