@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt pyproject.toml
 
-.PHONY: bench demo test test-slow test-data check lint types selftest sanitize aarch64 clean
+.PHONY: bench demo test test-slow test-data check lint types selftest sanitize fuzz aarch64 clean
 
 demo: $(VENV)/installed
 	$(BIN)/trimtab search
@@ -50,6 +50,11 @@ sanitize: $(VENV)/installed
 	$(SELFTEST) build/sanitize/thread -DTRIMTAB_SANITIZE=thread >/dev/null
 	$(CMAKE) --build build/sanitize/thread --parallel
 	build/sanitize/thread/kernels/selftest
+
+SECONDS := 300
+fuzz: $(VENV)/installed
+	-$(BIN)/pip install --quiet atheris
+	$(BIN)/python -m tests.fuzz.fuzz_artefact $(SECONDS)
 
 aarch64:
 	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null; then \

@@ -15,6 +15,7 @@ def stream_rate(level: str, size: int, seconds: float) -> float: ...
 
 class Program:
     arena_bytes: int
+    scratch_bytes: int
     weight_bytes: int
     layer_kernels: list[tuple[str, str]]
     def __init__(self, level: str, threads: int, batch: int) -> None: ...

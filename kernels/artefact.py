@@ -17,7 +17,7 @@ from trimtab.errors import BadInput
 from trimtab.kernels.errors import ArtefactError
 from trimtab.kernels.graph import Array, Graph, Node, Quant
 from trimtab.kernels.packing import pack, unpack
-from trimtab.kernels.session import Session
+from trimtab.kernels.session import MEMORY_LIMIT, Session
 from trimtab.kernels.validate import MAX_ELEMENTS, check_graph
 
 __all__ = ["SCHEMA", "load", "read_graph", "save", "stored_bytes"]
@@ -70,9 +70,20 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
         raise ArtefactError(f"{os.fspath(path)}: not a valid program: {error}") from error
 
 
-def load(path: str | os.PathLike[str], *, threads: int = 1, batch: int = 1, level: str | None = None) -> Session:
-    """Return a session of the graph in the file at `path`; raises ArtefactError if it is not one."""
-    return Session(read_graph(path), threads=threads, batch=batch, level=level)
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    level: str | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> Session:
+    """Return a session of the graph in the file at `path`; raises ArtefactError if it is not one.
+
+    A file of a few bytes can ask for large activations: BadInput where the session would take more than `memory_limit`
+    bytes, before it takes them.
+    """
+    return Session(read_graph(path), threads=threads, batch=batch, level=level, memory_limit=memory_limit)
 
 
 def _packed(node: Node) -> dict[str, tuple[Array, int]]:

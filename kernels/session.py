@@ -17,11 +17,11 @@ from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.plan import place
 from trimtab.kernels.validate import MAX_ELEMENTS, Shape, check_graph, is_integer
 
-__all__ = ["Session", "Slice"]
+__all__ = ["MEMORY_LIMIT", "Session", "Slice"]
 
 Floats = npt.NDArray[np.float32]
 
-_MAX_ARENA = 2**36  # bytes: an error rather than a machine that swaps
+MEMORY_LIMIT = 2**32  # bytes: an error rather than a machine that swaps
 _MAX_THREADS = 256
 
 
@@ -36,11 +36,20 @@ class Slice(NamedTuple):
 class Session:
     """A compiled network. Safe to call from several threads; runs of one session wait for each other."""
 
-    def __init__(self, graph: Graph, *, threads: int = 1, batch: int = 1, level: str | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        threads: int = 1,
+        batch: int = 1,
+        level: str | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> None:
         """Compile `graph` for runs of `batch` images on `threads` threads.
 
         `level` is one of `levels()` or `emulated_levels()`; None takes `active_level()`. Raises BadInput, or
-        UnsupportedOperator, naming the layer that cannot be compiled.
+        UnsupportedOperator, naming the layer that cannot be compiled; BadInput also where activations, scratch and
+        packed weights would take more than `memory_limit` bytes.
         """
         if not 1 <= threads <= _MAX_THREADS:
             raise BadInput(f"threads must be 1 to {_MAX_THREADS}, got {threads}")
@@ -49,6 +58,7 @@ class Session:
         self.level = active_level() if level is None else resolve_level(level)
         self.threads = threads
         self.batch = batch
+        self._memory_limit = memory_limit
         self._graph, self._shapes = check_graph(legalise(fuse(graph)))
         largest = max(prod(shape) for shape in self._shapes.values())
         if largest * batch > MAX_ELEMENTS:
@@ -124,8 +134,7 @@ class Session:
     def _compile(self, steps: Sequence[Sequence[Node]]) -> tuple[_native.Program, dict[str, int]]:
         graph, shapes = self._graph, self._shapes
         placement = place(graph, steps, shapes, self.batch)
-        if placement.total > _MAX_ARENA:
-            raise BadInput(f"the activations would take {placement.total} bytes")
+        _check_memory(placement.total, self._memory_limit)
         program = _native.Program(self.level, self.threads, self.batch)
         ids = {}
         for name in [graph.input, *(node.name for node in graph.nodes)]:
@@ -138,8 +147,15 @@ class Session:
                 _ADDERS[node.op](program, graph, shapes, ids, node)
             if len(nodes) > 1:
                 program.chain(len(nodes), chains.WINDOW_BYTES)
+            needed = placement.total + program.weight_bytes + program.scratch_bytes
+            _check_memory(needed, self._memory_limit)
         program.finish(ids[graph.input], ids[graph.output], placement.total)
         return program, ids
+
+
+def _check_memory(needed: int, limit: int) -> None:
+    if needed > limit:
+        raise BadInput(f"the network needs {needed} bytes or more, its limit is {limit}: a smaller batch takes less")
 
 
 _Adder = Callable[[_native.Program, Graph, dict[str, Shape], dict[str, int], Node], None]

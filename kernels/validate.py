@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import isfinite, prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,9 +16,12 @@ from trimtab.kernels.graph import ACTIVATIONS, OPERATORS, Graph, Node, Quant
 __all__ = ["Shape", "check_graph", "is_integer", "with_defaults"]
 
 Shape = tuple[int, ...]
+_AnyShape = TypeVar("_AnyShape", bound=Shape)
 
 MAX_ELEMENTS = 2**30  # of one tensor or weight, so that every index fits 32 bits
 MAX_INTEGER_INPUTS = 32768  # of one output: 255 * 128 * 32768 < 2^30, and the bias is within 2^30 too
+MAX_INTEGER_WINDOW = 2**23  # pixels under an average of integers: 255 * 2^23 < 2^31
+MAX_NODES = 2**13  # planning memory takes time quadratic in them
 
 _DEFAULTS: Mapping[str, Any] = {
     "stride": (1, 1),
@@ -30,6 +33,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "epsilon": 1e-5,
     "scale": 1.0,
 }
+_AVERAGES = ("avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d")
 _INPUTS = {
     "conv2d": (1, 2),
     "linear": (1, 2),
@@ -53,6 +57,8 @@ def check_graph(graph: Graph) -> tuple[Graph, dict[str, Shape]]:
     """
     if not isinstance(graph.input, str) or not graph.nodes:
         raise BadInput("a graph needs a named input and at least one node")
+    if len(graph.nodes) > MAX_NODES:
+        raise BadInput(f"a graph of {len(graph.nodes)} layers is too large (at most {MAX_NODES})")
     shape = tuple(graph.input_shape)
     if len(shape) not in (1, 3) or not all(_is_int(n) and n > 0 for n in shape):
         raise BadInput(f"input shape must be (C, H, W) or (F,) of positive integers, got {shape!r}")
@@ -75,7 +81,7 @@ def check_graph(graph: Graph) -> tuple[Graph, dict[str, Shape]]:
     _check_quants(graph.quant, shapes)
     checked_graph = replace(graph, nodes=tuple(nodes), input_shape=shape)
     for node in checked_graph.nodes:
-        _check_integer_size(checked_graph, node)
+        _check_integer_size(checked_graph, node, shapes)
     return checked_graph, shapes
 
 
@@ -92,6 +98,8 @@ def with_defaults(node: Node) -> Node:
         raise UnsupportedOperator(f"layer {node.name!r}: operator {node.op!r} is not supported (supported: {known})")
     if not isinstance(node.name, str) or not node.name:
         raise BadInput(f"a {node.op} layer has no name")
+    if any("\ud800" <= letter <= "\udfff" for letter in node.name):
+        raise BadInput(f"layer {node.name!r}: the name is not valid Unicode")
     low, high = _INPUTS.get(node.op, (1, 1))
     if not low <= len(node.inputs) <= high:
         raise BadInput(f"layer {node.name!r}: {node.op} takes {low} to {high} inputs, got {len(node.inputs)}")
@@ -141,7 +149,7 @@ def _ints(node: Node, name: str, value: Any, count: int | None, least: int) -> t
     return tuple(int(i) for i in items)
 
 
-def _sized(name: str, shape: Shape) -> Shape:
+def _sized(name: str, shape: _AnyShape) -> _AnyShape:
     if prod(shape) > MAX_ELEMENTS:
         raise BadInput(f"layer {name!r}: a tensor of shape {shape} is too large")
     return shape
@@ -160,7 +168,14 @@ def _check_quants(quants: Mapping[str, Quant], shapes: Mapping[str, Shape]) -> N
             raise BadInput(f"quantisation of {name!r}: zero point must be 0 to {quant.top}, got {quant.zero_point!r}")
 
 
-def _check_integer_size(graph: Graph, node: Node) -> None:
+def _check_integer_size(graph: Graph, node: Node, shapes: Mapping[str, Shape]) -> None:
+    if node.op in _AVERAGES and node.inputs[0] in graph.quant:
+        pixels = prod(node.attrs.get("kernel") or shapes[node.inputs[0]][1:])
+        if pixels > MAX_INTEGER_WINDOW:
+            raise UnsupportedOperator(
+                f"layer {node.name!r}: an average over {pixels} integers could overflow 32 bits "
+                f"(supported: up to {MAX_INTEGER_WINDOW})"
+            )
     if not is_integer(graph, node):
         return
     inputs = prod(node.weights["weight"].shape[1:])
@@ -204,13 +219,12 @@ def _image(node: Node, shape: Shape) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _windows(node: Node, size: tuple[int, int], reach: tuple[int, int]) -> tuple[int, int]:
+def _windows(node: Node, image: tuple[int, int, int], reach: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the output; the image with its padding must be no larger than a tensor may be."""
     top, left, bottom, right = node.attrs["padding"]
     stride_h, stride_w = node.attrs["stride"]
-    return (
-        (size[0] + top + bottom - reach[0]) // stride_h + 1,
-        (size[1] + left + right - reach[1]) // stride_w + 1,
-    )
+    _, h, w = _sized(node.name, (image[0], image[1] + top + bottom, image[2] + left + right))
+    return (h - reach[0]) // stride_h + 1, (w - reach[1]) // stride_w + 1
 
 
 def _conv_shape(node: Node, inputs: list[Shape]) -> Shape:
@@ -224,8 +238,7 @@ def _conv_shape(node: Node, inputs: list[Shape]) -> Shape:
         )
     dilation_h, dilation_w = node.attrs["dilation"]
     reach = ((kh - 1) * dilation_h + 1, (kw - 1) * dilation_w + 1)
-    rows, columns = _windows(node, (h, w), reach)
-    _sized(node.name, (c, h + sum(node.attrs["padding"][::2]), w + sum(node.attrs["padding"][1::2])))
+    rows, columns = _windows(node, (c, h, w), reach)
     return _residual_fits(node, (out, rows, columns), inputs)
 
 
@@ -242,7 +255,7 @@ def _pool_shape(node: Node, inputs: list[Shape]) -> Shape:
     kernel = node.attrs["kernel"]
     if any(p >= kernel[i % 2] for i, p in enumerate(node.attrs["padding"])):
         raise BadInput(f"layer {node.name!r}: padding must be smaller than the kernel")
-    rows, columns = _windows(node, (h, w), kernel)
+    rows, columns = _windows(node, (c, h, w), kernel)
     return (c, rows, columns)
 
 

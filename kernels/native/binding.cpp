@@ -216,6 +216,7 @@ NB_MODULE(_native, m) {
       .def("time", &time_runs, "inputs"_a.noconvert(), "seconds"_a)
       .def("profile", &profile, "inputs"_a.noconvert(), "runs"_a)
       .def_prop_ro("arena_bytes", &Program::arena_bytes)
+      .def_prop_ro("scratch_bytes", &Program::scratch_bytes)
       .def_prop_ro("weight_bytes", &Program::weight_bytes)
       .def_prop_ro("layer_kernels", &Program::layer_kernels);
 }

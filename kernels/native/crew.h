@@ -13,17 +13,15 @@ namespace trimtab {
 class Crew {
  public:
   explicit Crew(int size) : size_(size) {
-    for (int i = 1; i < size; ++i) workers_.emplace_back([this, i] { work(i); });
+    try {
+      for (int i = 1; i < size; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (...) {  // the system has no more threads to give
+      stop();
+      throw;
+    }
   }
 
-  ~Crew() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
-  }
+  ~Crew() { stop(); }
 
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
@@ -58,6 +56,15 @@ class Crew {
   }
 
  private:
+  void stop() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
+
   void work(int thread) {
     for (long seen = 0;;) {
       const std::function<void(int)>* body;

@@ -65,7 +65,8 @@ class Program {
   const Tensor& tensor(int i) const { return tensors_[i]; }
   int batch() const { return batch_; }
   int threads() const { return crew_.size(); }
-  size_t arena_bytes() const { return arena_.bytes() + scratch_per_thread_ * scratch_.size(); }
+  size_t arena_bytes() const { return arena_.bytes() + scratch_bytes(); }
+  size_t scratch_bytes() const { return scratch_per_thread_ * crew_.size(); }  // of all threads
   size_t weight_bytes() const { return weight_bytes_; }
   const std::string& level() const { return level_; }
   const std::vector<std::pair<std::string, std::string>>& layer_kernels() const { return layer_kernels_; }

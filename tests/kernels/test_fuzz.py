@@ -1,0 +1,83 @@
+"""A broken artefact is an error of the user's file, or a network that runs: never a crash."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from safetensors.numpy import save_file
+from tests.kernels import build, hostile
+
+from trimtab.errors import BadInput
+from trimtab.kernels import ArtefactError, Graph, Node, Session, load, read_graph, save
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=hostile.CASES)
+def test_hostile_files(case: tuple[bytes, str, int, int], tmp_path: Path) -> None:
+    data, level, batch, threads = case
+    hostile.loads_or_is_refused(data, tmp_path / "net", level, batch, threads)
+
+
+def test_the_files_that_damage_starts_from_run(level: str, tmp_path: Path) -> None:
+    for data in hostile.valid():
+        assert hostile.loads_or_is_refused(data, tmp_path / "net", level)
+
+
+def one_weight(**attrs: Any) -> Node:
+    return Node("conv2d", "conv", ("x",), attrs, {"weight": np.ones((1, 1, 1, 2), np.float32)})
+
+
+BOMBS = {
+    "padding": one_weight(padding=(0, 2**29, 0, 2**29 - 2), stride=(1, 2**29)),
+    "dilation": one_weight(padding=(0, 2**28, 0, 2**28), dilation=(1, 2**28)),
+    "output": one_weight(padding=(2**14, 2**14, 2**14, 2**13)),
+    "window": Node("avg_pool2d", "pool", ("x",), {"kernel": (2**15, 2**14), "padding": (2**15 - 1, 2**14 - 1, 0, 0)}),
+    "adaptive": Node("adaptive_avg_pool2d", "pool", ("x",), {"size": (2**15, 2**15)}),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_small_file_cannot_ask_for_much_memory(case: str, level: str, tmp_path: Path) -> None:
+    try:
+        save(build.graph((1, 1, 1), BOMBS[case]), tmp_path / "net")
+        session = load(tmp_path / "net", level=level, memory_limit=2**24)
+    except BadInput:
+        return
+    assert session.arena_bytes <= 2**24
+    session.run(np.zeros((1, 1, 1, 1), np.float32))
+
+
+def test_more_layers_than_can_be_planned() -> None:
+    nodes = tuple(Node("flatten", f"n{i}", ("x",)) for i in range(10_000))
+    with pytest.raises(BadInput, match="10000 layers"):
+        Session(Graph("x", (1,), nodes, "n0"))
+
+
+def test_an_average_of_integers_that_could_overflow() -> None:
+    graph = build.graph((1, 2**12, 2**12), Node("global_avg_pool2d", "mean", ("x",)), quant={"x": build.IN})
+    with pytest.raises(BadInput, match=r"'mean'.*overflow"):
+        Session(graph)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="Unicode"):
+        Session(build.graph((1,), Node("flatten", "\ud800", ("x",))))
+
+
+def test_an_integer_of_too_many_digits(tmp_path: Path) -> None:
+    text = '{"schema": ' + "9" * 5000 + "}"
+    save_file({"a": np.zeros(1)}, tmp_path / "net", metadata={hostile.KEY: text})
+    with pytest.raises(ArtefactError):
+        read_graph(tmp_path / "net")
+
+
+def test_headers_of_impossible_size(tmp_path: Path) -> None:
+    for size in (0, 2**31, 2**63, 2**64 - 1):
+        (tmp_path / "net").write_bytes(struct.pack("<Q", size) + b"{}" * 50)
+        with pytest.raises(ArtefactError):
+            read_graph(tmp_path / "net")
