@@ -13,7 +13,7 @@ from trimtab.kernels.validate import Shape
 __all__ = ["Link", "find_chains", "graph_links"]
 
 #: Bytes of a tensor, for one image, from which it pays to compute it in bands that stay in cache (docs/decisions.md).
-CHAINED_BYTES = 1024 * 1024
+CHAINED_BYTES = 2 * 1024 * 1024
 
 #: Bytes of all rows that a chain holds between its convolutions.
 WINDOW_BYTES = 256 * 1024
