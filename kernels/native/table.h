@@ -42,7 +42,7 @@ enum class Method : uint8_t {
   kNarrow,    // the same, with weights that are widened as they are read: int8, or bf16 in a float layer
   kShort,     // the same, with sums in 16 bits of operands that are small enough
   kTiles,     // the same, on AMX tiles
-  kWinograd,  // Winograd's F(2x2, 3x3)
+  kWinograd,  // Winograd's algorithm for 3x3 filters (winograd.h)
   kPacked,    // weights of few distinct values as 2- or 4-bit codes, looked up as they are read (packed.h)
   kLookup,    // weights of two distinct values select from tables of the inputs' sums (lookup.h)
 };

@@ -1,6 +1,5 @@
-// 3x3 convolutions of stride 1 as Winograd's F(2x2, 3x3): 16 products for 4 outputs in place of 36
-// (Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4.1). Integers are exact: their
-// weights are transformed with 2G, so that a sum is 4 times the accumulator, and the scale holds the quarter.
+// 3x3 convolutions with fewer products than the 36 that four outputs have (Lavin and Gray 2016, Fast Algorithms for
+// Convolutional Neural Networks, section 4.1). Integers are exact.
 #pragma once
 
 #include <type_traits>
@@ -10,7 +9,6 @@
 namespace trimtab {
 namespace {
 
-constexpr int kPlanes = 16;  // elements of a transformed 4x4 tile
 constexpr size_t kFetchedFilters = 512 * 1024;  // bytes of weights that have left the cache since the last run
 
 // This thread's scratch: planes of transformed inputs [tile][channel] and of products [tile][column of the panel].
@@ -26,49 +24,118 @@ struct Tiling {
   size_t first_pixel;  // in the output
 };
 
-// B^T d B for one 4x4 tile, all channels. d: `row` elements between its rows, `step` between its columns.
-template <class V, class A>
-TRIMTAB_INLINE void transform_inputs(const A* d, ptrdiff_t row, int channels, A* to, size_t plane) {
-  constexpr int kWide = sizeof(V) / sizeof(A);
-  for (int c = 0; c < channels; c += kWide) {
-    V t[4][4];
+// Stride 1, F(2x2, 3x3): 16 products. Integer filters are transformed with 2G, so that a sum is 4 times the accumulator,
+// and the scale holds the quarter.
+struct StrideOne {
+  static constexpr int kPlanes = 16, kMiddle = 5, kStep = 2;  // kStep: input columns from tile to tile
+  static constexpr int segments(int) { return 1; }            // of `channels` inputs, in each product of plane p
+
+  // B^T d B for one tile, all channels. d: `row` elements between its rows.
+  template <class V, class A>
+  TRIMTAB_INLINE void transform_inputs(const A* d, ptrdiff_t row, int channels, A* to, size_t plane, int t,
+                                       int stride) {
+    constexpr int kWide = sizeof(V) / sizeof(A);
+    to += static_cast<size_t>(t) * stride;
+    for (int c = 0; c < channels; c += kWide) {
+      V v[4][4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        V x[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) std::memcpy(&x[i], d + i * row + j * channels + c, sizeof(V));
+        v[0][j] = x[0] - x[2];
+        v[1][j] = x[1] + x[2];
+        v[2][j] = x[2] - x[1];
+        v[3][j] = x[1] - x[3];
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const V u[4] = {v[i][0] - v[i][2], v[i][1] + v[i][2], v[i][2] - v[i][1], v[i][1] - v[i][3]};
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) std::memcpy(to + (4 * i + j) * plane + c, &u[j], sizeof(V));
+      }
+    }
+  }
+
+  // A^T m A for one tile and one vector of columns.
+  template <class V, class Acc>
+  TRIMTAB_INLINE void transform_products(const Acc* m, size_t plane, V (&y)[2][2]) {
+    V s[2][4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       V v[4];
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) std::memcpy(&v[i], d + i * row + j * channels + c, sizeof(V));
-      t[0][j] = v[0] - v[2];
-      t[1][j] = v[1] + v[2];
-      t[2][j] = v[2] - v[1];
-      t[3][j] = v[1] - v[3];
+      for (int i = 0; i < 4; ++i) std::memcpy(&v[i], m + (4 * i + j) * plane, sizeof(V));
+      s[0][j] = v[0] + v[1] + v[2];
+      s[1][j] = v[1] - v[2] - v[3];
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const V u[4] = {t[i][0] - t[i][2], t[i][1] + t[i][2], t[i][2] - t[i][1], t[i][1] - t[i][3]};
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) std::memcpy(to + (4 * i + j) * plane + c, &u[j], sizeof(V));
-    }
-  }
-}
-
-// A^T m A for one tile and one vector of columns.
-template <class V, class Acc>
-TRIMTAB_INLINE void transform_products(const Acc* m, size_t plane, V (&y)[2][2]) {
-  V s[2][4];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    V v[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) std::memcpy(&v[i], m + (4 * i + j) * plane, sizeof(V));
-    s[0][j] = v[0] + v[1] + v[2];
-    s[1][j] = v[1] - v[2] - v[3];
-  }
 #pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    y[i][0] = s[i][0] + s[i][1] + s[i][2];
-    y[i][1] = s[i][1] - s[i][2] - s[i][3];
+    for (int i = 0; i < 2; ++i) {
+      y[i][0] = s[i][0] + s[i][1] + s[i][2];
+      y[i][1] = s[i][1] - s[i][2] - s[i][3];
+    }
   }
-}
+};
+
+// Stride 2: 25 products. Of five inputs the even ones meet two taps, F(2, 2): (e0 - e1) g0 + e1 (g0 + g2) and
+// e1 (g0 + g2) + (e2 - e1) g2; the odd ones meet one, and their products o0 g1 and o1 g1 are added to the first and
+// the last of those three. So there are 3x3 planes, and products of more than one segment in eight of them.
+struct StrideTwo {
+  static constexpr int kPlanes = 9, kMiddle = 4, kStep = 4;
+  static constexpr int along(int i) { return i == 1 ? 1 : 2; }
+  static constexpr int segments(int p) { return along(p / 3) * along(p % 3); }
+  // In order of (plane, segment): e0 - e1, o0, e1, e2 - e1, o1.
+  static constexpr int kPlane[5] = {0, 0, 1, 2, 2}, kSegment[5] = {0, 1, 0, 0, 1};
+
+  template <class V, class A>
+  TRIMTAB_INLINE void transform_inputs(const A* d, ptrdiff_t row, int channels, A* to, size_t plane, int t,
+                                       int stride) {
+    constexpr int kWide = sizeof(V) / sizeof(A);
+    constexpr int kFirst[5] = {0, 1, 2, 4, 3}, kMinus[5] = {2, -1, -1, 2, -1};
+    for (int c = 0; c < channels; c += kWide) {
+#pragma GCC unroll 5
+      for (int i = 0; i < 5; ++i) {
+        V x[5];
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; ++j) {
+          std::memcpy(&x[j], d + kFirst[i] * row + j * channels + c, sizeof(V));
+          if (kMinus[i] < 0) continue;
+          V minus;
+          std::memcpy(&minus, d + kMinus[i] * row + j * channels + c, sizeof(V));
+          x[j] -= minus;
+        }
+        int before = 0;  // segments of all planes above this row of planes
+        for (int q = 0; q < 3 * kPlane[i]; ++q) before += segments(q);
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; ++j) {
+          const V u = kMinus[j] < 0 ? x[kFirst[j]] : x[kFirst[j]] - x[kMinus[j] < 0 ? 0 : kMinus[j]];
+          int first = before;
+          for (int q = 0; q < kPlane[j]; ++q) first += segments(3 * kPlane[i] + q);
+          const int count = segments(3 * kPlane[i] + kPlane[j]), at = kSegment[i] * along(kPlane[j]) + kSegment[j];
+          std::memcpy(to + first * plane + (static_cast<size_t>(t) * count + at) * stride + c, &u, sizeof(V));
+        }
+      }
+    }
+  }
+
+  template <class V, class Acc>
+  TRIMTAB_INLINE void transform_products(const Acc* m, size_t plane, V (&y)[2][2]) {
+    V s[2][3];
+#pragma GCC unroll 3
+    for (int j = 0; j < 3; ++j) {
+      V v[3];
+#pragma GCC unroll 3
+      for (int i = 0; i < 3; ++i) std::memcpy(&v[i], m + (3 * i + j) * plane, sizeof(V));
+      s[0][j] = v[0] + v[1];
+      s[1][j] = v[1] + v[2];
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      y[i][0] = s[i][0] + s[i][1];
+      y[i][1] = s[i][1] + s[i][2];
+    }
+  }
+};
 
 // MR tiles times NV vectors of columns in one plane; `stride` elements between the tiles' inputs. With Ahead, what the
 // tiles of the next plane will read is fetched from `ahead` on, `ahead_step` bytes further with every step.
@@ -109,28 +176,37 @@ TRIMTAB_INLINE void multiply_tiles(const typename P::A* a, ptrdiff_t stride, int
   }
 }
 
+// Plane `a` times its weights b: `steps` for each of its tiles, which lie `stride` elements apart.
+template <class P>
+struct Product {
+  const typename P::A* a;
+  ptrdiff_t stride;
+  int steps;
+  const typename P::B* b;
+  const typename P::Acc* start;
+  typename P::Acc* out;
+};
+
 // The tiles [first, count) as far as blocks of MR tiles reach; returns the first tile that is left.
 template <class S, class P, int MR, int NV, bool Ahead>
-TRIMTAB_INLINE int multiply_blocks(const Conv& g, const typename P::A* a, int first, int count,
-                                   const typename P::B* b, const typename P::Acc* start, typename P::Acc* out) {
+TRIMTAB_INLINE int multiply_blocks(const Product<P>& p, int first, int count) {
   // While the tiles of this plane pass, the weights of the next one come closer, a share with every tile.
   constexpr ptrdiff_t kStep = NV * sizeof(typename P::V);
-  const ptrdiff_t size = kStep * g.steps, ahead_step = (kStep * MR + count - 1) / count;
+  const ptrdiff_t size = kStep * p.steps, ahead_step = (kStep * MR + count - 1) / count;
   for (; first + MR <= count; first += MR)
-    multiply_tiles<P, MR, NV, S::kLanes, Ahead>(a + static_cast<ptrdiff_t>(first) * g.tile_channels, g.tile_channels, g.steps,
-                                         b, reinterpret_cast<const char*>(b) + size + size * first / count, ahead_step,
-                                         start, out + first * NV * S::kLanes);
+    multiply_tiles<P, MR, NV, S::kLanes, Ahead>(p.a + first * p.stride, p.stride, p.steps, p.b,
+                                                reinterpret_cast<const char*>(p.b) + size + size * first / count,
+                                                ahead_step, p.start, p.out + first * NV * S::kLanes);
   return first;
 }
 
 // All tiles of one plane with one panel of NV vectors. Not `micro`: a plane has few steps, so what surrounds them counts.
 template <class S, class P, int NV, bool Ahead>
-static void multiply_plane(const Conv& g, const typename P::A* a, int count, const typename P::B* b,
-                           const typename P::Acc* start, typename P::Acc* out) {
-  int t = multiply_blocks<S, P, S::kRows, NV, Ahead>(g, a, 0, count, b, start, out);
-  t = multiply_blocks<S, P, 4, NV, Ahead>(g, a, t, count, b, start, out);
-  t = multiply_blocks<S, P, 2, NV, Ahead>(g, a, t, count, b, start, out);
-  multiply_blocks<S, P, 1, NV, Ahead>(g, a, t, count, b, start, out);
+static void multiply_plane(const Product<P>& p, int count) {
+  int t = multiply_blocks<S, P, S::kRows, NV, Ahead>(p, 0, count);
+  t = multiply_blocks<S, P, 4, NV, Ahead>(p, t, count);
+  t = multiply_blocks<S, P, 2, NV, Ahead>(p, t, count);
+  multiply_blocks<S, P, 1, NV, Ahead>(p, t, count);
 }
 
 // Stores `Pixels` neighbours of an output row.
@@ -146,7 +222,7 @@ TRIMTAB_INLINE void store_pixels(const V (&y)[Pixels][NV], const Target<Acc>& to
 }
 
 // The outputs of one tile, as far as they lie in the image.
-template <class S, class P, int NV>
+template <class S, class P, class Scheme, int NV>
 TRIMTAB_INLINE void store_tile(const Conv& g, const typename P::Acc* products, const Tiling& tiling, int tile,
                                Target<typename P::Acc> to, int columns) {
   using V = typename P::V;
@@ -154,7 +230,7 @@ TRIMTAB_INLINE void store_tile(const Conv& g, const typename P::Acc* products, c
 #pragma GCC unroll 8
   for (int j = 0; j < NV; ++j) {
     V part[2][2];
-    transform_products(products + j * S::kLanes, g.products_plane, part);
+    Scheme::transform_products(products + j * S::kLanes, g.products_plane, part);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) y[i / 2][i % 2][j] = part[i / 2][i % 2];
   }
@@ -175,43 +251,49 @@ TRIMTAB_INLINE void store_tile(const Conv& g, const typename P::Acc* products, c
 }
 
 // One panel of output channels for `count` transformed tiles from `first` on.
-template <class S, class P, int NV>
+template <class S, class P, class Scheme, int NV>
 static void winograd_panel(const Conv& g, const Store& store,
                            const WinogradScratch<typename P::A, typename P::Acc>& scratch, const Tiling& tiling,
                            int first, int count, int panel) {
   using Acc = typename P::Acc;
   constexpr int kWidth = S::kVectors * S::kLanes, kRow = NV * S::kLanes;
-  const size_t column = static_cast<size_t>(g.steps) * P::kDot;  // weights of one plane
-  const auto* b = static_cast<const typename P::B*>(g.weights) + size_t{kPlanes} * panel * kWidth * column;
+  const size_t segment = static_cast<size_t>(g.steps) * P::kDot;  // inputs
+  int total = 0;
+  for (int p = 0; p < Scheme::kPlanes; ++p) total += Scheme::segments(p);
+  const auto* b = static_cast<const typename P::B*>(g.weights) + total * panel * kWidth * segment;
   // A constant in the middle product is a constant in all four outputs.
   alignas(64) static constexpr Acc kZeros[kWidth] = {};
   const Acc* const bias = static_cast<const Acc*>(g.start) + panel * kWidth;
-  for (int p = 0; p < kPlanes; ++p, b += kRow * column) {
-    const auto* a = scratch.inputs + p * g.inputs_plane;
-    Acc* const out = scratch.products + p * g.products_plane;
+  const auto* a = scratch.inputs;
+  for (int p = 0; p < Scheme::kPlanes; ++p) {
+    const int segments = Scheme::segments(p);
+    const Product<P> product{a, static_cast<ptrdiff_t>(segments) * g.tile_channels, segments * g.steps, b,
+                             p == Scheme::kMiddle ? bias : kZeros, scratch.products + p * g.products_plane};
     if (g.group_bytes >= kFetchedFilters)
-      multiply_plane<S, P, NV, true>(g, a, count, b, p == 5 ? bias : kZeros, out);
+      multiply_plane<S, P, NV, true>(product, count);
     else
-      multiply_plane<S, P, NV, false>(g, a, count, b, p == 5 ? bias : kZeros, out);
+      multiply_plane<S, P, NV, false>(product, count);
+    a += static_cast<size_t>(segments) * g.inputs_plane;
+    b += segments * segment * kRow;
   }
   alignas(64) Acc acc[2 * kRow];
   const int columns = least(kRow, g.oc - panel * kWidth);
   const Target<Acc> to{columns == kRow ? finish_of<Acc>(store) : Finish::kMemory,
                        &store, acc, static_cast<size_t>(panel) * kWidth, static_cast<size_t>(g.oc), panel * kWidth};
   for (int t = 0; t < count; ++t)
-    store_tile<S, P, NV>(g, scratch.products + t * kRow, tiling, first + t, to, columns);
+    store_tile<S, P, Scheme, NV>(g, scratch.products + t * kRow, tiling, first + t, to, columns);
 }
 
-template <class S, class P, class... Args>
+template <class S, class P, class Scheme, class... Args>
 TRIMTAB_INLINE void winograd_panel_of(int vectors, const Args&... args) {
   if constexpr (S::kVectors > 2) {
-    if (vectors == 4) return winograd_panel<S, P, 4>(args...);
-    if (vectors == 3) return winograd_panel<S, P, 3>(args...);
+    if (vectors == 4) return winograd_panel<S, P, Scheme, 4>(args...);
+    if (vectors == 3) return winograd_panel<S, P, Scheme, 3>(args...);
   }
-  return vectors == 2 ? winograd_panel<S, P, 2>(args...) : winograd_panel<S, P, 1>(args...);
+  return vectors == 2 ? winograd_panel<S, P, Scheme, 2>(args...) : winograd_panel<S, P, Scheme, 1>(args...);
 }
 
-template <class S, class P>
+template <class S, class P, class Scheme>
 static void winograd_block(const Conv& g, const Store& store, const Block<typename P::A>& block,
                            const WinogradScratch<typename P::A, typename P::Acc>& scratch, Span panels) {
   using A = typename P::A;
@@ -224,31 +306,41 @@ static void winograd_block(const Conv& g, const Store& store, const Block<typena
     const int count = least(g.tiles, tiles - first);
     for (int t = 0; t < count; ++t) {
       const int ty = (first + t) / tiling.across, tx = (first + t) % tiling.across;
-      transform_inputs<V>(block.base + 2 * ty * input_row + 2 * tx * g.ic, input_row, g.ic,
-                          scratch.inputs + t * g.tile_channels, g.inputs_plane);
+      Scheme::template transform_inputs<V>(block.base + Scheme::kStep * (ty * input_row + tx * g.ic), input_row, g.ic,
+                                           scratch.inputs, g.inputs_plane, t, g.tile_channels);
     }
     for (int panel = panels.first; panel < panels.last; ++panel)
-      winograd_panel_of<S, P>(least(S::kVectors, shape.vectors - panel * S::kVectors), g, store, scratch, tiling, first,
+      winograd_panel_of<S, P, Scheme>(least(S::kVectors, shape.vectors - panel * S::kVectors), g, store, scratch, tiling, first,
                               count, panel);
   }
 }
 
 // Scratch: what WinogradScratch names, then what for_blocks needs; conv.cpp reserves it so.
-template <class S, class P, class T>
-static void winograd(const Conv& g, const Store& store, const Operand& in, const Task& task) {
+template <class S, class P, class T, class Scheme>
+static void winograd_of(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   using A = typename P::A;
   using Acc = typename P::Acc;
   const bool by_block = shares_blocks(g, task);
   const int panels = panels_of<S>(g).per_group;
   const Span mine = by_block ? Span{0, panels} : share(panels, task.thread, task.threads);
+  size_t segments = 0;
+  for (int p = 0; p < Scheme::kPlanes; ++p) segments += Scheme::segments(p);
   WinogradScratch<A, Acc> scratch;
   scratch.inputs = reinterpret_cast<A*>(task.scratch);
-  scratch.products = reinterpret_cast<Acc*>(scratch.inputs + kPlanes * static_cast<size_t>(g.inputs_plane));
+  scratch.products = reinterpret_cast<Acc*>(scratch.inputs + segments * g.inputs_plane);
   Task inner = task;
-  inner.scratch = reinterpret_cast<char*>(scratch.products + kPlanes * static_cast<size_t>(g.products_plane));
+  inner.scratch = reinterpret_cast<char*>(scratch.products + Scheme::kPlanes * static_cast<size_t>(g.products_plane));
   for_blocks<A, T>(g, in, inner, by_block, A{0}, [&](const Block<A>& block) {
-    winograd_block<S, P>(g, store, block, scratch, mine);
+    winograd_block<S, P, Scheme>(g, store, block, scratch, mine);
   });
+}
+
+template <class S, class P, class T>
+static void winograd(const Conv& g, const Store& store, const Operand& in, const Task& task) {
+  if (g.stride_h == 1)
+    winograd_of<S, P, T, StrideOne>(g, store, in, task);
+  else
+    winograd_of<S, P, T, StrideTwo>(g, store, in, task);
 }
 
 }  // namespace

@@ -16,10 +16,11 @@ WIDE = Quant(0.01, 0)
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    channels=st.integers(12, 70),
+    channels=st.one_of(st.sampled_from([32, 48, 64]), st.integers(12, 70)),
     out=st.integers(1, 70),
     size=st.tuples(st.integers(4, 19), st.integers(4, 19)),
     padding=st.tuples(*[st.integers(0, 3)] * 4),
+    stride=st.integers(1, 2),
     integer=st.booleans(),
     residual=st.booleans(),
     stored=st.booleans(),
@@ -31,6 +32,7 @@ def test_equals_the_direct_sum(
     out: int,
     size: tuple[int, int],
     padding: tuple[int, int, int, int],
+    stride: int,
     integer: bool,
     residual: bool,
     stored: bool,
@@ -42,9 +44,10 @@ def test_equals_the_direct_sum(
     quant = {"x": IN} if integer else {}
     if integer and stored:
         quant["out"] = OUT
+    attrs = {"padding": padding, "stride": (stride, stride)}
     nodes = []
     if residual:
-        nodes.append(build.conv(rng, "x", channels, out, name="short", integer=integer, padding=padding, bias=False))
+        nodes.append(build.conv(rng, "x", channels, out, name="short", integer=integer, bias=False, **attrs))
     nodes.append(
         build.conv(
             rng,
@@ -54,7 +57,7 @@ def test_equals_the_direct_sum(
             name="out",
             integer=integer,
             activation="relu",
-            padding=padding,
+            **attrs,
             residual="short" if residual else None,
         )
     )
