@@ -20,7 +20,7 @@ constexpr int kWinogradOverShort = 28;
 constexpr size_t kLargeFilters = 4 << 20;
 // Sums in 16 bits pay from this many steps on; measured likewise: 2 steps 1.03x, 4 steps (5-bit weights) 1.4x,
 // 9 steps (4-bit) 1.6x, 64 steps (1- and 2-bit) 1.8x.
-constexpr int kShortDepth = 3;
+constexpr int kShortDepth = 3, kLongDepth = 8;
 constexpr double kWinogradSaving = 1.4;  // direct products over Winograd's
 // With stride 2, likewise: 16 channels 1.02x, 32 channels 1.2x, 64 and 128 channels 1.25x (float: 1.2x); 512 at 7x7 1.0x.
 constexpr int kStridedInputs = 32;
@@ -31,7 +31,8 @@ constexpr size_t kBf16From = size_t{4} << 20;  // weights: too many to stay in a
 constexpr int kBf16Pixels = 8;
 constexpr int kTileSteps = 16;
 constexpr size_t kNarrowFrom = 128 * 1024;  // bytes of int8 weights: from there on reading them is what costs,
-constexpr int kNarrowPixels = 32;             // where no more pixels than these share one reading
+constexpr int kNarrowPixels = 32;             // where no more pixels than these share one reading,
+constexpr int kStreamedPixels = 4;            // and nothing else where no more than these do
 
 // How large the accumulator of one output channel can get, in integers.
 double largest_sum(const ConvSpec& s, const Operand& in, int channel) {
@@ -76,8 +77,10 @@ bool winograd_pays(const ConvSpec& s, const Kernels& k) {
 
 // Against direct kernels with sums in 16 bits, measured as above: 16 channels 0.95x, 24 channels 0.98x, 32 channels
 // 1.07x, 64 channels 1.1x; 512 channels at 7x7 0.8x, where reading Winograd's larger filters costs more.
-bool winograd_beats_short(const ConvSpec& s) {
-  return s.stride_h == 1 && s.ic >= kWinogradOverShort && size_t{32} * s.ic * s.oc < kLargeFilters;
+// Those are figures of 4-bit weights; sums that have to be widened more often (5 bits) are slower.
+bool winograd_beats_short(const ConvSpec& s, int depth) {
+  if (s.stride_h != 1) return false;
+  return depth < kLongDepth || (s.ic >= kWinogradOverShort && size_t{32} * s.ic * s.oc < kLargeFilters);
 }
 
 // Whether the layer spends its time on reading weights from memory, and every one of them is a bf16 number.
@@ -107,17 +110,18 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   const Method codes = choose_codes(s, k, in, batch);
   if (codes != Method::kRows) return codes;
   if (reads_bf16(s, batch)) return Method::kNarrow;
-  const bool can_sum_short = integer && k.has_short && short_depth(s, in) >= kShortDepth;
-  if (winograd_pays(s, k) && (!can_sum_short || winograd_beats_short(s)) && fits_winograd(s, in))
+  const int depth = integer && k.has_short ? short_depth(s, in) : 0, pixels = s.oh * s.ow;
+  if (winograd_pays(s, k) && (depth < kShortDepth || winograd_beats_short(s, depth)) && fits_winograd(s, in))
     return Method::kWinograd;
   if (!integer) return Method::kRows;
   const int segment = s.kw * s.ic;
   const bool flat = s.kh * s.kw == 1 && s.stride_h * s.stride_w == 1 && !s.pads;
-  if (k.has_tiles && (flat || s.oh * s.ow >= 8) && 2 * (s.groups == 1 ? segment : s.ic / s.groups) >= kTileSteps * k.dot)
+  if (k.has_tiles && (flat || pixels >= 8) && 2 * (s.groups == 1 ? segment : s.ic / s.groups) >= kTileSteps * k.dot)
     return Method::kTiles;
-  if (can_sum_short) return Method::kShort;
   const size_t weights = static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
-  return k.has_narrow && weights >= kNarrowFrom && s.oh * s.ow <= kNarrowPixels ? Method::kNarrow : Method::kRows;
+  const bool streams = k.has_narrow && weights >= kNarrowFrom;
+  if (depth >= kShortDepth && !(streams && pixels <= kStreamedPixels)) return Method::kShort;
+  return streams && pixels <= kNarrowPixels ? Method::kNarrow : Method::kRows;
 }
 
 // Whether the rows of a depthwise filter can begin at the second row of a group.
