@@ -21,6 +21,7 @@ constexpr size_t kLargeFilters = 4 << 20;
 // Sums in 16 bits pay from this many steps on; measured likewise: 2 steps 1.03x, 4 steps (5-bit weights) 1.4x,
 // 9 steps (4-bit) 1.6x, 64 steps (1- and 2-bit) 1.8x.
 constexpr int kShortDepth = 3, kLongDepth = 8;
+constexpr int kShortInputs = 16;  // of one output: 8 inputs 0.9x, 24 inputs 1.2x
 constexpr double kWinogradSaving = 1.4;  // direct products over Winograd's
 // With stride 2, likewise: 16 channels 1.02x, 32 channels 1.2x, 64 and 128 channels 1.25x (float: 1.2x); 512 at 7x7 1.0x.
 constexpr int kStridedInputs = 32;
@@ -110,7 +111,8 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   const Method codes = choose_codes(s, k, in, batch);
   if (codes != Method::kRows) return codes;
   if (reads_bf16(s, batch)) return Method::kNarrow;
-  const int depth = integer && k.has_short ? short_depth(s, in) : 0, pixels = s.oh * s.ow;
+  const bool wide = s.ic / s.groups * s.kh * s.kw >= kShortInputs;
+  const int depth = integer && k.has_short && wide ? short_depth(s, in) : 0, pixels = s.oh * s.ow;
   if (winograd_pays(s, k) && (depth < kShortDepth || winograd_beats_short(s, depth)) && fits_winograd(s, in))
     return Method::kWinograd;
   if (!integer) return Method::kRows;

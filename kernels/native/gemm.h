@@ -63,7 +63,10 @@ static void micro_short(const typename P::A* base, const int32_t* offset, const 
   using V = typename P::V;
   using A = typename P::A;
   V acc[MR][NV] = {};
-  for (int i = 0; i < MR; ++i) std::memcpy(out + i * NV * Lanes, start, NV * sizeof(V));
+  const bool once = g.segments * g.steps <= g.depth;  // then the sums never leave their registers
+  if (!once) {
+    for (int i = 0; i < MR; ++i) std::memcpy(out + i * NV * Lanes, start, NV * sizeof(V));
+  }
   const auto widen = [&] {
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i) {
@@ -97,21 +100,24 @@ static void micro_short(const typename P::A* base, const int32_t* offset, const 
           for (int j = 0; j < NV; ++j) acc[i][j] = P::dot(acc[i][j], left, right[j]);
         }
       }
-      if (room == 0) {
+      if (room == 0 && !once) {
         widen();
         room = g.depth;
       }
     }
   }
-  if (room < g.depth) widen();
-  if (to.finish == Finish::kMemory) return;
+  if (!once && room < g.depth) widen();
   V sums[MR][NV];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) std::memcpy(&sums[i][j], out + (i * NV + j) * Lanes, sizeof(V));
+    for (int j = 0; j < NV; ++j) {
+      std::memcpy(&sums[i][j], once ? start + j * Lanes : out + (i * NV + j) * Lanes, sizeof(V));
+      if (once) sums[i][j] = P::widen(sums[i][j], acc[i][j]);
+    }
   }
-  finish_tile<S>(sums, to);
+  if (to.finish != Finish::kMemory) return finish_tile<S>(sums, to);
+  if (once) std::memcpy(out, sums, sizeof sums);
 }
 
 template <class P, class = void>
