@@ -32,7 +32,7 @@ constexpr size_t kBf16From = size_t{4} << 20;  // weights: too many to stay in a
 constexpr int kBf16Pixels = 8;
 constexpr int kTileSteps = 16;
 constexpr size_t kNarrowFrom = 128 * 1024;  // bytes of int8 weights: from there on reading them is what costs,
-constexpr int kNarrowPixels = 32;             // where no more pixels than these share one reading,
+constexpr int kNarrowPixels = 64;             // where no more pixels than these share one reading,
 constexpr int kStreamedPixels = 4;            // and nothing else where no more than these do
 
 // How large the accumulator of one output channel can get, in integers.
