@@ -169,6 +169,8 @@ struct Target {
   Acc* acc;
   size_t first, step;  // element of the first pixel; elements between pixels
   int channel;         // into the padded per-channel scales
+  const char* ahead;   // what to fetch while the tile is computed, and by how much further with every step
+  ptrdiff_t ahead_step;
 };
 
 template <class S, int NV, class I>

@@ -10,8 +10,11 @@ namespace {
 
 constexpr int kAhead = 1792;  // bytes: how far ahead of their use weights that stream from memory are fetched
 
-// MR pixels times NV vectors of output channels, over every segment of the filter.
-template <class S, class P, int MR, int NV>
+constexpr size_t kFarWeights = 256 * 1024;  // bytes of a layer's weights that have left the cache since the last run
+
+// MR pixels times NV vectors of output channels, over every segment of the filter. With Ahead, what the next panel will
+// read is fetched meanwhile.
+template <class S, class P, int MR, int NV, bool Ahead>
 static void micro(const typename P::A* base, const int32_t* offset, const Conv& g, const typename P::B* b,
                   const typename P::Acc* start, const Target<typename P::Acc>& to) {
   constexpr int Lanes = S::kLanes;
@@ -26,6 +29,7 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
     for (int i = 0; i < MR; ++i) acc[i][j] = first;
   }
   const int steps = g.steps;
+  [[maybe_unused]] const char* ahead = to.ahead;
   for (int s = 0; s < g.segments; ++s) {
     const A* a[MR];
 #pragma GCC unroll 8
@@ -33,7 +37,12 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
 #pragma GCC unroll 2
     for (int k = 0; k < steps; ++k) {
       V right[NV];
-      if constexpr (sizeof(typename P::B) < sizeof(A)) __builtin_prefetch(b + kAhead);
+      if constexpr (sizeof(typename P::B) < sizeof(A)) {
+        __builtin_prefetch(b + kAhead);
+      } else if constexpr (Ahead) {
+        __builtin_prefetch(ahead);
+        ahead += to.ahead_step;
+      }
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) right[j] = P::weights(b + j * Lanes * P::kDot);
       b += NV * Lanes * P::kDot;
@@ -129,36 +138,30 @@ template <class P>
 using Micro = void (*)(const typename P::A*, const int32_t*, const Conv&, const typename P::B*,
                        const typename P::Acc*, const Target<typename P::Acc>&);
 
-// The micro-kernels for 1, 2, 4 and S::kRows pixels with NV vectors.
+// The micro-kernel for `height` pixels, which are 1, 2, 4 or S::kRows, and NV vectors; `far`: the weights are not in
+// cache.
 template <class S, class P, int NV>
-struct Heights {
-  static constexpr int kCount = S::kRows > 4 ? 4 : 3;
-  template <int MR>
-  static constexpr Micro<P> of_height() {
-    if constexpr (SumsShort<P>::value) return &micro_short<S, P, MR, NV>;
-    else return &micro<S, P, MR, NV>;
+TRIMTAB_INLINE Micro<P> kernel_of_height(int height, bool far) {
+  if constexpr (SumsShort<P>::value) {
+    if (height == S::kRows) return &micro_short<S, P, S::kRows, NV>;
+    return height == 4   ? &micro_short<S, P, 4, NV>
+           : height == 2 ? &micro_short<S, P, 2, NV>
+                         : &micro_short<S, P, 1, NV>;
+  } else {
+    if (height == S::kRows) return far ? &micro<S, P, S::kRows, NV, true> : &micro<S, P, S::kRows, NV, false>;
+    return height == 4   ? &micro<S, P, 4, NV, false>
+           : height == 2 ? &micro<S, P, 2, NV, false>
+                         : &micro<S, P, 1, NV, false>;
   }
-  static constexpr Micro<P> kernel(int i) {
-    return i == 0 ? of_height<1>() : i == 1 ? of_height<2>() : i == 2 ? of_height<4>() : of_height<S::kRows>();
-  }
-};
+}
 
 template <class S, class P>
-static Micro<P> micro_kernel(int height, int vectors) {
-  static constexpr Micro<P> one[] = {Heights<S, P, 1>::kernel(0), Heights<S, P, 1>::kernel(1),
-                                     Heights<S, P, 1>::kernel(2), Heights<S, P, 1>::kernel(3)};
-  static constexpr Micro<P> two[] = {Heights<S, P, 2>::kernel(0), Heights<S, P, 2>::kernel(1),
-                                     Heights<S, P, 2>::kernel(2), Heights<S, P, 2>::kernel(3)};
-  const int index = height == 1 ? 0 : height == 2 ? 1 : height == 4 ? 2 : 3;
+static Micro<P> micro_kernel(int height, int vectors, bool far) {
   if constexpr (S::kVectors > 2) {
-    static constexpr Micro<P> three[] = {Heights<S, P, 3>::kernel(0), Heights<S, P, 3>::kernel(1),
-                                         Heights<S, P, 3>::kernel(2), Heights<S, P, 3>::kernel(3)};
-    static constexpr Micro<P> four[] = {Heights<S, P, 4>::kernel(0), Heights<S, P, 4>::kernel(1),
-                                        Heights<S, P, 4>::kernel(2), Heights<S, P, 4>::kernel(3)};
-    if (vectors == 4) return four[index];
-    if (vectors == 3) return three[index];
+    if (vectors == 4) return kernel_of_height<S, P, 4>(height, far);
+    if (vectors == 3) return kernel_of_height<S, P, 3>(height, far);
   }
-  return vectors == 2 ? two[index] : one[index];
+  return vectors == 2 ? kernel_of_height<S, P, 2>(height, far) : kernel_of_height<S, P, 1>(height, far);
 }
 
 // How many pixels the next tile takes: the least height that covers what is left and fits, else the largest below.
@@ -198,12 +201,17 @@ static void panel_over_block(const Conv& g, const Store& store, const Block<type
   const auto* base = block.base + group * (g.ic / g.groups);
   alignas(64) Acc acc[S::kRows * kWidth];
   Target<Acc> to{columns == row ? finish_of<Acc>(store) : Finish::kMemory, &store, acc, 0, static_cast<size_t>(g.oc),
-                 channel};
+                 channel, nullptr, 0};
+  // While the pixels pass, the weights of the next panel come closer, a share with every tile of them.
+  const size_t bytes = static_cast<size_t>(g.segments) * g.steps * P::kDot * row * sizeof(typename P::B);
+  const bool far = g.group_bytes >= kFarWeights;
+  to.ahead_step = static_cast<ptrdiff_t>(row * P::kDot * sizeof(typename P::B) * S::kRows / block.pixels + 1);
   for (int m = 0; m < block.pixels;) {
     const int height = tile_height<S>(block.pixels - m, block.pixels);
     const int first = least(m, block.pixels - height);
+    to.ahead = reinterpret_cast<const char*>(b) + bytes + bytes * first / block.pixels;
     to.first = (block.first_pixel + first) * g.oc + group * per_group + panel * kWidth;
-    micro_kernel<S, P>(height, vectors)(base, block.offset + first, g, b, static_cast<const Acc*>(g.start) + channel,
+    micro_kernel<S, P>(height, vectors, far)(base, block.offset + first, g, b, static_cast<const Acc*>(g.start) + channel,
                                         to);
     if (to.finish == Finish::kMemory) emit<S>(store, acc, row, height, columns, to.first, g.oc, channel);
     m = first + height;

@@ -124,7 +124,7 @@ void pack_panels(const ConvSpec& s, PackedConv& p, const Kernels& k, const std::
 // [group][panel][segment][pair of steps][vector][byte]: see lookup.h.
 void pack_nibbles(const ConvSpec& s, PackedConv& p, const Kernels& k, const std::vector<int>& values) {
   Conv& g = p.conv;
-  const int per_group = s.oc / s.groups, inputs = s.ic / s.groups, vector_bytes = 4 * k.lanes;
+  const int per_group = s.oc / s.groups, vector_bytes = 4 * k.lanes;
   const int quads = g.codes.quads, vectors = (per_group + vector_bytes - 1) / vector_bytes;
   g.group_width = vectors * vector_bytes;
   const size_t pairs = static_cast<size_t>(g.segments) * g.steps;

@@ -279,7 +279,7 @@ static void winograd_panel(const Conv& g, const Store& store,
   alignas(64) Acc acc[2 * kRow];
   const int columns = least(kRow, g.oc - panel * kWidth);
   const Target<Acc> to{columns == kRow ? finish_of<Acc>(store) : Finish::kMemory,
-                       &store, acc, static_cast<size_t>(panel) * kWidth, static_cast<size_t>(g.oc), panel * kWidth};
+                       &store, acc, static_cast<size_t>(panel) * kWidth, static_cast<size_t>(g.oc), panel * kWidth, nullptr, 0};
   for (int t = 0; t < count; ++t)
     store_tile<S, P, Scheme, NV>(g, scratch.products + t * kRow, tiling, first + t, to, columns);
 }
