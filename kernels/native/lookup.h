@@ -25,13 +25,13 @@ TRIMTAB_INLINE typename S::U8 repeat(const uint8_t* table) {
   return all;
 }
 
-// [input j of a quad][quad of 16 inputs][subset n]: which of the 16 inputs n takes at j, or 128 for none.
+// [input j of a quad][quad of 16 inputs, subset n]: which of the 16 inputs n takes at j, or 128 for none.
 struct Subsets {
-  alignas(64) uint8_t index[4][4][16];
+  alignas(64) uint8_t index[4][64];
   constexpr Subsets() : index() {
     for (int j = 0; j < 4; ++j) {
       for (int quad = 0; quad < 4; ++quad) {
-        for (int n = 0; n < 16; ++n) index[j][quad][n] = static_cast<uint8_t>(n >> j & 1 ? 4 * quad + j : 128);
+        for (int n = 0; n < 16; ++n) index[j][16 * quad + n] = static_cast<uint8_t>(n >> j & 1 ? 4 * quad + j : 128);
       }
     }
   }
@@ -50,7 +50,7 @@ TRIMTAB_INLINE void tabulate_16(const uint8_t* from, uint8_t* to) {
     for (size_t at = 0; at < 64; at += sizeof(U8), to += sizeof(U8)) {
       U8 sum = {};
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sum += S::lookup(q, S::template load<U8>(&kSubsets.index[j][0][at]));
+      for (int j = 0; j < 4; ++j) sum += S::lookup(q, S::template load<U8>(&kSubsets.index[j][at]));
       S::store(to, sum);
     }
   }
