@@ -23,7 +23,8 @@ struct ConvSpec {
 struct PackedConv {
   Conv conv{};
   Memory weights, start, scale;
-  std::vector<int32_t> segment_offset;
+  std::vector<int32_t> segment_offset, blocks;
+  std::vector<SparsePanel> sparse;
   bool integer = false, depthwise = false;
   bool raw_inputs = false;   // integers are read as q, not as q - zero
   int dot = 1;               // inputs of one step

@@ -9,6 +9,7 @@
 #include "normalise.h"
 #include "packed.h"
 #include "peak.h"
+#include "sparse.h"
 #include "tiles.h"
 #include "winograd.h"
 
@@ -33,6 +34,7 @@ static void conv_int(const Conv& g, const Store& store, const Operand& in, const
     if (g.method == Method::kPacked) return conv_packed<S>(g, store, in, task);
     if (g.method == Method::kLookup) return conv_lookup<S>(g, store, in, task);
   }
+  if (g.method == Method::kSparse) return conv_sparse<S, typename S::Int, uint8_t>(g, store, in, task);
   conv_gemm<S, typename S::Int, uint8_t>(g, store, in, task);
 }
 
@@ -47,6 +49,7 @@ template <class S>
 static void conv_float(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   if (g.method == Method::kWinograd) return winograd<S, typename S::Float, float>(g, store, in, task);
   if (g.method == Method::kNarrow) return conv_gemm<S, FloatNarrow<S>, float>(g, store, in, task);
+  if (g.method == Method::kSparse) return conv_sparse<S, typename S::Float, float>(g, store, in, task);
   conv_gemm<S, typename S::Float, float>(g, store, in, task);
 }
 

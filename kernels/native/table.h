@@ -43,6 +43,7 @@ enum class Method : uint8_t {
   kShort,     // the same, with sums in 16 bits of operands that are small enough
   kTiles,     // the same, on AMX tiles
   kWinograd,  // Winograd's algorithm for 3x3 filters (winograd.h)
+  kSparse,    // as kRows, without the blocks of weights that are all zero (sparse.h)
   kPacked,    // weights of few distinct values as 2- or 4-bit codes, looked up as they are read (packed.h)
   kLookup,    // weights of two distinct values select from tables of the inputs' sums (lookup.h)
 };
@@ -60,6 +61,13 @@ struct Codes {
   int32_t spill;         // kLookup: pairs of steps whose sums fit 16 bits
   int32_t positions;     // kLookup: of input in a block
   size_t scratch_bytes;  // at the beginning of each thread's scratch
+};
+
+// The blocks of one panel that are not all zero.
+struct SparsePanel {
+  const int32_t* blocks;  // where their inputs lie, in elements from the pixel's first input
+  int32_t count;
+  size_t first_weight;  // in elements
 };
 
 // A convolution (a linear layer is one of 1x1 pixel). Packed weights: [group][panel][step][vector][lane][dot];
@@ -88,6 +96,7 @@ struct Conv {
   int32_t tiles;           // Winograd: tiles that pass through all panels together
   int32_t tile_channels;   // Winograd: elements of a transformed tile in one plane
   int32_t inputs_plane, products_plane;  // Winograd: elements between planes
+  const SparsePanel* sparse;             // kSparse: of every group's panels
   Codes codes;                           // kPacked, kLookup
 };
 
