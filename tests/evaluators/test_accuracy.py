@@ -35,7 +35,7 @@ def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
         # one of 8 bits.
         layers = {op: replace(d, a_bits=max(d.a_bits, 8)) for op, d in policy.layers.items()}
         candidate = candidate_of(name, replace(policy, layers=layers))
-        assert distance(torch_logits(candidate, x), native_logits(candidate, x)) < 0.05, policy.to_json()
+        assert distance(torch_logits(candidate, x), native_logits(candidate, x)) < 0.1, policy.to_json()
 
 
 @pytest.mark.parametrize("name", ["residual-a", "concat"])
