@@ -170,7 +170,7 @@ def test_a_feasible_policy_is_left_alone() -> None:
 
 
 def test_projections_use_the_budget_up() -> None:
-    shares = {"latency": 0.55, "size": 0.15}
+    shares = {"latency": 0.5, "size": 0.12}
     limits = limits_of(PRICES, relative(PRICES, **shares))
     moved = [policy for policy in draws(SPACE, 200) if not limits.feasible(policy)]
     used = [
