@@ -464,7 +464,7 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
     plan_depthwise(s, p, k, threads);
   else
     plan_blocks(s, p, k, batch, threads);
-  if (codes) plan_codes(s, p);
+  if (codes) plan_codes(p);
   if (codes)
     pack_codes(s, p, k);
   else if (!p.integer && g.method == Method::kNarrow)

@@ -21,7 +21,7 @@ constexpr size_t kRegisterBytes = 0;
 
 // Computes v at this place: left to itself, GCC reorders long sums until they no longer fit the registers.
 template <class V>
-TRIMTAB_INLINE void compute_here(V& v) {
+TRIMTAB_INLINE void compute_here([[maybe_unused]] V& v) {
 #if defined(__x86_64__)
   if constexpr (sizeof(V) <= kRegisterBytes) asm("" : "+v"(v));
 #endif

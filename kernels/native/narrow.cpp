@@ -173,7 +173,7 @@ void pack_codes(const ConvSpec& s, PackedConv& p, const Kernels& k) {
     pack_panels(s, p, k, distinct_weights(s));
 }
 
-void plan_codes(const ConvSpec& s, PackedConv& p) {
+void plan_codes(PackedConv& p) {
   Conv& g = p.conv;
   Codes& c = g.codes;
   if (g.method == Method::kPacked) {

@@ -15,6 +15,6 @@ Codes describe_codes(const ConvSpec& spec, const Kernels& kernels, const Operand
 void pack_codes(const ConvSpec& spec, PackedConv& p, const Kernels& kernels);
 
 // Adds what the kernels need in each thread's scratch; the blocks are planned.
-void plan_codes(const ConvSpec& spec, PackedConv& p);
+void plan_codes(PackedConv& p);
 
 }  // namespace trimtab
