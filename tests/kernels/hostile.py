@@ -107,14 +107,14 @@ def damaged_tree(draw: st.DrawFn, tree: dict[str, Any]) -> dict[str, Any]:
         alike = [value for value in VALUES if type(value) is type(old)]
         how = draw(st.sampled_from(["alike", "alike", "other", "other", "near", "any", "remove", "double"]))
         if how == "alike" and alike:
-            parent[key] = draw(st.sampled_from(alike))
+            parent[key] = copy.deepcopy(draw(st.sampled_from(alike)))
         elif how == "other":
             others = [at(tree, p) for p in paths if type(at(tree, p)) is type(old)]
             parent[key] = copy.deepcopy(draw(st.sampled_from(others)))
         elif how == "near" and type(old) in (int, float):
             parent[key] += draw(st.integers(-3, 3))
         elif how == "any":
-            parent[key] = draw(st.sampled_from(VALUES))
+            parent[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
         elif how == "remove":
             del parent[key]
         elif isinstance(parent, list):
