@@ -60,7 +60,7 @@ bool fits_winograd(const ConvSpec& s, const Operand& in) {
 
 // How many products of pairs fit 16 bits whatever the inputs are.
 int short_depth(const ConvSpec& s, const Operand& in) {
-  const size_t count = static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
+  const size_t count = weight_count(s);
   int largest = 1;
   for (size_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(static_cast<int>(s.int_weights[i])));
   return 32767 / (2 * in.top * largest);
@@ -90,7 +90,7 @@ bool winograd_beats_short(const ConvSpec& s, int depth) {
 
 // Whether the layer spends its time on reading weights from memory, and every one of them is a bf16 number.
 bool reads_bf16(const ConvSpec& s, int batch) {
-  const size_t weights = static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
+  const size_t weights = weight_count(s);
   if (s.float_weights == nullptr || weights < kBf16From || int64_t{batch} * s.oh * s.ow > kBf16Pixels) return false;
   for (size_t i = 0; i < weights; ++i) {
     uint32_t bits;
@@ -101,7 +101,7 @@ bool reads_bf16(const ConvSpec& s, int batch) {
 }
 
 std::vector<uint16_t> upper_halves(const ConvSpec& s) {
-  std::vector<uint16_t> halves(static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw);
+  std::vector<uint16_t> halves(weight_count(s));
   for (size_t i = 0; i < halves.size(); ++i) {
     uint32_t bits;
     std::memcpy(&bits, s.float_weights + i, sizeof bits);
@@ -124,7 +124,7 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   const bool flat = s.kh * s.kw == 1 && s.stride_h * s.stride_w == 1 && !s.pads;
   if (k.has_tiles && (flat || pixels >= 8) && 2 * (s.groups == 1 ? segment : s.ic / s.groups) >= kTileSteps * k.dot)
     return Method::kTiles;
-  const size_t weights = static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
+  const size_t weights = weight_count(s);
   const bool streams = k.has_narrow && weights >= kNarrowFrom;
   if (depth >= kShortDepth && !(streams && pixels <= kStreamedPixels)) return Method::kShort;
   return streams && pixels <= kNarrowPixels ? Method::kNarrow : Method::kRows;
@@ -453,7 +453,7 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   const bool codes = g.method == Method::kPacked || g.method == Method::kLookup;
   p.raw_inputs = p.integer && (p.depthwise || codes || !k.wide_inputs || g.method == Method::kShort);
   p.dot = !p.integer ? 1 : g.method == Method::kShort ? 4 : k.dot;
-  g.depth = p.integer ? short_depth(s, in) : 0;
+  g.depth = g.method == Method::kShort ? short_depth(s, in) : 0;
   p.element = !p.integer ? 4 : p.raw_inputs ? 1 : 2;
   g.direct = !s.pads && (!p.integer || p.raw_inputs) && g.method != Method::kWinograd;
   g.scratch_w = g.pointwise ? 1 : (s.ow - 1) * s.stride_w + g.reach_w;

@@ -20,6 +20,10 @@ struct ConvSpec {
   const float* bias;            // (oc,)
 };
 
+inline size_t weight_count(const ConvSpec& s) {
+  return static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;
+}
+
 struct PackedConv {
   Conv conv{};
   Memory weights, start, scale;

@@ -12,6 +12,28 @@ constexpr int kAhead = 1792;  // bytes: how far ahead of their use weights that 
 
 constexpr size_t kFarWeights = 256 * 1024;  // bytes of a layer's weights that have left the cache since the last run
 
+// Gives every row of accumulators the channels' first values.
+template <class S, int MR, int NV, class V, class Acc>
+TRIMTAB_INLINE void start_tile(const Acc* start, V (&acc)[MR][NV]) {
+#pragma GCC unroll 8
+  for (int j = 0; j < NV; ++j) {
+    V first;
+    std::memcpy(&first, start + j * S::kLanes, sizeof first);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) acc[i][j] = first;
+  }
+}
+
+// Not one copy of the array: that would keep the accumulators in memory throughout.
+template <class S, int MR, int NV, class V, class Acc>
+TRIMTAB_INLINE void spill_tile(const V (&acc)[MR][NV], Acc* out) {
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) std::memcpy(out + (i * NV + j) * S::kLanes, &acc[i][j], sizeof(V));
+  }
+}
+
 // MR pixels times NV vectors of output channels, over every segment of the filter. With Ahead, what the next panel will
 // read is fetched meanwhile.
 template <class S, class P, int MR, int NV, bool Ahead>
@@ -21,13 +43,7 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
   using V = typename P::V;
   using A = typename P::A;
   V acc[MR][NV];
-#pragma GCC unroll 8
-  for (int j = 0; j < NV; ++j) {
-    V first;
-    std::memcpy(&first, start + j * Lanes, sizeof first);
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) acc[i][j] = first;
-  }
+  start_tile<S>(start, acc);
   const int steps = g.steps;
   [[maybe_unused]] const char* ahead = to.ahead;
   for (int s = 0; s < g.segments; ++s) {
@@ -55,12 +71,7 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
     }
   }
   if (to.finish != Finish::kMemory) return finish_tile<S>(acc, to);
-  // Not one copy of the array: that would keep the accumulators in memory throughout.
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) std::memcpy(to.acc + (i * NV + j) * Lanes, &acc[i][j], sizeof(V));
-  }
+  spill_tile<S>(acc, to.acc);
 }
 
 // The same with products summed in 16 bits for g.depth steps at a time, which is as long as none can overflow.
@@ -185,37 +196,44 @@ TRIMTAB_INLINE Panels panels_of(const Conv& g) {
   return {(vectors + S::kVectors - 1) / S::kVectors, vectors};
 }
 
-// One panel of output channels over all pixels of a block; the last tile may overlap the one before it.
+// One panel of output channels over all pixels of a block, tile by tile; the last may overlap the one before it.
+// compute(height, vectors, first pixel, first accumulators, target) runs a micro-kernel.
+template <class S, class Acc, class Compute>
+TRIMTAB_INLINE void for_tiles(const Conv& g, const Store& store, size_t first_pixel, int pixels, int group, int panel,
+                              const Compute& compute) {
+  constexpr int kWidth = S::kVectors * S::kLanes;
+  const int vectors = least(S::kVectors, panels_of<S>(g).vectors - panel * S::kVectors), row = vectors * S::kLanes;
+  const int channel = group * g.group_width + panel * kWidth, per_group = g.oc / g.groups;
+  const int columns = least(row, per_group - panel * kWidth);
+  alignas(64) Acc acc[S::kRows * kWidth];
+  Target<Acc> to{columns == row ? finish_of<Acc>(store) : Finish::kMemory, &store, acc, 0, static_cast<size_t>(g.oc),
+                 channel, nullptr, 0};
+  for (int m = 0; m < pixels;) {
+    const int height = tile_height<S>(pixels - m, pixels), first = least(m, pixels - height);
+    to.first = (first_pixel + first) * g.oc + group * per_group + panel * kWidth;
+    compute(height, vectors, first, static_cast<const Acc*>(g.start) + channel, to);
+    if (to.finish == Finish::kMemory) emit<S>(store, acc, row, height, columns, to.first, g.oc, channel);
+    m = first + height;
+  }
+}
+
 template <class S, class P>
 static void panel_over_block(const Conv& g, const Store& store, const Block<typename P::A>& block, int group,
                              int panel) {
   using Acc = typename P::Acc;
-  constexpr int kWidth = S::kVectors * S::kLanes;
-  const Panels shape = panels_of<S>(g);
-  const int vectors = least(S::kVectors, shape.vectors - panel * S::kVectors), row = vectors * S::kLanes;
-  const size_t panel_size = static_cast<size_t>(g.segments) * g.steps * P::kDot * kWidth;
+  const size_t column = static_cast<size_t>(g.segments) * g.steps * P::kDot;  // weights of one output channel
   const auto* b = reinterpret_cast<const typename P::B*>(static_cast<const char*>(g.weights) + group * g.group_bytes) +
-                  panel * panel_size;
-  const int channel = group * g.group_width + panel * kWidth, per_group = g.oc / g.groups;
-  const int columns = least(row, per_group - panel * kWidth);
+                  panel * column * S::kVectors * S::kLanes;
   const auto* base = block.base + group * (g.ic / g.groups);
-  alignas(64) Acc acc[S::kRows * kWidth];
-  Target<Acc> to{columns == row ? finish_of<Acc>(store) : Finish::kMemory, &store, acc, 0, static_cast<size_t>(g.oc),
-                 channel, nullptr, 0};
-  // While the pixels pass, the weights of the next panel come closer, a share with every tile of them.
-  const size_t bytes = static_cast<size_t>(g.segments) * g.steps * P::kDot * row * sizeof(typename P::B);
   const bool far = g.group_bytes >= kFarWeights;
-  to.ahead_step = static_cast<ptrdiff_t>(row * P::kDot * sizeof(typename P::B) * S::kRows / block.pixels + 1);
-  for (int m = 0; m < block.pixels;) {
-    const int height = tile_height<S>(block.pixels - m, block.pixels);
-    const int first = least(m, block.pixels - height);
+  for_tiles<S, Acc>(g, store, block.first_pixel, block.pixels, group, panel,
+                    [&](int height, int vectors, int first, const Acc* start, Target<Acc>& to) {
+    // While the pixels pass, the weights of the next panel come closer, a share with every tile of them.
+    const size_t step = vectors * S::kLanes * P::kDot * sizeof(typename P::B), bytes = step * g.segments * g.steps;
+    to.ahead_step = static_cast<ptrdiff_t>(step * S::kRows / block.pixels + 1);
     to.ahead = reinterpret_cast<const char*>(b) + bytes + bytes * first / block.pixels;
-    to.first = (block.first_pixel + first) * g.oc + group * per_group + panel * kWidth;
-    micro_kernel<S, P>(height, vectors, far)(base, block.offset + first, g, b, static_cast<const Acc*>(g.start) + channel,
-                                        to);
-    if (to.finish == Finish::kMemory) emit<S>(store, acc, row, height, columns, to.first, g.oc, channel);
-    m = first + height;
-  }
+    micro_kernel<S, P>(height, vectors, far)(base, block.offset + first, g, b, start, to);
+  });
 }
 
 template <class S, class P, class T>

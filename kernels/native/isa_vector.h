@@ -124,35 +124,30 @@ struct FloatProducts {
   TRIMTAB_INLINE V dot(V acc, V a, V b) { return S::multiply_add(acc, a, b); }
 };
 
-template <class Types, class S>
-struct PairProducts {
-  using A = int16_t;
-  using B = int16_t;
+template <class Types, class S, class Input, class Weight>
+struct IntegerProducts {
+  using A = Input;
+  using B = Weight;
   using Acc = int32_t;
   using V = typename Types::I;
-  static constexpr int kDot = 2;
+  static constexpr int kDot = sizeof(int32_t) / sizeof(Input);
   TRIMTAB_INLINE V weights(const B* b) { return S::template load<V>(b); }
   TRIMTAB_INLINE V broadcast(const A* a) {
-    int32_t pair;
-    std::memcpy(&pair, a, sizeof pair);
-    return S::set(pair);
+    int32_t all;
+    std::memcpy(&all, a, sizeof all);
+    return S::set(all);
   }
+};
+
+template <class Types, class S>
+struct PairProducts : IntegerProducts<Types, S, int16_t, int16_t> {
+  using V = typename Types::I;
   TRIMTAB_INLINE V dot(V acc, V a, V b) { return S::dot_pairs(acc, a, b); }
 };
 
 template <class Types, class S>
-struct ByteProducts {
-  using A = uint8_t;
-  using B = int8_t;
-  using Acc = int32_t;
+struct ByteProducts : IntegerProducts<Types, S, uint8_t, int8_t> {
   using V = typename Types::I;
-  static constexpr int kDot = 4;
-  TRIMTAB_INLINE V weights(const B* b) { return S::template load<V>(b); }
-  TRIMTAB_INLINE V broadcast(const A* a) {
-    int32_t four;
-    std::memcpy(&four, a, sizeof four);
-    return S::set(four);
-  }
   TRIMTAB_INLINE V dot(V acc, V a, V b) { return S::dot_bytes(acc, a, b); }
 };
 

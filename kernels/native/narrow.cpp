@@ -17,8 +17,6 @@ constexpr int kTilePixels = 7;              // From there on AMX tiles multiply 
 constexpr int kTwoTermPixels = 2;           // beyond that, two-term tables cost more than they save.
 constexpr int kTableInputs = 64;            // of an output, in full vectors: from there on narrow inputs' tables pay
 
-size_t weight_count(const ConvSpec& s) { return static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw; }
-
 // Whether looking up sums of inputs of at most 4 bits is faster than multiplying, wherever the weights lie. Measured at
 // the avx2 level with 1-bit inputs, against the best int8 kernel: 3x3 of 16 to 16 channels 0.6x, 16 to 32 1.04x, 64 to
 // 64 1.9x, 256 to 256 3x; 1x1 of 32 to 64 channels 0.85x, 64 to 64 1.17x, 128 to 24 1.07x, 256 to 16 0.86x.

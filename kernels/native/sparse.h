@@ -13,13 +13,7 @@ static void micro_sparse(const typename P::A* base, const int32_t* offset, const
                          const typename P::B* b, const typename P::Acc* start, const Target<typename P::Acc>& to) {
   using V = typename P::V;
   V acc[MR][NV];
-#pragma GCC unroll 8
-  for (int j = 0; j < NV; ++j) {
-    V first;
-    std::memcpy(&first, start + j * S::kLanes, sizeof first);
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) acc[i][j] = first;
-  }
+  start_tile<S>(start, acc);
   const typename P::A* a[MR];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) a[i] = base + offset[i];
@@ -37,11 +31,7 @@ static void micro_sparse(const typename P::A* base, const int32_t* offset, const
     }
   }
   if (to.finish != Finish::kMemory) return finish_tile<S>(acc, to);
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) std::memcpy(to.acc + (i * NV + j) * S::kLanes, &acc[i][j], sizeof(V));
-  }
+  spill_tile<S>(acc, to.acc);
 }
 
 template <class P>
@@ -69,26 +59,14 @@ static MicroSparse<P> sparse_kernel(int height, int vectors) {
 template <class S, class P>
 static void sparse_panel(const Conv& g, const Store& store, const Block<typename P::A>& block, int index) {
   using Acc = typename P::Acc;
-  constexpr int kWidth = S::kVectors * S::kLanes;
-  const Panels shape = panels_of<S>(g);
-  const int group = index / shape.per_group, panel = index % shape.per_group;
-  const int vectors = least(S::kVectors, shape.vectors - panel * S::kVectors), row = vectors * S::kLanes;
+  const int panels = panels_of<S>(g).per_group, group = index / panels;
   const SparsePanel& sparse = g.sparse[index];
   const auto* b = static_cast<const typename P::B*>(g.weights) + sparse.first_weight;
-  const int channel = group * g.group_width + panel * kWidth, per_group = g.oc / g.groups;
-  const int columns = least(row, per_group - panel * kWidth);
-  alignas(64) Acc acc[S::kRows * kWidth];
-  Target<Acc> to{columns == row ? finish_of<Acc>(store) : Finish::kMemory, &store, acc, 0, static_cast<size_t>(g.oc),
-                 channel, nullptr, 0};
-  for (int m = 0; m < block.pixels;) {
-    const int height = tile_height<S>(block.pixels - m, block.pixels);
-    const int first = least(m, block.pixels - height);
-    to.first = (block.first_pixel + first) * g.oc + group * per_group + panel * kWidth;
-    sparse_kernel<S, P>(height, vectors)(block.base + group * (g.ic / g.groups), block.offset + first, sparse.blocks,
-                                         sparse.count, b, static_cast<const Acc*>(g.start) + channel, to);
-    if (to.finish == Finish::kMemory) emit<S>(store, acc, row, height, columns, to.first, g.oc, channel);
-    m = first + height;
-  }
+  const auto* base = block.base + group * (g.ic / g.groups);
+  for_tiles<S, Acc>(g, store, block.first_pixel, block.pixels, group, index % panels,
+                    [&](int height, int vectors, int first, const Acc* start, const Target<Acc>& to) {
+    sparse_kernel<S, P>(height, vectors)(base, block.offset + first, sparse.blocks, sparse.count, b, start, to);
+  });
 }
 
 template <class S, class P, class T>

@@ -27,7 +27,7 @@ struct Tiling {
 // Stride 1, F(2x2, 3x3): 16 products. Integer filters are transformed with 2G, so that a sum is 4 times the accumulator,
 // and the scale holds the quarter.
 struct StrideOne {
-  static constexpr int kPlanes = 16, kMiddle = 5, kStep = 2;  // kStep: input columns from tile to tile
+  static constexpr int kPlanes = 16, kSegments = 16, kMiddle = 5, kStep = 2;  // kStep: input columns from tile to tile
   static constexpr int segments(int) { return 1; }            // of `channels` inputs, in each product of plane p
 
   // B^T d B for one tile, all channels. d: `row` elements between its rows.
@@ -81,9 +81,10 @@ struct StrideOne {
 // e1 (g0 + g2) + (e2 - e1) g2; the odd ones meet one, and their products o0 g1 and o1 g1 are added to the first and
 // the last of those three. So there are 3x3 planes, and products of more than one segment in eight of them.
 struct StrideTwo {
-  static constexpr int kPlanes = 9, kMiddle = 4, kStep = 4;
+  static constexpr int kPlanes = 9, kSegments = 25, kMiddle = 4, kStep = 4;
   static constexpr int along(int i) { return i == 1 ? 1 : 2; }
   static constexpr int segments(int p) { return along(p / 3) * along(p % 3); }
+  static constexpr int first_segment(int p) { return p == 0 ? 0 : first_segment(p - 1) + segments(p - 1); }
   // In order of (plane, segment): e0 - e1, o0, e1, e2 - e1, o1.
   static constexpr int kPlane[5] = {0, 0, 1, 2, 2}, kSegment[5] = {0, 1, 0, 0, 1};
 
@@ -104,15 +105,12 @@ struct StrideTwo {
           std::memcpy(&minus, d + kMinus[i] * row + j * channels + c, sizeof(V));
           x[j] -= minus;
         }
-        int before = 0;  // segments of all planes above this row of planes
-        for (int q = 0; q < 3 * kPlane[i]; ++q) before += segments(q);
 #pragma GCC unroll 5
         for (int j = 0; j < 5; ++j) {
           const V u = kMinus[j] < 0 ? x[kFirst[j]] : x[kFirst[j]] - x[kMinus[j] < 0 ? 0 : kMinus[j]];
-          int first = before;
-          for (int q = 0; q < kPlane[j]; ++q) first += segments(3 * kPlane[i] + q);
-          const int count = segments(3 * kPlane[i] + kPlane[j]), at = kSegment[i] * along(kPlane[j]) + kSegment[j];
-          std::memcpy(to + first * plane + (static_cast<size_t>(t) * count + at) * stride + c, &u, sizeof(V));
+          const int p = 3 * kPlane[i] + kPlane[j], at = kSegment[i] * along(kPlane[j]) + kSegment[j];
+          std::memcpy(to + first_segment(p) * plane + (static_cast<size_t>(t) * segments(p) + at) * stride + c, &u,
+                      sizeof(V));
         }
       }
     }
@@ -139,24 +137,18 @@ struct StrideTwo {
 
 // MR tiles times NV vectors of columns in one plane; `stride` elements between the tiles' inputs. With Ahead, what the
 // tiles of the next plane will read is fetched from `ahead` on, `ahead_step` bytes further with every step.
-template <class P, int MR, int NV, int Lanes, bool Ahead>
+template <class S, class P, int MR, int NV, bool Ahead>
 TRIMTAB_INLINE void multiply_tiles(const typename P::A* a, ptrdiff_t stride, int steps, const typename P::B* b,
                                    const char* ahead, ptrdiff_t ahead_step, const typename P::Acc* start,
                                    typename P::Acc* out) {
   using V = typename P::V;
   V acc[MR][NV];
-#pragma GCC unroll 8
-  for (int j = 0; j < NV; ++j) {
-    V first;
-    std::memcpy(&first, start + j * Lanes, sizeof first);
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) acc[i][j] = first;
-  }
+  start_tile<S>(start, acc);
   for (int k = 0; k < steps; ++k) {
     V right[NV];
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) right[j] = P::weights(b + j * Lanes * P::kDot);
-    b += NV * Lanes * P::kDot;
+    for (int j = 0; j < NV; ++j) right[j] = P::weights(b + j * S::kLanes * P::kDot);
+    b += NV * S::kLanes * P::kDot;
     if constexpr (Ahead) {
       __builtin_prefetch(ahead);
       ahead += ahead_step;
@@ -169,11 +161,7 @@ TRIMTAB_INLINE void multiply_tiles(const typename P::A* a, ptrdiff_t stride, int
     }
     a += P::kDot;
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) std::memcpy(out + (i * NV + j) * Lanes, &acc[i][j], sizeof(V));
-  }
+  spill_tile<S>(acc, out);
 }
 
 // Plane `a` times its weights b: `steps` for each of its tiles, which lie `stride` elements apart.
@@ -194,7 +182,7 @@ TRIMTAB_INLINE int multiply_blocks(const Product<P>& p, int first, int count) {
   constexpr ptrdiff_t kStep = NV * sizeof(typename P::V);
   const ptrdiff_t size = kStep * p.steps, ahead_step = (kStep * MR + count - 1) / count;
   for (; first + MR <= count; first += MR)
-    multiply_tiles<P, MR, NV, S::kLanes, Ahead>(p.a + first * p.stride, p.stride, p.steps, p.b,
+    multiply_tiles<S, P, MR, NV, Ahead>(p.a + first * p.stride, p.stride, p.steps, p.b,
                                                 reinterpret_cast<const char*>(p.b) + size + size * first / count,
                                                 ahead_step, p.start, p.out + first * NV * S::kLanes);
   return first;
@@ -213,11 +201,7 @@ static void multiply_plane(const Product<P>& p, int count) {
 template <class S, int Pixels, int NV, class V, class Acc>
 TRIMTAB_INLINE void store_pixels(const V (&y)[Pixels][NV], const Target<Acc>& to, int columns) {
   if (to.finish != Finish::kMemory) return finish_tile<S>(y, to);
-#pragma GCC unroll 2
-  for (int i = 0; i < Pixels; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) std::memcpy(to.acc + (i * NV + j) * S::kLanes, &y[i][j], sizeof(V));
-  }
+  spill_tile<S>(y, to.acc);
   emit<S>(*to.store, to.acc, NV * S::kLanes, Pixels, columns, to.first, to.step, to.channel);
 }
 
@@ -258,9 +242,7 @@ static void winograd_panel(const Conv& g, const Store& store,
   using Acc = typename P::Acc;
   constexpr int kWidth = S::kVectors * S::kLanes, kRow = NV * S::kLanes;
   const size_t segment = static_cast<size_t>(g.steps) * P::kDot;  // inputs
-  int total = 0;
-  for (int p = 0; p < Scheme::kPlanes; ++p) total += Scheme::segments(p);
-  const auto* b = static_cast<const typename P::B*>(g.weights) + total * panel * kWidth * segment;
+  const auto* b = static_cast<const typename P::B*>(g.weights) + size_t{Scheme::kSegments} * panel * kWidth * segment;
   // A constant in the middle product is a constant in all four outputs.
   alignas(64) static constexpr Acc kZeros[kWidth] = {};
   const Acc* const bias = static_cast<const Acc*>(g.start) + panel * kWidth;
@@ -323,11 +305,9 @@ static void winograd_of(const Conv& g, const Store& store, const Operand& in, co
   const bool by_block = shares_blocks(g, task);
   const int panels = panels_of<S>(g).per_group;
   const Span mine = by_block ? Span{0, panels} : share(panels, task.thread, task.threads);
-  size_t segments = 0;
-  for (int p = 0; p < Scheme::kPlanes; ++p) segments += Scheme::segments(p);
   WinogradScratch<A, Acc> scratch;
   scratch.inputs = reinterpret_cast<A*>(task.scratch);
-  scratch.products = reinterpret_cast<Acc*>(scratch.inputs + segments * g.inputs_plane);
+  scratch.products = reinterpret_cast<Acc*>(scratch.inputs + size_t{Scheme::kSegments} * g.inputs_plane);
   Task inner = task;
   inner.scratch = reinterpret_cast<char*>(scratch.products + Scheme::kPlanes * static_cast<size_t>(g.products_plane));
   for_blocks<A, T>(g, in, inner, by_block, A{0}, [&](const Block<A>& block) {
