@@ -81,7 +81,7 @@ class Tpe(Agent):
             channels = last if turn % 2 == 0 else max(own, last // 2)
             # The widest of the narrow ones first: how narrow a network can become only a look at each will tell.
             bits = max(0, last - 1 - turn // 2 % max(last, 1))
-            vector.append({"bits": bits, "rank": last, "channels": channels}[knob.kind])
+            vector.append({"bits": bits, "form": last, "channels": channels}[knob.kind])
         return vector
 
     def _mixed(self, sampled: list[int], drawn: list[int], seed: int) -> list[int]:

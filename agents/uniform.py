@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trimtab.agents.base import Agent, Limits
-from trimtab.spaces import Policy, Space
+from trimtab.spaces import Bits, Policy, Space
+from trimtab.spaces.forms import DENSE
 
 __all__ = ["Uniform"]
 
@@ -18,9 +19,9 @@ RATIOS = 129
 
 
 class Uniform(Agent):
-    """One keep ratio, one pair of bits and one rank fraction for the whole network.
+    """One keep ratio, one pair of bits and one form of layers for the whole network.
 
-    For every pair of bits and rank fraction the largest keep ratio that meets the limits comes first, then the next
+    For every pair of bits and form the largest keep ratio that meets the limits comes first, then the next
     smaller ones; the combinations take turns, the one nearest to the network as given first. Nothing is projected,
     for that would not be uniform any more, and nothing is random: the seed does not matter. It ends when every
     uniform policy that is feasible has been proposed.
@@ -44,19 +45,18 @@ class Uniform(Agent):
 
     def _lanes(self) -> list[Iterator[Policy]]:
         return [
-            self._lane(bits, rank)
-            for rank in sorted(self._choices("rank", 1.0), reverse=True)
-            for bits in sorted(self._choices("bits", (32, 32)), reverse=True)
+            self._lane(bits, form) for form in self._choices("form", DENSE) for bits in self._choices("bits", (32, 32))
         ]
 
-    def _choices(self, kind: str, otherwise: Any) -> set[Any]:
-        found = set(chain.from_iterable(knob.choices for knob in self.space.knobs if knob.kind == kind))
-        return found or {otherwise}
+    def _choices(self, kind: str, otherwise: Any) -> list[Any]:
+        """All choices of any knob of a kind, the network as given first."""
+        found = chain.from_iterable(reversed(knob.choices) for knob in self.space.knobs if knob.kind == kind)
+        return list(dict.fromkeys(found)) or [otherwise]
 
-    def _lane(self, bits: tuple[int, int], rank: float) -> Iterator[Policy]:
+    def _lane(self, bits: Bits, form: str) -> Iterator[Policy]:
         ratios = [knob.choices[0] / knob.choices[-1] for knob in self.space.knobs if knob.kind == "channels"]  # type: ignore[operator]
         for keep in np.linspace(1.0, min(ratios, default=1.0), RATIOS if ratios else 1):
-            policy = self.space.uniform(float(keep), bits, rank)
+            policy = self.space.uniform(float(keep), bits, form)
             if self.limits.feasible(policy):
                 yield policy
 

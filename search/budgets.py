@@ -209,12 +209,12 @@ class BudgetLimits:
         )
 
     def _descend(self, cost: Callable[[Policy], float]) -> Policy:
-        """Coordinate descent over ranks from the narrowest, int8 network: all else mostly gets cheaper downwards."""
-        vector = [len(k.choices) - 1 if k.kind == "rank" else 0 for k in self.space.knobs]
+        """Coordinate descent over forms from the narrowest network of fewest bits: all else mostly gets cheaper down."""
+        vector = [len(k.choices) - 1 if k.kind == "form" else 0 for k in self.space.knobs]
         best = self.space.decode(vector)
         lowest = cost(best)
         for i, knob in enumerate(self.space.knobs):
-            if knob.kind != "rank":
+            if knob.kind != "form":
                 continue
             for choice in range(len(knob.choices) - 1):
                 trial = [*vector[:i], choice, *vector[i + 1 :]]

@@ -14,7 +14,8 @@ from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.data import DATASETS
 from trimtab.evaluators.engines import ENGINES
 from trimtab.search.budgets import BUDGETS, Budget, parse_budget
-from trimtab.spaces.space import BITS, DEFAULT_BITS, Options
+from trimtab.spaces.forms import parse_form
+from trimtab.spaces.space import DEFAULT_BITS, Bits, Options, check_bits
 from trimtab.spaces.zoo import ZOO
 
 __all__ = [
@@ -121,23 +122,39 @@ class EngineConfig(_Section):
 
 
 class SpaceConfig(_Section):
-    """What may be decided: see `trimtab.spaces.Options`. `bits` are [w_bits, a_bits] pairs."""
+    """What may be decided: see `trimtab.spaces.Options`. `bits` are [w_bits, a_bits] pairs, or
+    [w_bits, a_bits, grid]."""
 
     channels: int = Field(8, ge=1, le=64)
     min_keep: float = Field(0.25, gt=0, le=1)
-    bits: tuple[tuple[int, int], ...] = DEFAULT_BITS
+    bits: tuple[Bits, ...] = DEFAULT_BITS
     ranks: tuple[float, ...] = (0.25, 0.5)
+    factorisations: tuple[str, ...] = ("svd",)
+    patterns: tuple[str, ...] = ()
+    sharing: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
 
     @field_validator("bits")
     @classmethod
-    def _offered(cls, bits: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-        for pair in bits:
-            if pair not in BITS:
-                raise ValueError(f"{list(pair)} is not offered (offered: {[list(b) for b in BITS]})")
+    def _offered(cls, bits: tuple[Bits, ...]) -> tuple[Bits, ...]:
+        for choice in bits:
+            try:
+                check_bits(choice)
+            except BadInput as error:
+                raise ValueError(str(error)) from None
         if not bits:
             raise ValueError("give at least one [w_bits, a_bits] pair")
         return bits
+
+    @field_validator("patterns", "sharing")
+    @classmethod
+    def _forms(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            try:
+                parse_form(text)
+            except BadInput as error:
+                raise ValueError(str(error)) from None
+        return texts
 
     @field_validator("ranks")
     @classmethod
@@ -148,7 +165,7 @@ class SpaceConfig(_Section):
 
     def options(self) -> Options:
         """Return these settings as the space takes them."""
-        return Options(self.channels, self.min_keep, self.bits, self.ranks, self.fixed)
+        return Options(**dict(self))
 
 
 class MeasureConfig(_Section):

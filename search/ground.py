@@ -140,7 +140,7 @@ class _Surveyor:
 def _spread(problem: Problem, count: int) -> list[Policy]:
     """Policies over the whole range: uniform ones and random ones."""
     space, rng = problem.space, np.random.default_rng([problem.config.seed, 1])
-    uniform = [space.uniform(0.5, (8, 8)), space.uniform(0.25, (8, 8)), space.uniform(0.5, (8, 8), 0.5)]
+    uniform = [space.uniform(0.5, (8, 8)), space.uniform(0.25, (8, 8)), space.uniform(0.5, (8, 8), "svd 0.5")]
     drawn = [space.decode([int(rng.integers(len(k.choices))) for k in space.knobs]) for _ in range(count)]
     return [*uniform, *drawn][:count]
 

@@ -4,12 +4,13 @@ from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.network import Network, Norm, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.repair import Calibration, compress
-from trimtab.spaces.space import BITS, DEFAULT_BITS, Knob, Options, Space, build_space
+from trimtab.spaces.space import BITS, DEFAULT_BITS, Bits, Knob, Options, Removal, Space, build_space
 from trimtab.spaces.trace import UnsupportedNetwork, trace
 
 __all__ = [
     "BITS",
     "DEFAULT_BITS",
+    "Bits",
     "Calibration",
     "Candidate",
     "Knob",
@@ -19,6 +20,7 @@ __all__ = [
     "Op",
     "Options",
     "Policy",
+    "Removal",
     "Space",
     "UnsupportedNetwork",
     "apply",

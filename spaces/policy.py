@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -13,23 +13,44 @@ from typing import Any
 
 from trimtab.errors import BadInput
 
-__all__ = ["SCHEMA", "LayerDecision", "Policy"]
+__all__ = ["GRIDS", "SCHEMA", "LayerDecision", "Policy"]
 
-SCHEMA = 1
+SCHEMA = 2
+
+#: Schema 1 had no grids, patterns, ways of sharing, or other factorisations than the SVD; all it holds reads the same.
+READABLE = (1, SCHEMA)
+
+#: How the integers of a layer's weights are chosen: evenly spaced, powers of two, a k-means codebook, or sums of binary
+#: bases; `trimtab.spaces.quantise` has the formulas.
+GRIDS = ("uniform",)
 
 
 @dataclass(frozen=True)
 class LayerDecision:
-    """What is decided for one layer: weight bits, bits of its input activations, and the rank (None: dense)."""
+    """What is decided for one layer.
+
+    `w_bits` of its weights and `a_bits` of its input activations; `grid`, one of `GRIDS`, places the weights' values.
+    At most one of: `rank` of its `factorisation`, a sparsity `pattern`, a way of `sharing` weights, the latter two as
+    `trimtab.spaces.forms` reads them.
+    """
 
     w_bits: int = 32
     a_bits: int = 32
     rank: int | None = None
+    factorisation: str = "svd"
+    grid: str = "uniform"
+    pattern: str | None = None
+    sharing: str | None = None
 
     @property
     def is_integer(self) -> bool:
         """Whether the layer computes in integers."""
         return self.w_bits <= 8 and self.a_bits <= 8
+
+
+_BITS = ("w_bits", "a_bits")
+_TEXTS = ("factorisation", "grid", "pattern", "sharing")
+_DEFAULTS = {field.name: field.default for field in fields(LayerDecision)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +87,7 @@ class Policy:
             "network": self.network,
             "channels": dict(self.channels),
             "layers": {
-                name: {"w_bits": layer.w_bits, "a_bits": layer.a_bits, "rank": layer.rank}
+                name: {key: value for key, value in vars(layer).items() if key in _BITS or value != _DEFAULTS[key]}
                 for name, layer in self.layers.items()
             },
         }
@@ -74,7 +95,7 @@ class Policy:
     @classmethod
     def from_json(cls, data: Any, source: str = "policy") -> Policy:
         """Read what `to_json` wrote; anything else is a `BadInput` that names `source` and the key."""
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        if not isinstance(data, dict) or data.get("schema") not in READABLE:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise BadInput(f"{source}: expected a policy with schema {SCHEMA}, found {found!r}")
         try:
@@ -118,7 +139,7 @@ def _object(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _decision(name: object, value: Any) -> LayerDecision:
     if not isinstance(value, dict):
         raise ValueError(f"layer {name}: expected an object, found {value!r}")
-    unknown = set(value) - {"w_bits", "a_bits", "rank"}
+    unknown = set(value) - set(_DEFAULTS)
     if unknown:
         raise ValueError(f"layer {name}: unknown key {sorted(unknown)[0]!r}")
     rank = value.get("rank")
@@ -126,4 +147,11 @@ def _decision(name: object, value: Any) -> LayerDecision:
         _count(f"w_bits of {name}", value.get("w_bits")),
         _count(f"a_bits of {name}", value.get("a_bits")),
         None if rank is None else _count(f"rank of {name}", rank),
+        *(_text(f"{key} of {name}", value.get(key, _DEFAULTS[key]), _DEFAULTS[key]) for key in _TEXTS),
     )
+
+
+def _text(name: str, value: Any, default: Any) -> Any:
+    if not isinstance(value, str) and value is not default:
+        raise ValueError(f"{name}: expected text, found {value!r}")
+    return value

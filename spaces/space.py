@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,20 @@ from torch import nn
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces import lowrank
+from trimtab.spaces.forms import DENSE, FACTORISATIONS, Form, applies, parse_form
 from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
 from trimtab.spaces.network import Array, Network, Op
-from trimtab.spaces.policy import LayerDecision, Policy
+from trimtab.spaces.policy import GRIDS, LayerDecision, Policy
 from trimtab.spaces.select import importance_order, smallest_kept
 from trimtab.spaces.trace import trace_both
 
-__all__ = ["BITS", "DEFAULT_BITS", "Knob", "LayerShape", "Options", "Space", "build_space"]
+__all__ = ["BITS", "DEFAULT_BITS", "Bits", "Choice", "Knob", "LayerShape", "Options", "Removal", "Space", "build_space"]
+
+#: (weight bits, activation bits), and the grid of the weights where it is not "uniform".
+Bits = tuple[int, int] | tuple[int, int, str]
+
+#: One choice of a knob: kept channels, bits, or the text of a form.
+Choice = int | str | Bits
 
 #: (weight bits, activation bits) that may be decided, cheapest first: integers, integer weights under float
 #: activations, bf16 weights under float activations, and float. Float weights under int8 activations would save
@@ -28,7 +36,13 @@ BITS = (*((w, a) for w in (1, 2, 3, 4, 5, 6, 8) for a in (1, 2, 4, 8)), (8, 32),
 
 #: What a search decides among where nothing is asked: 8-bit activations are faster than float ones and cost next to no
 #: accuracy, narrower ones save time only under 1-bit weights; weights of 3, 5 and 6 bits run as those of 4 and 8 do.
-DEFAULT_BITS = ((2, 8), (4, 8), (8, 8), (32, 32))
+DEFAULT_BITS: tuple[Bits, ...] = ((2, 8), (4, 8), (8, 8), (32, 32))
+
+#: A layer of a smaller full rank has nothing to factorise.
+SMALLEST_FULL_RANK = 8
+
+#: Bits of weights that another grid than the uniform one is for: with more, no grid gains.
+GRID_BITS = range(1, 7)
 
 
 @dataclass(frozen=True)
@@ -36,33 +50,61 @@ class Options:
     """What a search may decide.
 
     `channels`: the most choices of kept channels per group (1: no pruning); `min_keep`: the smallest keep ratio;
-    `bits`: the (w_bits, a_bits) pairs offered; `ranks`: ranks offered beside the dense layer, as fractions of the
-    layer's full rank; `fixed`: layers that stay fp32, unpruned and dense.
+    `bits`: the (w_bits, a_bits) pairs offered, each with a grid where it is not the uniform one; `ranks`: ranks offered
+    beside the dense layer, as fractions of the layer's full rank, of each of the `factorisations`; `patterns` of
+    sparsity and ways of `sharing` weights, as `trimtab.spaces.forms` reads them; `fixed`: layers that stay fp32,
+    unpruned and dense.
     """
 
     channels: int = 8
     min_keep: float = 0.25
-    bits: tuple[tuple[int, int], ...] = DEFAULT_BITS
+    bits: tuple[Bits, ...] = DEFAULT_BITS
     ranks: tuple[float, ...] = (0.25, 0.5)
+    factorisations: tuple[str, ...] = ("svd",)
+    patterns: tuple[str, ...] = ()
+    sharing: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """All forms that are offered beside the dense layer."""
+        ranks = sorted(set(self.ranks) - {1.0})
+        factorised = [f"{name} {rank:g}" for name in self.factorisations for rank in ranks]
+        return tuple(parse_form(text) for text in (*factorised, *self.patterns, *self.sharing))
 
 
 @dataclass(frozen=True)
 class Knob:
     """One decision of the flat vector: `choices` in order, the last one being the network as it was given.
 
-    `kind` is "channels" (choices are kept counts of group `target`), "bits" ((w_bits, a_bits) of layer `target`) or
-    "rank" (a fraction of the full rank of layer `target`, 1.0 for dense).
+    `kind` is "channels" (choices are kept counts of group `target`), "bits" (those of layer `target`) or "form" (the
+    texts of forms of layer `target`).
     """
 
     kind: str
     target: str
-    choices: tuple[int | float | tuple[int, int], ...]
+    choices: tuple[Choice, ...]
 
     @property
     def name(self) -> str:
         """A unique name, `kind:target`."""
         return f"{self.kind}:{self.target}"
+
+
+def choice_text(choice: Choice) -> str:
+    """Return a choice as people write it: "12", "4/8", "4/8 codebook", "svd 0.25"."""
+    if isinstance(choice, tuple):
+        return " ".join([f"{choice[0]}/{choice[1]}", *choice[2:]])
+    return str(choice)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A choice (as `choice_text` writes it) of a knob that is not offered, and why."""
+
+    knob: str
+    choice: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -83,13 +125,24 @@ class Space:
     normalised: frozenset[str]
     groups: tuple[ChannelGroup, ...]
     options: Options
+    removed: tuple[Removal, ...] = ()
     knobs: tuple[Knob, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         _check_options(self.options, self.network)
-        object.__setattr__(self, "knobs", (*self._channel_knobs(), *self._layer_knobs()))
+        knobs = [self._without_removed(knob) for knob in (*self._channel_knobs(), *self._layer_knobs())]
+        object.__setattr__(self, "knobs", tuple(knob for knob in knobs if len(knob.choices) > 1))
         if not self.knobs:
-            raise BadInput("the space is empty: no channel group, bit width or rank is left to decide")
+            raise BadInput("the space is empty: no channel group, bit width or form of a layer is left to decide")
+
+    def without(self, removed: Iterable[Removal]) -> Space:
+        """Return the space without some choices; the last choice of a knob cannot go."""
+        return replace(self, removed=(*self.removed, *removed))
+
+    def _without_removed(self, knob: Knob) -> Knob:
+        gone = {removal.choice for removal in self.removed if removal.knob == knob.name}
+        kept = [choice for choice in knob.choices[:-1] if choice_text(choice) not in gone]
+        return replace(knob, choices=(*kept, knob.choices[-1]))
 
     # what there is
 
@@ -137,22 +190,24 @@ class Space:
 
     def _layer_knobs(self) -> list[Knob]:
         knobs: list[Knob] = []
-        ranks = tuple(sorted(set(self.options.ranks) - {1.0}))
+        forms = self.options.forms
         for op in self.network.layers:
             if op.name in self.options.fixed:
                 continue
-            if len(self._bits) > 1:
-                knobs.append(Knob("bits", op.name, self._bits))
-            if ranks and self._can_factorise(op):
-                knobs.append(Knob("rank", op.name, (*ranks, 1.0)))
+            knobs.append(Knob("bits", op.name, self._bits))
+            texts = tuple(form.text for form in forms if self._offers(op, form))
+            knobs.append(Knob("form", op.name, (*texts, DENSE)))
         return knobs
 
-    def _can_factorise(self, op: Op) -> bool:
-        if op.weight is None or op.groups != 1:
+    def _offers(self, op: Op, form: Form) -> bool:
+        """Whether a form is possible for a layer and, where that is a matter of counting weights, not pointless."""
+        if op.weight is None or not applies(form, op):
             return False
         outputs, inputs = op.weight.shape[0], op.weight[0].size
-        rank = round(min(self.options.ranks, default=1.0) * lowrank.full_rank(outputs, inputs))
-        return lowrank.full_rank(outputs, inputs) >= 8 and lowrank.pays(outputs, inputs, max(rank, 1))
+        full = lowrank.full_rank(outputs, inputs)
+        return form.kind != "factorisation" or (
+            full >= SMALLEST_FULL_RANK and lowrank.pays(outputs, inputs, max(1, round(form.amount * full)))
+        )
 
     # vectors and policies
 
@@ -166,21 +221,20 @@ class Space:
             raise BadInput(f"the vector has {len(vector)} entries, the space {len(self.knobs)} knobs")
         channels = {group.name: group.size for group in self.groups}
         bits = {op.name: self._default_bits(op.name) for op in self.network.layers}
-        fractions: dict[str, float] = {}
+        forms: dict[str, str] = {}
         for knob, index in zip(self.knobs, vector, strict=True):
             if not 0 <= index < len(knob.choices):
                 raise BadInput(f"{knob.name}: choice {index} is not between 0 and {len(knob.choices) - 1}")
             choice = knob.choices[index]
-            if knob.kind == "channels":
-                channels[knob.target] = int(choice)  # type: ignore[arg-type]
-            elif knob.kind == "bits":
-                bits[knob.target] = choice  # type: ignore[assignment]
+            if isinstance(choice, int):
+                channels[knob.target] = choice
+            elif isinstance(choice, str):
+                forms[knob.target] = choice
             else:
-                fractions[knob.target] = float(choice)  # type: ignore[arg-type]
+                bits[knob.target] = choice
         widths = self.widths(channels)
         layers = {
-            op.name: LayerDecision(*bits[op.name], self._rank(op, widths, fractions.get(op.name, 1.0)))
-            for op in self.network.layers
+            op.name: self._decision(op, widths, bits[op.name], forms.get(op.name, DENSE)) for op in self.network.layers
         }
         return Policy(self.fingerprint, channels, layers)
 
@@ -195,11 +249,11 @@ class Space:
                 values: Sequence[object] = knob.choices
             elif knob.kind == "bits":
                 decision = policy.layers[knob.target]
-                wanted, values = (decision.w_bits, decision.a_bits), knob.choices
+                wanted, values = _bits_of(decision), knob.choices
             else:
-                op = self.network.op(knob.target)
-                wanted = policy.layers[knob.target].rank
-                values = [self._rank(op, widths, float(c)) for c in knob.choices]  # type: ignore[arg-type]
+                wanted, op = policy.layers[knob.target], self.network.op(knob.target)
+                bits: Bits = (wanted.w_bits, wanted.a_bits, wanted.grid)
+                values = [self._decision(op, widths, bits, str(text)) for text in knob.choices]
             if wanted not in values:
                 raise BadInput(f"the policy's {knob.name} = {wanted} is not one of the space's choices {list(values)}")
             # The last match is the choice nearest to the network as given.
@@ -214,19 +268,20 @@ class Space:
         layers = {op.name: LayerDecision() for op in self.network.layers}
         return Policy(self.fingerprint, {group.name: group.size for group in self.groups}, layers)
 
-    def uniform(self, keep: float = 1.0, bits: tuple[int, int] = (32, 32), rank: float = 1.0) -> Policy:
-        """Return the policy with the same keep ratio, bits and rank fraction everywhere they are offered.
+    def uniform(self, keep: float = 1.0, bits: Bits = (32, 32), form: str = DENSE) -> Policy:
+        """Return the policy with the same keep ratio, bits and form everywhere they are offered.
 
-        Each knob takes the choice nearest to the ratio; bits that a layer's knob does not offer stay as they are.
+        Each group takes the count nearest to the ratio; bits and forms that a layer's knob does not offer stay as they
+        are.
         """
         vector = []
         for knob in self.knobs:
-            if knob.kind == "bits":
-                vector.append(knob.choices.index(bits) if bits in knob.choices else len(knob.choices) - 1)
-                continue
-            target = keep * float(knob.choices[-1]) if knob.kind == "channels" else rank  # type: ignore[arg-type]
-            distances = [abs(float(choice) - target) for choice in knob.choices]  # type: ignore[arg-type]
-            vector.append(int(np.argmin(distances)))
+            if knob.kind == "channels":
+                target = keep * int(knob.choices[-1])  # type: ignore[arg-type]
+                vector.append(int(np.argmin([abs(int(choice) - target) for choice in knob.choices])))  # type: ignore[arg-type]
+            else:
+                wanted: Choice = bits if knob.kind == "bits" else form
+                vector.append(knob.choices.index(wanted) if wanted in knob.choices else len(knob.choices) - 1)
         return self.decode(vector)
 
     def int8(self) -> Policy:
@@ -263,10 +318,25 @@ class Space:
                 f"layer {op.name!r}: {decision.w_bits}-bit weights with {decision.a_bits}-bit activations are not "
                 f"offered (offered: {', '.join(f'{w}/{a}' for w, a in BITS)})"
             )
+        if decision.grid != "uniform" and (decision.grid not in GRIDS or decision.w_bits not in GRID_BITS):
+            raise BadInput(
+                f"layer {op.name!r}: {decision.w_bits}-bit weights have no grid {decision.grid!r} (grids of 1 to "
+                f"{max(GRID_BITS)} bits: {', '.join(GRIDS)})"
+            )
+        given = [what for what in (decision.rank, decision.pattern, decision.sharing) if what is not None]
+        if len(given) > 1:
+            raise BadInput(f"layer {op.name!r} has more than one of rank, pattern and sharing")
+        for text, kind in ((decision.pattern, "pattern"), (decision.sharing, "sharing")):
+            if text is not None:
+                form = parse_form(text)
+                if form.kind != kind or not applies(form, op):
+                    raise BadInput(f"layer {op.name!r} cannot have the {kind} {text!r}")
         if decision.rank is not None:
             inputs, outputs = self._matrix(op, widths)
             limit = lowrank.full_rank(outputs, inputs)
-            if op.groups != 1 or not 1 <= decision.rank <= limit:
+            if decision.factorisation not in FACTORISATIONS or not FACTORISATIONS[decision.factorisation](op):
+                raise BadInput(f"layer {op.name!r} cannot have the factorisation {decision.factorisation!r}")
+            if not 1 <= decision.rank <= limit:
                 raise BadInput(f"layer {op.name!r}: rank {decision.rank} is not between 1 and {limit}")
 
     # shapes under a policy
@@ -351,20 +421,46 @@ class Space:
         taps = math.prod(op.weight.shape[2:])
         return widths[op.inputs[0]] // op.groups * taps, widths[op.name]
 
-    def _rank(self, op: Op, widths: Mapping[str, int], fraction: float) -> int | None:
-        if fraction >= 1.0 or op.groups != 1:
-            return None
-        inputs, outputs = self._matrix(op, widths)
-        rank = max(1, round(fraction * lowrank.full_rank(outputs, inputs)))
-        return rank if lowrank.pays(outputs, inputs, rank) else None
+    def _decision(self, op: Op, widths: Mapping[str, int], bits: Bits, text: str) -> LayerDecision:
+        """A layer's decision; a rank that has no fewer weights than the dense layer is dropped."""
+        form = parse_form(text)
+        decision = LayerDecision(*bits[:2], grid=bits[2] if len(bits) > 2 else "uniform")
+        if form.kind == "factorisation":
+            inputs, outputs = self._matrix(op, widths)
+            rank = max(1, round(form.amount * lowrank.full_rank(outputs, inputs)))
+            pays = lowrank.pays(outputs, inputs, rank)
+            return replace(decision, rank=rank, factorisation=form.name) if pays else decision
+        if form.kind == "pattern":
+            return replace(decision, pattern=form.text)
+        return replace(decision, sharing=form.text) if form.kind == "sharing" else decision
 
     @cached_property
-    def _bits(self) -> tuple[tuple[int, int], ...]:
-        offered = {tuple(pair) for pair in self.options.bits}
-        return tuple(pair for pair in BITS if pair in offered)
+    def _bits(self) -> tuple[Bits, ...]:
+        """The bits offered, narrowest first, of equal ones the uniform grid last."""
+        return tuple(
+            sorted(
+                set(map(_as_bits, self.options.bits)), key=lambda bits: (BITS.index(bits[:2]), len(bits) == 2, bits[2:])
+            )
+        )
 
-    def _default_bits(self, layer: str) -> tuple[int, int]:
-        return (32, 32) if layer in self.options.fixed or len(self._bits) != 1 else self._bits[0]
+    def _default_bits(self, layer: str) -> Bits:
+        return (32, 32) if layer in self.options.fixed else self._settled_bits.get(layer, (32, 32))
+
+    @cached_property
+    def _settled_bits(self) -> dict[str, Bits]:
+        """The bits of layers that have one choice left, and so no knob."""
+        knobs = [self._without_removed(knob) for knob in self._layer_knobs() if knob.kind == "bits"]
+        return {knob.target: knob.choices[0] for knob in knobs if len(knob.choices) == 1}  # type: ignore[misc]
+
+
+def _as_bits(bits: Sequence[Any]) -> Bits:
+    weights, activations, *grid = bits
+    return (weights, activations, grid[0]) if grid else (weights, activations)
+
+
+def _bits_of(decision: LayerDecision) -> Bits:
+    bits = (decision.w_bits, decision.a_bits)
+    return bits if decision.grid == "uniform" else (*bits, decision.grid)
 
 
 def channel_steps(size: int, choices: int, min_keep: float) -> tuple[int, ...]:
@@ -382,18 +478,33 @@ def channel_steps(size: int, choices: int, min_keep: float) -> tuple[int, ...]:
     return tuple(sorted(counts))
 
 
+def check_bits(bits: Bits) -> None:
+    """Raise `BadInput` unless these are bits that a layer can have."""
+    if tuple(bits[:2]) not in BITS:
+        raise BadInput(f"bits {list(bits)} are not offered (offered: {', '.join(f'{w}/{a}' for w, a in BITS)})")
+    if len(bits) > 2 and (bits[2] not in GRIDS or bits[2] == "uniform" or bits[0] not in GRID_BITS):
+        others = ", ".join(grid for grid in GRIDS if grid != "uniform")
+        raise BadInput(f"bits {list(bits)}: the grid is one of {others or 'none yet'}, of 1 to {max(GRID_BITS)} bits")
+
+
 def _check_options(options: Options, network: Network) -> None:
     if options.channels < 1 or not 0 < options.min_keep <= 1:
         raise BadInput(
             "options: channels must be at least 1 and min_keep above 0 and at most 1, "
             f"not {options.channels} and {options.min_keep}"
         )
-    for pair in options.bits:
-        if tuple(pair) not in BITS:
-            raise BadInput(f"options: bits {pair} are not offered (offered: {', '.join(f'{w}/{a}' for w, a in BITS)})")
+    for bits in options.bits:
+        check_bits(bits)
     for rank in options.ranks:
         if not 0 < rank <= 1:
             raise BadInput(f"options: a rank is a fraction of the full rank above 0 and at most 1, not {rank}")
+    for name in options.factorisations:
+        if name not in FACTORISATIONS:
+            raise unknown_name("factorisation", name, FACTORISATIONS)
+    for kind, texts in (("pattern", options.patterns), ("sharing", options.sharing)):
+        for text in texts:
+            if parse_form(text).kind != kind:
+                raise BadInput(f"options: {text!r} is not a {kind}")
     layers = {op.name for op in network.layers}
     for name in options.fixed:
         if name not in layers:

@@ -19,7 +19,7 @@ def shares(count: int) -> np.ndarray:
         (span, 0) for span in spans
     }
     levels = vectors / spans
-    return np.stack([levels[:, kinds == kind].mean(1) for kind in ("channels", "bits", "rank")], 1)
+    return np.stack([levels[:, kinds == kind].mean(1) for kind in ("channels", "bits", "form")], 1)
 
 
 def test_draws_cover_every_tightness_of_every_kind() -> None:

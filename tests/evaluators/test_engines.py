@@ -80,7 +80,7 @@ class TestContract:
         kinds = {}
         for name in ("concat-flatten", "inverted", "pre-activation", "residual-a", "linear"):
             space = space_of(name)
-            for policy in (space.base(), space.int8(), space.uniform(0.5, (8, 32), 0.25)):
+            for policy in (space.base(), space.int8(), space.uniform(0.5, (8, 32), "svd 0.25")):
                 kinds.update(
                     {(step.kind, step.out_int8, step.residual): step for step in StepPlan(space).steps(policy)}
                 )

@@ -93,7 +93,7 @@ def test_step_weights_take_the_values_of_a_real_layer() -> None:
 
 def test_both_factors_carry_their_layer_s_name() -> None:
     space = space_of("resnet8")
-    policy = space.uniform(1.0, (8, 8), 0.25)
+    policy = space.uniform(1.0, (8, 8), "svd 0.25")
     named = StepPlan(space).named_steps(policy)
     ranked = [name for name, decision in policy.layers.items() if decision.rank is not None]
     assert ranked
@@ -200,7 +200,7 @@ def test_chains_are_predicted_as_they_are_compiled(name: str, monkeypatch: pytes
     space = space_of(name)
     plan = StepPlan(space)
     chains = 0
-    for policy in [*random_policies(space, 2), space.uniform(1.0, (8, 8), 0.25)]:
+    for policy in [*random_policies(space, 2), space.uniform(1.0, (8, 8), "svd 0.25")]:
         calls = plan.calls(policy)
         session = NativeEngine().compile(lower(timing_candidate(space, policy))).session
         assert [call.tensor for call in calls] == session.steps

@@ -39,7 +39,7 @@ def built() -> str:
     torch.manual_seed(0)
     space = build_space(CifarResNet(8, width=6), torch.zeros(1, 3, 16, 16))
     images = np.random.default_rng(0).normal(size=(20, 3, 16, 16)).astype(np.float32)
-    candidate = compress(space, space.uniform(0.6, (8, 8), 0.5), Calibration.of(space, images))
+    candidate = compress(space, space.uniform(0.6, (8, 8), "svd 0.5"), Calibration.of(space, images))
     ranges = hashlib.sha256(repr(candidate.ranges).encode()).hexdigest()
     return f"{candidate.policy.id} {candidate.network.weights_hash()} {ranges}"
 
@@ -47,7 +47,7 @@ def built() -> str:
 def mixed(space: Space, keep: float = 0.7) -> Policy:
     """Prune everywhere, factorise every second layer, and take the bits in turn."""
     layers = {}
-    pruned = space.uniform(keep, rank=0.5)
+    pruned = space.uniform(keep, form="svd 0.5")
     for i, (name, decision) in enumerate(pruned.layers.items()):
         bits = ((8, 8), (32, 32), (8, 32))[i % 3]
         layers[name] = LayerDecision(*bits, decision.rank if i % 2 else None)
@@ -127,7 +127,7 @@ def test_a_repaired_layer_has_the_moments_of_the_pytorch_module(
 ) -> None:
     name = f"residual-{option}"
     space, x = space_of(name), image(24, 5)
-    policy = space.uniform(0.7, bits, 0.5)
+    policy = space.uniform(0.7, bits, "svd 0.5")
     expected = module_outputs(make(name), x)
     found = outputs(compress(space, policy, moments_only(space, x)).network, x)
     bare = outputs(apply(space, policy).network, x)
@@ -275,7 +275,7 @@ def test_a_calibration_owns_its_images(space_of: SpaceOf) -> None:
 @pytest.mark.slow
 def test_the_time_to_apply_a_policy_to_resnet_56(capsys: pytest.CaptureFixture[str]) -> None:
     space = build_space(CifarResNet(56), torch.zeros(1, 3, 32, 32))
-    policy = space.uniform(0.75, (8, 8), 0.5)
+    policy = space.uniform(0.75, (8, 8), "svd 0.5")
     assert sum(decision.rank is not None for decision in policy.layers.values()) >= 50
     times = []
     for _ in range(5):
