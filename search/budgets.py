@@ -209,7 +209,7 @@ class BudgetLimits:
         )
 
     def _descend(self, cost: Callable[[Policy], float]) -> Policy:
-        """Coordinate descent over forms from the narrowest network of fewest bits: all else mostly gets cheaper down."""
+        """Coordinate descent over forms; all other knobs mostly get cheaper downwards, and start lowest."""
         vector = [len(k.choices) - 1 if k.kind == "form" else 0 for k in self.space.knobs]
         best = self.space.decode(vector)
         lowest = cost(best)

@@ -16,7 +16,7 @@ def test_a_form_is_read_from_its_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "svd", "svd 0", "svd 1", "svd 1.5", "svd x", "sdv 0.5", "4:2", "0:4", "dense 0.5"]
+    "text", ["2:", "svd", "svd 0", "svd 1", "svd 1.5", "svd x", "sdv 0.5", "4:2", "0:4", "dense 0.5"]
 )
 def test_what_is_not_a_form_is_bad_input(text: str) -> None:
     with pytest.raises(BadInput, match=text.split(" ")[0]):
