@@ -14,6 +14,7 @@ from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.data import DATASETS
 from trimtab.evaluators.engines import ENGINES
 from trimtab.search.budgets import BUDGETS, Budget, parse_budget
+from trimtab.spaces.criteria import CRITERIA
 from trimtab.spaces.forms import parse_form
 from trimtab.spaces.space import DEFAULT_BITS, Bits, Options, check_bits
 from trimtab.spaces.zoo import ZOO
@@ -133,6 +134,14 @@ class SpaceConfig(_Section):
     patterns: tuple[str, ...] = ()
     sharing: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    criterion: str = "l2"
+
+    @field_validator("criterion")
+    @classmethod
+    def _known_criterion(cls, name: str) -> str:
+        if name not in CRITERIA:
+            raise ValueError(str(unknown_name("criterion", name, CRITERIA)))
+        return name
 
     @field_validator("bits")
     @classmethod

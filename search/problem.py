@@ -61,7 +61,7 @@ def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     """Trace a model, agree on its MACs and record its untouched activations."""
     torch.set_num_threads(1)
     example = torch.from_numpy(splits.calibration[:1].copy())
-    space = build_space(model, example, config.space.options())
+    space = build_space(model, example, config.space.options(), splits.calibration)
     outputs = space.network.op(space.network.output).shape
     if len(outputs) != 1 or outputs[0] < splits.classes:
         raise BadInput(f"the network has outputs of shape {outputs}, the data {splits.classes} classes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,18 +12,23 @@ from torch.nn import functional as F
 
 from trimtab.spaces.network import Array, Network, Op
 
-__all__ = ["apply_op", "run"]
+__all__ = ["LayerGradient", "apply_op", "layer_gradients", "run"]
 
 
-def run(network: Network, x: Tensor, observe: Callable[[Op, Tensor], Tensor | None] | None = None) -> Tensor:
+def run(
+    network: Network,
+    x: Tensor,
+    observe: Callable[[Op, Tensor], Tensor | None] | None = None,
+    differentiable: bool = False,
+) -> Tensor:
     """Return the output for `x` (N, C, H, W), float32; norms are applied where they are not folded.
 
     `observe` sees every operator's output and may return another one in its place. Tensors are dropped after their
-    last reader.
+    last reader. `differentiable` lets gradients flow back to whatever asks for them.
     """
     last = {name: i for i, op in enumerate(network.ops) for name in op.inputs}
     values = {network.input: x}
-    with torch.no_grad():
+    with torch.set_grad_enabled(differentiable):
         for i, op in enumerate(network.ops):
             y = apply_op(op, [values[name] for name in op.inputs])
             if observe is not None:
@@ -33,6 +39,38 @@ def run(network: Network, x: Tensor, observe: Callable[[Op, Tensor], Tensor | No
                 if last[name] == i and name != network.output:
                     values.pop(name, None)
     return values[network.output]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGradient:
+    """A layer's input and output on some images, and the gradient with respect to the output, each (N, ...)."""
+
+    x: Tensor
+    y: Tensor
+    gradient: Tensor
+
+
+def layer_gradients(network: Network, x: Tensor, loss: Callable[[Tensor], Tensor]) -> dict[str, LayerGradient]:
+    """Return for every layer what a scalar loss of the network's output says about its output.
+
+    `loss` is differentiated as it is: a sum over images keeps the gradients of the images apart.
+    """
+    values = {network.input: x}
+
+    def observe(op: Op, y: Tensor) -> None:
+        if op.is_layer and not y.requires_grad:  # nothing before it asks for a gradient
+            y.requires_grad_()
+        if op.is_layer:
+            y.retain_grad()
+        values[op.name] = y
+
+    loss(run(network, x, observe, differentiable=True)).backward()  # type: ignore[no-untyped-call]
+    found = {}
+    for op in network.layers:
+        y = values[op.name]
+        gradient = torch.zeros_like(y) if y.grad is None else y.grad
+        found[op.name] = LayerGradient(values[op.inputs[0]].detach(), y.detach(), gradient)
+    return found
 
 
 def apply_op(op: Op, inputs: list[Tensor]) -> Tensor:

@@ -7,8 +7,9 @@ what the shortcut has lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +18,15 @@ from torch.nn import functional as F
 
 from trimtab.spaces.network import Array, Network, Op
 
-__all__ = ["Sample", "sample_targets", "solve", "target_tensors"]
+__all__ = [
+    "Positions",
+    "Sample",
+    "draw_positions",
+    "receptive_fields",
+    "sample_targets",
+    "solve",
+    "target_tensors",
+]
 
 #: Sampled output positions per input of the layer, and at least so many.
 SAMPLES_PER_INPUT = 12
@@ -28,21 +37,27 @@ RIDGE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """Output positions (image, row, column), each (S,), and the untouched network's values there, (S, O).
-
-    `other` names the tensor that is added to the layer's output before the values are taken, if one is.
-    """
+class Positions:
+    """Output positions of a layer (image, row, column), each (S,)."""
 
     image: Tensor
     row: Tensor
     column: Tensor
-    values: Tensor
-    other: str | None
 
     def at(self, tensor: Tensor) -> Tensor:
         """Return a tensor's (N, C, H, W) or (N, F) values at the positions, (S, C)."""
         return tensor[self.image, :, self.row, self.column] if tensor.ndim == 4 else tensor[self.image]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample(Positions):
+    """Positions, and the untouched network's values there, (S, O).
+
+    `other` names the tensor that is added to the layer's output before the values are taken, if one is.
+    """
+
+    values: Tensor
+    other: str | None
 
 
 def target_tensors(network: Network) -> dict[str, tuple[str, str | None]]:
@@ -62,17 +77,20 @@ def target_tensors(network: Network) -> dict[str, tuple[str, str | None]]:
     return targets
 
 
-def sample_targets(op: Op, tensor: Tensor, other: str | None, seed: int) -> Sample:
-    """Draw positions of an untouched tensor (N, O, H, W) or (N, O) for a layer, without repetition, seeded."""
+def draw_positions(op: Op, shape: Sequence[int], seed: int) -> Positions:
+    """Draw positions of a layer's output of this shape, (N, O, H, W) or (N, O), without repetition, seeded."""
     inputs = op.weight[0].size if op.weight is not None else 1
-    rows, columns = tensor.shape[2:] if tensor.ndim == 4 else (1, 1)
-    total = len(tensor) * rows * columns
+    grid = (shape[0], *(shape[2:] if len(shape) == 4 else (1, 1)))
+    total = math.prod(grid)
     wanted = min(total, max(LEAST_SAMPLES, SAMPLES_PER_INPUT * inputs))
     drawn = np.sort(np.random.default_rng(seed).choice(total, wanted, replace=False))
-    positions = np.unravel_index(drawn, (len(tensor), rows, columns))
-    image, row, column = (torch.from_numpy(index) for index in positions)
-    places = Sample(image, row, column, torch.empty(0), other)
-    return replace(places, values=places.at(tensor))
+    return Positions(*(torch.from_numpy(index) for index in np.unravel_index(drawn, grid)))
+
+
+def sample_targets(op: Op, tensor: Tensor, other: str | None, seed: int) -> Sample:
+    """Read an untouched tensor (N, O, H, W) or (N, O) at seeded positions of a layer."""
+    places = draw_positions(op, tensor.shape, seed)
+    return Sample(places.image, places.row, places.column, places.at(tensor), other)
 
 
 def solve(
@@ -90,7 +108,7 @@ def solve(
         raise ValueError(f"{op.name} has no weight")
     weight = torch.from_numpy(op.weight.reshape(op.weight.shape[0], -1).astype(np.float32))
     bias = torch.zeros(len(weight)) if op.bias is None else torch.from_numpy(op.bias.astype(np.float32))
-    inputs = _inputs(op, x, sample)
+    inputs = receptive_fields(op, x, sample)
     wanted = sample.values[:, torch.from_numpy(channels)]
     if sample.other is not None:
         wanted = wanted - sample.at(values[sample.other])
@@ -104,8 +122,8 @@ def solve(
     return (weight + change).numpy().reshape(op.weight.shape), bias.numpy(), gram
 
 
-def _inputs(op: Op, x: Tensor, sample: Sample) -> Tensor:
-    """The receptive field of every sampled output position, (S, C * kh * kw)."""
+def receptive_fields(op: Op, x: Tensor, sample: Positions) -> Tensor:
+    """Return the receptive field of every sampled output position, (S, C * kh * kw)."""
     if op.kind == "linear":
         return x[sample.image]
     top, left, bottom, right = op.attrs["padding"]

@@ -14,24 +14,12 @@ from trimtab.spaces.network import Array, Network, Op
 __all__ = ["importance_order", "kept_channels", "prune", "smallest_kept", "zero_channels"]
 
 
-def importance_order(network: Network, group: ChannelGroup) -> Array:
-    """Return the group's channels, most important first: (size,) ints.
-
-    The score is the L2 norm of everything that goes when the channel goes, each layer's normalised by its mean so
-    that wide layers do not outvote narrow ones (group norm importance; Fang et al. 2023, section 3.3). `network` is
-    folded, so batch-norm scales are part of the weights. Ties go to the lower channel.
+def importance_order(group: ChannelGroup, score: Array) -> Array:
+    """Return the group's channels by their scores (size,), highest first: (size,) ints. Ties go to the lower channel.
 
     Members may hold only a part of the group (the operands of a concatenation that is added to something): the best
     channel of each comes before all others, so that the first `smallest_kept` channels leave no layer empty.
     """
-    score = np.zeros(group.size)
-    for name, positions in group.members.items():
-        op = network.op(name)
-        if op.weight is None:
-            continue
-        norms = np.sqrt((op.weight.reshape(op.weight.shape[0], -1).astype(np.float64) ** 2).sum(axis=1))
-        norms /= max(float(norms.mean()), 1e-12)
-        np.add.at(score, positions[positions >= 0], norms[positions >= 0])
     order = np.argsort(-score, kind="stable")
     uncovered = _uncovered(group)
     first = []

@@ -14,6 +14,7 @@ from torch import nn
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces import lowrank
+from trimtab.spaces.criteria import Evidence, channel_scores
 from trimtab.spaces.forms import DENSE, FACTORISATIONS, Form, applies, parse_form
 from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
 from trimtab.spaces.network import Array, Network, Op
@@ -53,7 +54,7 @@ class Options:
     `bits`: the (w_bits, a_bits) pairs offered, each with a grid where it is not the uniform one; `ranks`: ranks offered
     beside the dense layer, as fractions of the layer's full rank, of each of the `factorisations`; `patterns` of
     sparsity and ways of `sharing` weights, as `trimtab.spaces.forms` reads them; `fixed`: layers that stay fp32,
-    unpruned and dense.
+    unpruned and dense; `criterion`: which channels stay, one of `trimtab.spaces.criteria.CRITERIA`.
     """
 
     channels: int = 8
@@ -64,6 +65,7 @@ class Options:
     patterns: tuple[str, ...] = ()
     sharing: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    criterion: str = "l2"
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -119,12 +121,16 @@ class LayerShape:
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """The choices for one network. `network` has its norms folded; `normalised` names the layers that had one."""
+    """The choices for one network. `network` has its norms folded; `normalised` names the layers that had one.
+
+    `order` holds per group its channels, most important first.
+    """
 
     network: Network
     normalised: frozenset[str]
     groups: tuple[ChannelGroup, ...]
     options: Options
+    order: Mapping[str, Array]
     removed: tuple[Removal, ...] = ()
     knobs: tuple[Knob, ...] = field(init=False)
 
@@ -150,11 +156,6 @@ class Space:
     def fingerprint(self) -> str:
         """The network's structure, as policies name it."""
         return self.network.fingerprint()
-
-    @cached_property
-    def order(self) -> dict[str, Array]:
-        """Per group its channels, most important first."""
-        return {group.name: importance_order(self.network, group) for group in self.groups}
 
     @cached_property
     def smallest(self) -> dict[str, int]:
@@ -521,10 +522,19 @@ def _difference(policy: Policy, decoded: Policy) -> str:
     return "its groups and layers differ"
 
 
-def build_space(model: nn.Module, example: torch.Tensor, options: Options | None = None) -> Space:
-    """Trace a model with an example input (1, C, H, W) and list what may be decided about it."""
+def build_space(
+    model: nn.Module, example: torch.Tensor, options: Options | None = None, images: Array | None = None
+) -> Space:
+    """Trace a model with an example input (1, C, H, W) and list what may be decided about it.
+
+    `images` (N, C, H, W), float32, are for criteria that look at what the network computes.
+    """
+    options = options or Options()
     module, network = trace_both(model, example)
     groups = channel_groups(module, network, example)
-    options = options or Options()
-    normalised = frozenset(op.name for op in network.layers if op.norm is not None)
-    return Space(network.folded(), normalised, groups, options)
+    norms = {op.name: op.norm for op in network.layers if op.norm is not None}
+    scales = {name: norm.weight for name, norm in norms.items()}
+    network = network.folded()
+    scores = channel_scores(options.criterion, Evidence(network, groups, scales, images))
+    order = {group.name: importance_order(group, scores[group.name]) for group in groups}
+    return Space(network, frozenset(norms), groups, options, order)

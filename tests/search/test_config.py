@@ -59,6 +59,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(section: tuple[str
         ({"baselines": ["randm"]}, "did you mean 'random'"),
         ({"engine": "natve"}, "did you mean 'native'"),
         ({"data": "digit"}, "did you mean 'digits'"),
+        ({"space": {"criterion": "tailor"}}, "unknown criterion 'tailor'; did you mean 'taylor'"),
         ({"network": "resnet9"}, "did you mean 'resnet8'"),
         ({"network": {"zoo": "resnet8", "torchvision": "resnet18"}}, "exactly one of"),
         ({"network": {}}, "exactly one of"),

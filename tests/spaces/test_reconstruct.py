@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from trimtab.spaces import Calibration, Op, Space, compress
 from trimtab.spaces import reconstruct as module
 from trimtab.spaces.execute import apply_op, run
-from trimtab.spaces.reconstruct import Sample, _inputs, sample_targets, solve, target_tensors
+from trimtab.spaces.reconstruct import Sample, receptive_fields, sample_targets, solve, target_tensors
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
@@ -36,7 +36,9 @@ def test_receptive_fields_times_the_weight_are_the_convolution(
     y = apply_op(op, [x])
     sample = sample_targets(op, y, None, seed=1)
     assert op.weight is not None
-    by_fields = _inputs(op, x, sample) @ torch.from_numpy(op.weight.reshape(5, -1)).T + torch.from_numpy(op.bias)
+    by_fields = receptive_fields(op, x, sample) @ torch.from_numpy(op.weight.reshape(5, -1)).T + torch.from_numpy(
+        op.bias
+    )
     assert torch.allclose(by_fields, sample.values, atol=1e-4)
 
 
