@@ -87,6 +87,24 @@ def search(
 
 
 @app.command()
+def space(
+    config: Annotated[Optional[Path], typer.Argument(help="A YAML file; the embedded default without it.")] = None,  # noqa: UP045
+    set_: Setting = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """List what may be decided: layers, groups, choices, what each costs, and which are not offered and why."""
+    from trimtab.search.offers import describe_space
+    from trimtab.search.problem import load_problem
+    from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.tables import print_space
+
+    progress = ConsoleProgress()
+    found = describe_space(load_problem(_config(config, set_ or []), progress, download), progress)
+    _print_json(found) if as_json else print_space(found)
+
+
+@app.command()
 def evaluate(
     policy: Annotated[Path, typer.Argument(help="A policy.json.")],
     config: Annotated[

@@ -124,7 +124,7 @@ class EngineConfig(_Section):
 
 class SpaceConfig(_Section):
     """What may be decided: see `trimtab.spaces.Options`. `bits` are [w_bits, a_bits] pairs, or
-    [w_bits, a_bits, grid]."""
+    [w_bits, a_bits, grid]. `drop_pointless`: choices that measurement finds to gain nothing are not offered."""
 
     channels: int = Field(8, ge=1, le=64)
     min_keep: float = Field(0.25, gt=0, le=1)
@@ -135,6 +135,7 @@ class SpaceConfig(_Section):
     sharing: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     criterion: str = "l2"
+    drop_pointless: bool = True
 
     @field_validator("criterion")
     @classmethod
@@ -174,7 +175,7 @@ class SpaceConfig(_Section):
 
     def options(self) -> Options:
         """Return these settings as the space takes them."""
-        return Options(**dict(self))
+        return Options(**{name: value for name, value in self if name != "drop_pointless"})
 
 
 class MeasureConfig(_Section):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from trimtab.search.config import GIVEN_DATA, GIVEN_NETWORK, Config
 from trimtab.search.networks import load_network
 from trimtab.search.progress import Progress
 from trimtab.spaces.repair import Calibration
-from trimtab.spaces.space import Space, build_space
+from trimtab.spaces.space import Removal, Space, build_space
 
 __all__ = ["Problem", "load_problem", "make_problem"]
 
@@ -29,6 +30,11 @@ class Problem:
     space: Space
     splits: Splits
     judge: Judge
+
+    def without(self, removed: Iterable[Removal]) -> Problem:
+        """Return the problem with some choices taken out of its space."""
+        space = self.space.without(removed)
+        return replace(self, space=space, judge=replace(self.judge, space=space))
 
 
 def load_problem(config: Config, progress: Progress, download: bool = False) -> Problem:

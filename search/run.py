@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -29,12 +29,14 @@ from trimtab.search.export import ExportCheck, export_candidate, write_text
 from trimtab.search.ground import Ground, survey
 from trimtab.search.journal import Journal
 from trimtab.search.loop import AgentRun, Ledger, Searcher
+from trimtab.search.offers import find_removals
 from trimtab.search.pool import make_pool
 from trimtab.search.problem import Problem
 from trimtab.search.progress import Progress
 from trimtab.search.summary import Winner, best_of, build_summary
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy
+from trimtab.spaces.space import Removal
 
 __all__ = ["Outcome", "default_folder", "open_run", "prepare_folder", "run_search"]
 
@@ -83,20 +85,27 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
     started = time.perf_counter()
     config = problem.config
     engine = make_engine(config.engine.name, config.engine.threads)
-    bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
-    model = CostModel(problem.space, LatencyTable(engine))
+    table = LatencyTable(engine)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(folder / "journal")) if resume else None
-        recalled = _recall(problem, journal, model) if journal is not None else None
-        ground, limits = recalled or survey(problem, bench, model, progress)
+        known = _recall(problem, journal) if journal is not None else None
+        removed = known.removed if known is not None else find_removals(problem, table, progress)
+        problem = problem.without(removed)
+        bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
+        model = CostModel(problem.space, table)
+        if known is None:
+            ground, limits = survey(problem, bench, model, progress)
+        else:
+            ground, limits = known.ground, known.limits(model, config.seed)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", config.to_yaml())
         except OSError as error:
             raise BadInput(f"cannot write to {folder}: {error.strerror}") from error
         journal = journal or stack.enter_context(Journal(folder / "journal"))
-        if recalled is None:
+        if known is None:
             journal.append("run", _identity(problem, engine.signature))
+            journal.append("space", {"removed": [asdict(removal) for removal in removed]})
             journal.append("ground", ground.to_json())
         _say_ground(ground, config, progress)
         ledger = Ledger(journal)
@@ -266,18 +275,29 @@ def _identity(problem: Problem, engine: str) -> dict[str, Any]:
     }
 
 
-def _recall(problem: Problem, journal: Journal, model: CostModel) -> tuple[Ground, BudgetLimits] | None:
-    """Read the ground from the journal of an interrupted run of the same problem; None if it has none yet."""
-    records = {record.kind: record.data for record in journal.records() if record.kind in ("run", "ground")}
+@dataclass(frozen=True)
+class _Known:
+    """What the journal of an interrupted run says about how it began."""
+
+    removed: tuple[Removal, ...]
+    ground: Ground
+
+    def limits(self, model: CostModel, seed: int) -> BudgetLimits:
+        model.fit = self.ground.fit
+        return BudgetLimits(model, self.ground.limits, self.ground.margin, seed)
+
+
+def _recall(problem: Problem, journal: Journal) -> _Known | None:
+    """Read the beginning of an interrupted run of the same problem; None if it did not get so far."""
+    records = {record.kind: record.data for record in journal.records() if record.kind in ("run", "space", "ground")}
     if "ground" not in records:
         return None
     now, then = _identity(problem, ""), records["run"]
     for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
         if json.dumps(now[key], sort_keys=True) != json.dumps(then[key], sort_keys=True):
             raise BadInput(f"the {what} is not the one that the run in {journal.path.parent} was started with")
-    ground = Ground.from_json(records["ground"])
-    model.fit = ground.fit
-    return ground, BudgetLimits(model, ground.limits, ground.margin, problem.config.seed)
+    removed = tuple(Removal(**removal) for removal in records.get("space", {}).get("removed", ()))
+    return _Known(removed, Ground.from_json(records["ground"]))
 
 
 def _say_ground(ground: Ground, config: Config, progress: Progress) -> None:

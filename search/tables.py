@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,15 @@ from rich.table import Table
 from trimtab.errors import BadInput
 from trimtab.search.budgets import describe
 
-__all__ = ["load_summary", "markdown_rows", "print_evaluation", "print_facts", "print_rows", "print_summary"]
+__all__ = [
+    "load_summary",
+    "markdown_rows",
+    "print_evaluation",
+    "print_facts",
+    "print_rows",
+    "print_space",
+    "print_summary",
+]
 
 
 def load_summary(folder: Path) -> dict[str, Any]:
@@ -146,6 +156,42 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
             "memory": describe("memory", found["memory"]),
             "kernels": ", ".join(f"{count} {name}" for name, count in found["kernels"].items()) or None,
         }
+    )
+
+
+def print_space(found: Mapping[str, Any]) -> None:
+    """Print layers, groups, and every choice with its price, and why some are not offered."""
+    console = _console()
+    layers = Table("layer", "kind", "weight", "channel group", title="Layers")
+    for row in found["layers"]:
+        layers.add_row(
+            row["layer"] + (" (fixed)" if row["fixed"] else ""),
+            row["kind"],
+            "x".join(map(str, row["shape"])),
+            row["group"] or "-",
+        )
+    console.print(layers)
+    base = found["base"]
+    table = Table("knob", "choice", "latency", "size", "time off what it changes", "not offered", title="Choices")
+    for knob, offers in groupby(found["choices"], key=itemgetter("knob")):
+        for i, offer in enumerate(offers):
+            seconds, size = offer["seconds"] / base["seconds"], offer["size"] / base["size"]
+            gain = f"{offer['gain']:.1%}"
+            table.add_row(
+                knob if i == 0 else "", offer["choice"], f"{seconds:.3f}x", f"{size:.3f}x", gain, offer["why"]
+            )
+        table.add_section()
+    console.print(table)
+    gone = sum(bool(offer["why"]) for offer in found["choices"])
+    digits = found["digits"]
+    console.print(
+        f"{len(found['choices'])} choices, {gone} of them gain nothing on {found['engine']} under the budgets "
+        f"{', '.join(f'{name} {value}' for name, value in found['budgets'].items())}"
+        + ("." if found["dropped"] else ", but are kept (space.drop_pointless: false).")
+    )
+    console.print(
+        f"Policies: 10^{digits['all']:.1f}; offered: 10^{digits['offered']:.1f}. Costs are relative to the "
+        "network as given; each choice is priced with all other layers at the uniform int8 form."
     )
 
 

@@ -67,7 +67,7 @@ def test_the_configuration_in_the_folder_is_that_of_the_run(finished: Finished) 
 
 def test_the_journal_begins_with_the_ground_and_ends_finished(finished: Finished) -> None:
     kinds = [record.kind for record in finished.records]
-    assert kinds[:2] == ["run", "ground"]
+    assert kinds[:3] == ["run", "space", "ground"]
     assert kinds[-1] == "finished"
     assert (
         finished.of("finished")[0]["winner"] == finished.outcome.summary["winner"] and (finished.summary["winner"])
@@ -246,7 +246,7 @@ def test_a_run_killed_before_its_first_record_begins_again(
     problem = replace(finished.problem, config=tiny(trials=1, baselines=[]))
     outcome = run_search(problem, folder, Progress(), resume=True)
     kinds = [record.kind for record in read_journal(folder / "journal")]
-    assert kinds[:2] == ["run", "ground"]
+    assert kinds[:3] == ["run", "space", "ground"]
     assert len(outcome.summary["points"]) == 1
 
 
