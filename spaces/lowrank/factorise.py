@@ -1,0 +1,70 @@
+"""Factorised layers in a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from trimtab.errors import BadInput
+from trimtab.spaces.lowrank.forms import FACTORISATIONS, one_thread
+from trimtab.spaces.lowrank.geometry import Geometry
+from trimtab.spaces.network import Array, Network, Op
+
+__all__ = ["factor_names", "factor_ops", "factorise", "layer_of"]
+
+#: What follows the layer's name in the names of all factors but the last one, which keeps the name.
+SUFFIX = "/factor"
+
+
+def factor_names(layer: str, count: int) -> list[str]:
+    """Return the names of a layer's factors: `<layer>/factor`, `<layer>/factor2`, ..., `<layer>`."""
+    return [f"{layer}{SUFFIX}{i if i > 1 else ''}" for i in range(1, count)] + [layer]
+
+
+def layer_of(name: str) -> str:
+    """Return the layer that a factor belongs to, or the name itself."""
+    return name.partition(SUFFIX)[0]
+
+
+def factorise(network: Network, decided: Mapping[str, tuple[str, int]]) -> Network:
+    """Replace each layer in `decided` by the factors of its (factorisation, rank).
+
+    A layer that cannot be factorised so, or a rank beyond its full rank, is a `BadInput`.
+    """
+    ops: list[Op] = []
+    with one_thread():
+        for op in network:
+            if op.name not in decided:
+                ops.append(op)
+                continue
+            name, rank = decided[op.name]
+            _check(op, name, rank)
+            kernel = op.weight if op.kind == "conv2d" else op.weight[:, :, None, None]  # type: ignore[index]
+            factors = FACTORISATIONS[name].factors(kernel.astype(np.float64), rank)  # type: ignore[union-attr]
+            ops.extend(factor_ops(op, name, factors, network.shape_of(op.inputs[0])))
+    return replace(network, ops=tuple(ops))
+
+
+def factor_ops(op: Op, name: str, factors: Sequence[Array], in_shape: tuple[int, ...]) -> list[Op]:
+    """Return the layers that hold the factors of `op`, which reads a tensor of `in_shape`; the last has its bias."""
+    form = FACTORISATIONS[name]
+    layers = form.layers(Geometry.of(op), factors[-1].shape[1])
+    ops, inputs, shape = [], op.inputs, in_shape
+    for part, layer, factor in zip(factor_names(op.name, len(layers)), layers, factors, strict=True):
+        weight = np.ascontiguousarray(factor.reshape(layer.weight_shape), np.float32)
+        shape = layer.out_shape(shape)
+        ops.append(Op(layer.kind, part, inputs, shape, layer.attrs, weight))
+        inputs = (part,)
+    return [*ops[:-1], replace(ops[-1], bias=op.bias, norm=op.norm)]
+
+
+def _check(op: Op, name: str, rank: int) -> None:
+    form = FACTORISATIONS[name]
+    layer = None if op.weight is None else Geometry.of(op)
+    if layer is None or not form.applies(layer):
+        raise BadInput(f"layer {op.name!r} cannot be factorised by {name!r}: {form.needs}")
+    limit = form.full_rank(layer)
+    if not 1 <= rank <= limit:
+        raise BadInput(f"layer {op.name!r}: rank {rank} is not between 1 and {limit}")
