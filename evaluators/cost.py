@@ -15,6 +15,7 @@ from trimtab.errors import TrimtabError
 from trimtab.evaluators.steps import Call, Step, StepPlan
 from trimtab.evaluators.table import LatencyTable
 from trimtab.kernels.packing import bytes_of
+from trimtab.spaces.factorisation import Geometry, parts_of
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
 
@@ -114,16 +115,13 @@ class CostModel:
         untouched = policy == self.space.base()
         total = self._constants
         for shape in self.space.layer_shapes(policy):
-            taps = math.prod(shape.op.weight.shape[2:])  # type: ignore[union-attr]
-            inputs = shape.inputs // shape.op.groups * taps if not shape.op.is_depthwise else taps
-            rank = shape.decision.rank
-            weights = [inputs * shape.outputs] if rank is None else [inputs * rank, rank * shape.outputs]
-            rows = shape.outputs + (rank or 0)
+            layer = Geometry.of(shape.op, shape.inputs, shape.outputs)
+            parts = parts_of(layer, shape.decision.factorisation, shape.decision.rank)
             # Bias correction gives every repaired layer a bias.
             biases = shape.outputs if shape.op.name in self._biased or not untouched else 0
             bits = shape.decision.w_bits
-            total += sum(bytes_of(elements, bits) for elements in weights) + 4 * biases
-            total += 4 * rows if bits <= 8 else 0
+            total += sum(bytes_of(part.weights, bits) for part in parts) + 4 * biases
+            total += 4 * sum(part.outputs for part in parts) if bits <= 8 else 0
         return total
 
     def memory(self, policy: Policy) -> int:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from trimtab.evaluators.lowering import MOVES, copied_bits, is_integer, stored_bits
 from trimtab.kernels.chains import Link, find_chains
 from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
 from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.quantise import largest_integer, round_to_bf16
@@ -27,6 +29,9 @@ REMEMBERED = 4096
 
 #: Attributes that change no time.
 _TIMELESS = ("index", "epsilon", "scale")
+
+#: A layer that is executed: the tensor that it writes, the shape of what it reads, its geometry.
+_Part = tuple[str, tuple[int, ...], Geometry]
 
 _QUANT = Quant(0.05, 128)
 _OUT_QUANT = Quant(0.07, 120)
@@ -103,6 +108,7 @@ class StepPlan:
         self._fusion = _Fusion.of(self.network)
         self._stored: dict[tuple[int, ...], Mapping[str, int]] = {}
         self._steps: dict[tuple[object, ...], Step] = {}
+        self._parts: dict[tuple[object, ...], Sequence[_Part]] = {}
         self._chains: dict[tuple[Step, ...], Step] = {}
 
     def steps(self, policy: Policy) -> list[Step]:
@@ -112,7 +118,7 @@ class StepPlan:
     def named_steps(self, policy: Policy) -> list[tuple[str, Step]]:
         """Return (operator, step) in execution order.
 
-        Both factors of a layer carry its name, a chain that of its last layer.
+        All factors of a layer carry its name, a chain that of its last layer.
         """
         return [(call.op, call.step) for call in self.calls(policy)]
 
@@ -182,45 +188,45 @@ class _Calls:
         if source != op.inputs[0] and source not in self.copied:
             self.copied.add(source)
             self._convert(op, op.inputs[0], source, op.inputs[0] in self.stored, True)
-        if decision.rank is not None:
-            key = (op.name, self._width(op), decision, "factor")
-            shape = (decision.rank, *op.shape[1:])
-            self._add(op, f"{op.name}/factor", (source,), key, lambda: self._dense(op, shape, is_integer(decision)))
+        for tensor, in_shape, part in self._parts(op)[:-1]:
+            key = (tensor, self._width(op), self.widths[op.name], decision)
+            self._add(op, tensor, (source,), key, partial(self._dense, op, part, in_shape, is_integer(decision)))
+            source = tensor
 
     def _layer(self, op: Op, final: str) -> None:
         decision, out_int8 = self.policy.layers[op.name], final in self.stored
         key = (op.name, self._width(op), self.widths[op.name], decision, out_int8)
-        shape = (self.widths[op.name], *op.shape[1:])
         residual = self.fusion.residual.get(op.name)
         beside = () if residual is None else (residual,)
-        if decision.rank is None:
-            self._add(op, final, (self._source(op), *beside), key, lambda: self._dense(op, shape, out_int8, final))
-        else:
-            factor = f"{op.name}/factor"
-            self._add(op, final, (factor, *beside), key, lambda: self._second(op, shape, out_int8))
+        *before, (_, in_shape, last) = self._parts(op)
+        source = before[-1][0] if before else self._source(op)
+        self._add(op, final, (source, *beside), key, partial(self._dense, op, last, in_shape, out_int8, True))
 
-    def _dense(self, op: Op, out_shape: tuple[int, ...], out_int8: bool, final: str | None = None) -> Step:
-        """A dense layer, or, without `final`, the first factor of one: that absorbs nothing."""
-        in_shape = (self._width(op), *self.network.shape_of(op.inputs[0])[1:])
-        decision = self.policy.layers[op.name]
-        attrs = dict(op.attrs)
-        attrs["activation"] = "none" if final is None else self.fusion.activation.get(op.name, "none")
-        if op.kind == "conv2d" and op.weight is not None:
-            attrs["kernel"] = tuple(op.weight.shape[2:])
-            attrs["groups"] = in_shape[0] if op.is_depthwise else op.groups
-        residual = final is not None and op.name in self.fusion.residual
-        bits, integer = (decision.w_bits, decision.a_bits), is_integer(decision)
-        return Step(op.kind, in_shape, out_shape, _items(attrs), *bits, integer, out_int8, residual)
+    def _parts(self, op: Op) -> Sequence[_Part]:
+        """What a layer is executed as: itself, or its factors."""
+        decision, in_shape, outputs = self.policy.layers[op.name], self._in_shape(op), self.widths[op.name]
+        key = (op.name, in_shape, outputs, decision.factorisation, decision.rank)
+        if key not in self.plan._parts:
+            parts = parts_of(Geometry.of(op, in_shape[0], outputs), decision.factorisation, decision.rank)
+            found = []
+            for tensor, part in zip(factor_names(op.name, len(parts)), parts, strict=True):
+                found.append((tensor, in_shape, part))
+                in_shape = part.out_shape(in_shape)
+            self.plan._parts[key] = found
+        return self.plan._parts[key]
 
-    def _second(self, op: Op, out_shape: tuple[int, ...], out_int8: bool) -> Step:
+    def _in_shape(self, op: Op) -> tuple[int, ...]:
+        return (self._width(op), *self.network.shape_of(op.inputs[0])[1:])
+
+    def _dense(self, op: Op, part: Geometry, in_shape: tuple[int, ...], out_int8: bool, last: bool = False) -> Step:
+        """One of the parts of a layer; only the last one absorbs what follows the layer."""
         decision = self.policy.layers[op.name]
-        middle = (decision.rank or 0, *op.shape[1:])
-        attrs: dict[str, object] = {"activation": self.fusion.activation.get(op.name, "none")}
-        if op.kind == "conv2d":
-            attrs.update(kernel=(1, 1), stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1)
-        residual = op.name in self.fusion.residual
+        attrs = {**part.attrs, "activation": self.fusion.activation.get(op.name, "none") if last else "none"}
+        if part.kernel:
+            attrs["kernel"] = part.kernel
+        residual = last and op.name in self.fusion.residual
         bits, integer = (decision.w_bits, decision.a_bits), is_integer(decision)
-        return Step(op.kind, middle, out_shape, _items(attrs), *bits, integer, out_int8, residual)
+        return Step(part.kind, in_shape, part.out_shape(in_shape), _items(attrs), *bits, integer, out_int8, residual)
 
     def _other(self, op: Op, final: str) -> None:
         in_int8, out_int8 = op.inputs[0] in self.stored, final in self.stored
@@ -233,14 +239,13 @@ class _Calls:
         self._add(op, final, inputs, key, lambda: self._plain(op, in_int8, out_int8))
 
     def _plain(self, op: Op, in_int8: bool, out_int8: bool) -> Step:
-        in_shape = (self._width(op), *self.network.shape_of(op.inputs[0])[1:])
         out_shape = (self.widths[op.name], *op.shape[1:])
         attrs = {name: value for name, value in op.attrs.items() if name not in _TIMELESS}
         if op.kind == "add":
             attrs["activation"] = self.fusion.activation.get(op.name, "none")
         if op.kind == "mul":
             attrs["gate"] = op.shape != self.network.shape_of(op.inputs[1])
-        return Step(op.kind, in_shape, out_shape, _items(attrs), in_int8=in_int8, out_int8=out_int8)
+        return Step(op.kind, self._in_shape(op), out_shape, _items(attrs), in_int8=in_int8, out_int8=out_int8)
 
     def _convert(self, op: Op, source: str, tensor: str, in_int8: bool, out_int8: bool) -> None:
         shape = (self.widths[source], *self.network.shape_of(source)[1:])

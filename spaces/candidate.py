@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from trimtab.spaces.lowrank import factorise
+from trimtab.spaces.factorisation import factorise, layer_of
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import dequantise, quantise_weight, round_to_bf16
@@ -20,7 +20,7 @@ class Candidate:
     """The network under a policy.
 
     `network` is folded, pruned and factorised, its weights in float32; `decisions` has one entry per layer of it
-    (both factors of a factorised layer share theirs); `int8` holds (weight int8, scale (O,)) of every layer whose
+    (all factors of a factorised layer share theirs); `int8` holds (weight int8, scale (O,)) of every layer whose
     weights have 8 bits or fewer, and whose float32 weight in `network` is exactly what they stand for; `ranges` holds
     (low, high) of every tensor on the calibration images, and `narrow`, by bits, what of it so few bits store best.
     """
@@ -41,7 +41,8 @@ def reshape_network(space: Space, policy: Policy) -> tuple[Network, dict[str, Ar
     """Return the pruned and factorised network, and which of the space's channels each tensor keeps."""
     kept = {group.name: space.order[group.name][: policy.channels[group.name]] for group in space.groups}
     pruned, channels = prune(space.network, kept_channels(space.groups, kept))
-    ranks = {name: decision.rank for name, decision in policy.layers.items() if decision.rank is not None}
+    layers = policy.layers.items()
+    ranks = {name: (layer.factorisation, layer.rank) for name, layer in layers if layer.rank is not None}
     return factorise(pruned, ranks), channels
 
 
@@ -70,5 +71,5 @@ def narrowed(op: Op, bits: int, int8: dict[str, tuple[Array, Array]], gram: Arra
 
 
 def layer_decisions(network: Network, policy: Policy) -> dict[str, LayerDecision]:
-    """Return each layer's decision; both factors of a factorised layer share theirs."""
-    return {op.name: policy.layers[op.name.removesuffix("/factor")] for op in network.layers}
+    """Return each layer's decision; all factors of a factorised layer share theirs."""
+    return {op.name: policy.layers[layer_of(op.name)] for op in network.layers}

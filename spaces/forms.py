@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from trimtab.errors import BadInput
+from trimtab.spaces import factorisation as low_rank
 from trimtab.spaces.network import Op
 
 __all__ = ["DENSE", "FACTORISATIONS", "PATTERNS", "SHARINGS", "Form", "applies", "parse_form"]
@@ -18,7 +20,9 @@ __all__ = ["DENSE", "FACTORISATIONS", "PATTERNS", "SHARINGS", "Form", "applies",
 DENSE = "dense"
 
 #: Name -> whether a layer can take the form at all. What it gains is another question, which measurement answers.
-FACTORISATIONS: Mapping[str, Callable[[Op], bool]] = {"svd": lambda op: op.groups == 1}
+FACTORISATIONS: Mapping[str, Callable[[Op], bool]] = {
+    name: partial(low_rank.factorises, each) for name, each in low_rank.FACTORISATIONS.items()
+}
 PATTERNS: Mapping[str, Callable[[Op], bool]] = {}
 SHARINGS: Mapping[str, Callable[[Op], bool]] = {}
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from trimtab.errors import BadInput, unknown_name
-from trimtab.spaces import lowrank
 from trimtab.spaces.criteria import Evidence, channel_scores
-from trimtab.spaces.forms import DENSE, FACTORISATIONS, Form, applies, parse_form
+from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises, pays
+from trimtab.spaces.forms import DENSE, Form, applies, parse_form
 from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import GRIDS, LayerDecision, Policy
@@ -204,11 +204,11 @@ class Space:
         """Whether a form is possible for a layer and, where that is a matter of counting weights, not pointless."""
         if op.weight is None or not applies(form, op):
             return False
-        outputs, inputs = op.weight.shape[0], op.weight[0].size
-        full = lowrank.full_rank(outputs, inputs)
-        return form.kind != "factorisation" or (
-            full >= SMALLEST_FULL_RANK and lowrank.pays(outputs, inputs, max(1, round(form.amount * full)))
-        )
+        if form.kind != "factorisation":
+            return True
+        layer = Geometry.of(op)
+        worthwhile = FACTORISATIONS[form.name].full_rank(layer) >= SMALLEST_FULL_RANK
+        return worthwhile and self._rank(op, layer, form) is not None
 
     # vectors and policies
 
@@ -333,10 +333,11 @@ class Space:
                 if form.kind != kind or not applies(form, op):
                     raise BadInput(f"layer {op.name!r} cannot have the {kind} {text!r}")
         if decision.rank is not None:
-            inputs, outputs = self._matrix(op, widths)
-            limit = lowrank.full_rank(outputs, inputs)
-            if decision.factorisation not in FACTORISATIONS or not FACTORISATIONS[decision.factorisation](op):
+            chosen = FACTORISATIONS.get(decision.factorisation)
+            if chosen is None or not factorises(chosen, op):
                 raise BadInput(f"layer {op.name!r} cannot have the factorisation {decision.factorisation!r}")
+            layer = Geometry.of(op, widths[op.inputs[0]], widths[op.name])
+            limit = chosen.full_rank(layer)
             if not 1 <= decision.rank <= limit:
                 raise BadInput(f"layer {op.name!r}: rank {decision.rank} is not between 1 and {limit}")
 
@@ -415,22 +416,18 @@ class Space:
     def _kept_width(self, name: str, group: str, kept: int) -> int:
         return int(self._kept_widths[name, group][kept])
 
-    def _matrix(self, op: Op, widths: Mapping[str, int]) -> tuple[int, int]:
-        """(inputs of one output, outputs) of a layer."""
-        if op.weight is None:
-            raise ValueError(f"{op.name} is not a layer")
-        taps = math.prod(op.weight.shape[2:])
-        return widths[op.inputs[0]] // op.groups * taps, widths[op.name]
+    def _rank(self, op: Op, layer: Geometry, form: Form) -> int | None:
+        """The rank that a form gives a layer of this geometry; None where the dense layer costs no more."""
+        rank = FACTORISATIONS[form.name].rank_at(layer, form.amount)
+        return rank if pays(layer, form.name, rank, self.network.shape_of(op.inputs[0])) else None
 
     def _decision(self, op: Op, widths: Mapping[str, int], bits: Bits, text: str) -> LayerDecision:
-        """A layer's decision; a rank that has no fewer weights than the dense layer is dropped."""
+        """A layer's decision; a rank that costs no less than the dense layer is dropped."""
         form = parse_form(text)
         decision = LayerDecision(*bits[:2], grid=bits[2] if len(bits) > 2 else "uniform")
         if form.kind == "factorisation":
-            inputs, outputs = self._matrix(op, widths)
-            rank = max(1, round(form.amount * lowrank.full_rank(outputs, inputs)))
-            pays = lowrank.pays(outputs, inputs, rank)
-            return replace(decision, rank=rank, factorisation=form.name) if pays else decision
+            rank = self._rank(op, Geometry.of(op, widths[op.inputs[0]], widths[op.name]), form)
+            return decision if rank is None else replace(decision, rank=rank, factorisation=form.name)
         if form.kind == "pattern":
             return replace(decision, pattern=form.text)
         return replace(decision, sharing=form.text) if form.kind == "sharing" else decision

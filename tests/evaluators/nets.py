@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trimtab.spaces import BITS, Calibration, Candidate, Options, Policy, Space, build_space, compress
+from trimtab.spaces.factorisation import FACTORISATIONS
 from trimtab.spaces.zoo import build
 
 
@@ -44,7 +45,7 @@ def model_of(name: str) -> nn.Module:
 
 @cache
 def space_of(name: str) -> Space:
-    return build_space(model_of(name), images(1), Options(channels=5, bits=BITS))
+    return build_space(model_of(name), images(1), Options(channels=5, bits=BITS, factorisations=tuple(FACTORISATIONS)))
 
 
 @cache

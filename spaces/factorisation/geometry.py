@@ -86,4 +86,3 @@ def total_macs(layers: tuple[Geometry, ...], in_shape: tuple[int, ...]) -> int:
         total += layer.macs(in_shape)
         in_shape = layer.out_shape(in_shape)
     return total
-

@@ -10,10 +10,11 @@ __all__ = ["cp", "truncated_svd", "tucker2"]
 
 #: Rounds of alternation, and the change of the squared error, relative to the weight's, that ends them early.
 TUCKER_ROUNDS, TUCKER_TOLERANCE = 10, 1e-5
-CP_ROUNDS, CP_TOLERANCE = 100, 1e-6
+CP_ROUNDS, CP_TOLERANCE = 60, 1e-8
 
-#: How strongly least squares are drawn to the last round's factors, relative to the normal equations' diagonal.
-PROXIMITY = 1e-3
+#: How strongly least squares are drawn to the last round's factors, relative to the normal equations' diagonal. On
+#: ResNet-20's weights 0.03 instead of 0.001 takes a quarter off the terms' squared sizes, for an error 1 % larger.
+PROXIMITY = 0.03
 
 
 def truncated_svd(matrix: Array, rank: int) -> tuple[Array, Array]:
@@ -34,20 +35,17 @@ def tucker2(weight: Array, out_rank: int, in_rank: int) -> tuple[Array, Array, A
     The truncated higher-order singular value decomposition, whose squared error is at most twice the optimum's, refined
     by higher-order orthogonal iteration (De Lathauwer et al. 2000), which never makes it worse.
     """
-    wide = weight.transpose(1, 0, 2, 3).reshape(weight.shape[1], -1)
-    inputs = _leading(wide @ wide.T, in_rank)
+    narrow = weight.transpose(1, 0, 2, 3)
     captured = 0.0
     for _ in range(TUCKER_ROUNDS):
+        inputs = _leading_rows(narrow, in_rank)
         projected = np.einsum("oiyx,ip->opyx", weight, inputs, optimize=True)
-        unfolded = projected.reshape(len(projected), -1)
-        outputs = _leading(unfolded @ unfolded.T, out_rank)
+        outputs = _leading_rows(projected, out_rank)
         core = np.einsum("opyx,oq->qpyx", projected, outputs, optimize=True)
         before, captured = captured, float((core**2).sum())
         if captured - before <= TUCKER_TOLERANCE * captured:
             break
-        projected = np.einsum("oiyx,oq->iqyx", weight, outputs, optimize=True)
-        unfolded = projected.reshape(len(projected), -1)
-        inputs = _leading(unfolded @ unfolded.T, in_rank)
+        narrow = np.einsum("oiyx,oq->iqyx", weight, outputs, optimize=True)
     return np.ascontiguousarray(inputs.T), core, outputs
 
 
@@ -113,6 +111,12 @@ def _balanced(factors: list[Array]) -> list[Array]:
     norms = [np.maximum(np.linalg.norm(factor, axis=0), np.finfo(float).tiny) for factor in factors]
     shared = np.exp(np.mean([np.log(norm) for norm in norms], axis=0))
     return [factor * (shared / norm) for factor, norm in zip(factors, norms, strict=True)]
+
+
+def _leading_rows(tensor: Array, count: int) -> Array:
+    """The leading left singular vectors (n, count) of a tensor's first unfolding (n, ...)."""
+    unfolded = tensor.reshape(len(tensor), -1)
+    return _leading(unfolded @ unfolded.T, count)
 
 
 def _leading(gram: Array, count: int) -> Array:

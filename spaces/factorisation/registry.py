@@ -19,11 +19,11 @@ from typing import ClassVar
 import numpy as np
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
-from trimtab.spaces.lowrank import decompose
-from trimtab.spaces.lowrank.geometry import Geometry, total_macs
+from trimtab.spaces.factorisation import decompose
+from trimtab.spaces.factorisation.geometry import Geometry, total_macs
 from trimtab.spaces.network import Array
 
-__all__ = ["FACTORISATIONS", "Factorisation", "compose", "one_thread", "pays"]
+__all__ = ["FACTORISATIONS", "Factorisation", "compose", "one_thread", "parts_of", "pays"]
 
 
 class Factorisation(ABC):
@@ -41,6 +41,10 @@ class Factorisation(ABC):
     @abstractmethod
     def full_rank(self, layer: Geometry) -> int:
         """Return the rank at which every weight of this shape is reproduced, and the largest allowed."""
+
+    def rank_at(self, layer: Geometry, fraction: float) -> int:
+        """Return the rank that is this fraction of the full one."""
+        return max(1, round(fraction * self.full_rank(layer)))
 
     @abstractmethod
     def layers(self, layer: Geometry, rank: int) -> tuple[Geometry, ...]:
@@ -145,31 +149,36 @@ class Cp(Factorisation):
         return layer.weights // max(layer.inputs, layer.outputs, *layer.kernel)
 
     def layers(self, layer: Geometry, rank: int) -> tuple[Geometry, ...]:
-        inside = {"inputs": rank, "outputs": rank, "groups": rank}
-        rows, columns = replace(_rows(layer), **inside), replace(_columns(layer), **inside)
+        inner = replace(layer, inputs=rank, outputs=rank, groups=rank)
         first, last = _pointwise(layer, layer.inputs, rank), _pointwise(layer, rank, layer.outputs)
-        return first, rows, columns, last
+        return first, _rows(inner), _columns(inner), last
 
     def factors(self, weight: Array, rank: int) -> list[Array]:
         return list(decompose.cp(weight, rank))
 
 
 #: By the name that decisions give.
-FACTORISATIONS: Mapping[str, Factorisation] = {form.name: form for form in (Svd(), Spatial(), Tucker(), Cp())}
+FACTORISATIONS: Mapping[str, Factorisation] = {each.name: each for each in (Svd(), Spatial(), Tucker(), Cp())}
 
 
-def pays(form: Factorisation, layer: Geometry, rank: int, in_shape: tuple[int, ...]) -> bool:
+def parts_of(layer: Geometry, factorisation: str, rank: int | None) -> tuple[Geometry, ...]:
+    """Return what a layer is executed as: the layers of its factors, or (no rank) itself."""
+    return (layer,) if rank is None else FACTORISATIONS[factorisation].layers(layer, rank)
+
+
+def pays(layer: Geometry, factorisation: str, rank: int, in_shape: tuple[int, ...]) -> bool:
     """Whether the factors have fewer weights than the layer and, on an input (C, H, W) or (F,), fewer MACs.
 
-    A stride that comes after some of the factors makes them work on more pixels than the layer does.
+    Where a stride comes after some of the factors, they work on more pixels than the layer does.
     """
-    layers = form.layers(layer, rank)
-    return sum(part.weights for part in layers) < layer.weights and total_macs(layers, in_shape) < layer.macs(in_shape)
+    parts = parts_of(layer, factorisation, rank)
+    return sum(part.weights for part in parts) < layer.weights and total_macs(parts, in_shape) < layer.macs(in_shape)
 
 
-def compose(form: Factorisation, factors: Sequence[Array]) -> Array:
+def compose(factorisation: str, factors: Sequence[Array]) -> Array:
     """Return the dense weight (O, I, kh, kw) that factors stand for."""
-    return np.einsum(form.equation, *factors, optimize=True)  # type: ignore[no-any-return]
+    dense: Array = np.einsum(FACTORISATIONS[factorisation].equation, *factors, optimize=True)
+    return dense
 
 
 @contextmanager
@@ -191,10 +200,22 @@ def _pointwise(layer: Geometry, inputs: int, outputs: int) -> Geometry:
 
 def _rows(layer: Geometry) -> Geometry:
     """The layer's kernel, stride, padding and dilation along the rows."""
-    (top, _, bottom, _), vertical = layer.padding, (layer.dilation[0], 1)
-    return replace(layer, kernel=(layer.kernel[0], 1), stride=(layer.stride[0], 1), padding=(top, 0, bottom, 0), dilation=vertical)
+    top, _, bottom, _ = layer.padding
+    return replace(
+        layer,
+        kernel=(layer.kernel[0], 1),
+        stride=(layer.stride[0], 1),
+        padding=(top, 0, bottom, 0),
+        dilation=(layer.dilation[0], 1),
+    )
 
 
 def _columns(layer: Geometry) -> Geometry:
-    (_, left, _, right), horizontal = layer.padding, (1, layer.dilation[1])
-    return replace(layer, kernel=(1, layer.kernel[1]), stride=(1, layer.stride[1]), padding=(0, left, 0, right), dilation=horizontal)
+    _, left, _, right = layer.padding
+    return replace(
+        layer,
+        kernel=(1, layer.kernel[1]),
+        stride=(1, layer.stride[1]),
+        padding=(0, left, 0, right),
+        dilation=(1, layer.dilation[1]),
+    )

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from trimtab.errors import BadInput
-from trimtab.spaces.lowrank.forms import FACTORISATIONS, one_thread
-from trimtab.spaces.lowrank.geometry import Geometry
+from trimtab.spaces.factorisation.geometry import Geometry
+from trimtab.spaces.factorisation.registry import FACTORISATIONS, Factorisation, one_thread
 from trimtab.spaces.network import Array, Network, Op
 
-__all__ = ["factor_names", "factor_ops", "factorise", "layer_of"]
+__all__ = ["factor_names", "factor_ops", "factorise", "factorises", "layer_of"]
 
 #: What follows the layer's name in the names of all factors but the last one, which keeps the name.
 SUFFIX = "/factor"
@@ -26,6 +26,11 @@ def factor_names(layer: str, count: int) -> list[str]:
 def layer_of(name: str) -> str:
     """Return the layer that a factor belongs to, or the name itself."""
     return name.partition(SUFFIX)[0]
+
+
+def factorises(factorisation: Factorisation, op: Op) -> bool:
+    """Whether a layer can be factorised so."""
+    return op.is_layer and factorisation.applies(Geometry.of(op))
 
 
 def factorise(network: Network, decided: Mapping[str, tuple[str, int]]) -> Network:
@@ -49,8 +54,7 @@ def factorise(network: Network, decided: Mapping[str, tuple[str, int]]) -> Netwo
 
 def factor_ops(op: Op, name: str, factors: Sequence[Array], in_shape: tuple[int, ...]) -> list[Op]:
     """Return the layers that hold the factors of `op`, which reads a tensor of `in_shape`; the last has its bias."""
-    form = FACTORISATIONS[name]
-    layers = form.layers(Geometry.of(op), factors[-1].shape[1])
+    layers = FACTORISATIONS[name].layers(Geometry.of(op), factors[-1].shape[1])
     ops, inputs, shape = [], op.inputs, in_shape
     for part, layer, factor in zip(factor_names(op.name, len(layers)), layers, factors, strict=True):
         weight = np.ascontiguousarray(factor.reshape(layer.weight_shape), np.float32)
@@ -61,10 +65,9 @@ def factor_ops(op: Op, name: str, factors: Sequence[Array], in_shape: tuple[int,
 
 
 def _check(op: Op, name: str, rank: int) -> None:
-    form = FACTORISATIONS[name]
-    layer = None if op.weight is None else Geometry.of(op)
-    if layer is None or not form.applies(layer):
-        raise BadInput(f"layer {op.name!r} cannot be factorised by {name!r}: {form.needs}")
-    limit = form.full_rank(layer)
+    factorisation = FACTORISATIONS[name]
+    if not factorises(factorisation, op):
+        raise BadInput(f"layer {op.name!r} cannot be factorised by {name!r}: {factorisation.needs}")
+    limit = factorisation.full_rank(Geometry.of(op))
     if not 1 <= rank <= limit:
         raise BadInput(f"layer {op.name!r}: rank {rank} is not between 1 and {limit}")
