@@ -1,11 +1,17 @@
-"""A graph in one safetensors file: weights as tensors, packed, and the program as JSON in the header."""
+"""A graph in one safetensors file: `program`, compressed JSON, and `weights`, each in its smallest form, end to end.
+
+One tensor for all weights, because a header that names every one of them is a tenth of a small network's file. For the
+same reason arrays other than `weight` are stored together by name: all biases are one array, and all scales.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +22,29 @@ from safetensors.numpy import save as to_bytes
 from trimtab.errors import BadInput
 from trimtab.kernels.errors import ArtefactError
 from trimtab.kernels.graph import Array, Graph, Node, Quant
-from trimtab.kernels.packing import pack, unpack
+from trimtab.kernels.packing import FORMS, Packed, pack, unpack
 from trimtab.kernels.session import MEMORY_LIMIT, Session
 from trimtab.kernels.validate import MAX_ELEMENTS, check_graph
 
 __all__ = ["SCHEMA", "load", "read_graph", "save", "stored_bytes"]
 
-SCHEMA = 2
-_KEY = "trimtab.graph"
+SCHEMA = 3
+_KEY = "trimtab.schema"
+_TENSORS = {"program", "weights"}
+_LARGEST_PROGRAM = 2**24  # bytes of JSON, before a small file makes it a large one
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write the graph to `path`, atomically; raises BadInput if it could not be compiled."""
     checked, _ = check_graph(graph)
-    packed = {node.name: _packed(node) for node in checked.nodes}
+    own, vectors = _stored(checked)
+    text = json.dumps(_describe(checked, own, vectors), allow_nan=False, separators=(",", ":"))
+    parts = [packed.data for packed in [*own.values(), *vectors.values()]]
     tensors = {
-        f"{node}.{name}": np.ascontiguousarray(w) for node, forms in packed.items() for name, (w, _) in forms.items()
+        "program": np.frombuffer(zlib.compress(text.encode(), 9), np.uint8),
+        "weights": np.concatenate([np.empty(0, np.uint8), *parts]),
     }
-    if len(tensors) != sum(map(len, packed.values())):
-        raise BadInput("two layers' names make the same weight name; rename one")
-    data = to_bytes(tensors, metadata={_KEY: json.dumps(_describe(checked, packed), allow_nan=False)})
+    data = to_bytes(tensors, metadata={_KEY: str(SCHEMA)})
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -51,7 +60,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 
 def stored_bytes(graph: Graph) -> int:
     """Return the bytes of a program's weights in its file, their tables included."""
-    return sum(w.nbytes for node in graph.nodes for w, _ in _packed(node).values())
+    return sum(packed.data.size for parts in _stored(graph) for packed in parts.values())
 
 
 def read_graph(path: str | os.PathLike[str]) -> Graph:
@@ -63,10 +72,11 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{os.fspath(path)}: not a readable safetensors file: {error}") from error
     try:
-        return check_graph(_rebuild(metadata, tensors))[0]
+        _check_file(metadata, tensors)
+        return check_graph(_rebuild(_program(tensors["program"]), tensors["weights"]))[0]
     except ArtefactError as error:
         raise ArtefactError(f"{os.fspath(path)}: {error}") from None
-    except (BadInput, RecursionError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (BadInput, RecursionError, ValueError, TypeError, AttributeError, OverflowError, zlib.error) as error:
         raise ArtefactError(f"{os.fspath(path)}: not a valid program: {error}") from error
 
 
@@ -86,14 +96,19 @@ def load(
     return Session(read_graph(path), threads=threads, batch=batch, level=level, memory_limit=memory_limit)
 
 
-def _packed(node: Node) -> dict[str, tuple[Array, int]]:
-    """A node's weights as they are stored, with the bits of their indices; only `weight` itself is worth packing."""
-    return {name: pack(w) if name == "weight" else (w, 0) for name, w in node.weights.items()}
+def _stored(graph: Graph) -> tuple[dict[str, Packed], dict[str, Packed]]:
+    """The weights as they are stored: `weight` by node, and all other arrays by their names, in the order of nodes."""
+    own = {node.name: node.weights["weight"] for node in graph.nodes if "weight" in node.weights}
+    vectors = {
+        name: np.concatenate([node.weights[name].reshape(-1) for node in graph.nodes if name in node.weights])
+        for name in sorted({name for node in graph.nodes for name in node.weights} - {"weight"})
+    }
+    packed = pack([*own.values(), *vectors.values()])
+    return dict(zip(own, packed, strict=False)), dict(zip(vectors, packed[len(own) :], strict=True))
 
 
-def _describe(graph: Graph, packed: Mapping[str, Mapping[str, tuple[Array, int]]]) -> dict[str, Any]:
+def _describe(graph: Graph, own: Mapping[str, Packed], vectors: Mapping[str, Packed]) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
         "input": graph.input,
         "input_shape": [int(n) for n in graph.input_shape],
         "output": graph.output,
@@ -104,42 +119,98 @@ def _describe(graph: Graph, packed: Mapping[str, Mapping[str, tuple[Array, int]]
                 "name": node.name,
                 "inputs": list(node.inputs),
                 "attrs": dict(node.attrs),
-                "weights": sorted(node.weights),
-                "packed": {
-                    name: {"bits": bits, "shape": list(node.weights[name].shape)}
-                    for name, (_, bits) in packed[node.name].items()
-                    if bits
+                "weights": {
+                    name: _form(own[node.name]) if name == "weight" else {"shape": list(array.shape)}
+                    for name, array in sorted(node.weights.items())
                 },
             }
             for node in graph.nodes
         ],
+        "vectors": {name: _form(packed) for name, packed in vectors.items()},
     }
 
 
+def _form(packed: Packed) -> dict[str, Any]:
+    return {"form": packed.form, "dtype": packed.dtype, "shape": list(packed.shape), "bytes": packed.data.size}
+
+
+def _check_file(metadata: Mapping[str, str], tensors: Mapping[str, Array]) -> None:
+    if _KEY not in metadata and "trimtab.graph" not in metadata:
+        raise ArtefactError("it holds no trimtab graph")
+    schema = metadata.get(_KEY, "2 or less")
+    if schema != str(SCHEMA):
+        raise ArtefactError(f"schema {schema} is not the one that this version reads ({SCHEMA}): export it again")
+    if set(tensors) != _TENSORS or any(t.dtype != np.uint8 or t.ndim != 1 for t in tensors.values()):
+        raise ArtefactError(f"an artefact holds the bytes {sorted(_TENSORS)}, this file {sorted(tensors)[:5]}")
+
+
+def _program(compressed: Array) -> Any:
+    stream = zlib.decompressobj()
+    text = stream.decompress(compressed.tobytes(), _LARGEST_PROGRAM)
+    if not stream.eof:
+        raise ArtefactError(f"its program is cut off, or longer than {_LARGEST_PROGRAM} bytes")
+    return json.loads(text)
+
+
 def _get(mapping: Any, key: str, kind: type) -> Any:
-    if not isinstance(mapping, dict) or not isinstance(mapping.get(key), kind):
+    if not isinstance(mapping, dict) or type(mapping.get(key)) is not kind:
         raise ArtefactError(f"{key!r} is missing or not a {kind.__name__}")
     return mapping[key]
 
 
-def _rebuild(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> Graph:
-    if _KEY not in metadata:
-        raise ArtefactError("it holds no trimtab graph")
-    program = json.loads(metadata[_KEY])
-    schema = _get(program, "schema", int)
-    if schema != SCHEMA:
-        raise ArtefactError(f"schema {schema} is not the one that this version reads ({SCHEMA})")
-    graph = Graph(
+def _rebuild(program: Any, weights: Array) -> Graph:
+    items, vectors = _get(program, "nodes", list), _get(program, "vectors", dict)
+    shapes = [_get(item, "weights", dict) for item in items]
+    own = {i: named["weight"] for i, named in enumerate(shapes) if "weight" in named}
+    arrays = unpack(_slices([*own.values(), *vectors.values()], weights))
+    cut = {
+        name: _cut(name, vector, {i: named[name] for i, named in enumerate(shapes) if name in named})
+        for name, vector in zip(vectors, arrays[len(own) :], strict=True)
+    }
+    found = {"weight": dict(zip(own, arrays, strict=False)), **cut}
+    unknown = sorted({name for named in shapes for name in named} - set(found))
+    if unknown or "weight" in vectors:
+        raise ArtefactError(f"the file lacks the weights {unknown[:5]}")
+    return Graph(
         _get(program, "input", str),
         tuple(_get(program, "input_shape", list)),
-        tuple(_node(item, tensors) for item in _get(program, "nodes", list)),
+        tuple(_node(item, {name: found[name][i] for name in shapes[i]}) for i, item in enumerate(items)),
         _get(program, "output", str),
         {name: _quant(item) for name, item in _get(program, "quant", dict).items()},
     )
-    used = {f"{node.name}.{name}" for node in graph.nodes for name in node.weights}
-    if used != set(tensors):
-        raise ArtefactError(f"weights that no layer names: {sorted(set(tensors) - used)[:5]}")
-    return graph
+
+
+def _slices(described: Iterable[Any], weights: Array) -> list[Packed]:
+    """What is stored of every array: one follows the other."""
+    found, at = [], 0
+    for item in described:
+        form, dtype, size = _get(item, "form", str), _get(item, "dtype", str), _get(item, "bytes", int)
+        if form not in FORMS.get(dtype, ()) or not 0 <= size <= len(weights) - at:
+            raise ArtefactError(f"weights of {size} bytes at {at} in the form {form!r} of {dtype!r}")
+        found.append(Packed(form, dtype, _shape(item), weights[at : at + size]))
+        at += size
+    if at != len(weights):
+        raise ArtefactError(f"{len(weights) - at} bytes of weights that no layer names")
+    return found
+
+
+def _shape(item: Any) -> tuple[int, ...]:
+    shape = _get(item, "shape", list)
+    if not all(type(n) is int and 0 <= n <= MAX_ELEMENTS for n in shape) or not 0 < len(shape) <= 4:
+        raise ArtefactError(f"{shape} is not the shape of a weight")
+    return tuple(shape)
+
+
+def _cut(name: str, vector: Array, described: Mapping[int, Any]) -> dict[int, Array]:
+    """The arrays of one name, by node: they are stored end to end."""
+    shapes = {i: _shape(item) for i, item in described.items()}
+    ends = np.cumsum([0, *(min(prod(shape), len(vector) + 1) for shape in shapes.values())])
+    if vector.ndim != 1 or ends[-1] != len(vector):
+        raise ArtefactError(f"{len(vector)} numbers are not all {name!r} of the layers")
+    return {
+        i: vector[end - prod(shape) : end].reshape(shape)
+        for (i, shape), end in zip(shapes.items(), ends[1:], strict=True)
+    }
 
 
 def _quant(item: Any) -> Quant:
@@ -148,28 +219,8 @@ def _quant(item: Any) -> Quant:
     return Quant(float(item[0]), *item[1:])
 
 
-def _node(item: Any, tensors: Mapping[str, Any]) -> Node:
-    name = _get(item, "name", str)
-    inputs, names = _get(item, "inputs", list), _get(item, "weights", list)
-    if not all(isinstance(text, str) for text in [*inputs, *names]):
-        raise ArtefactError(f"layer {name!r}: inputs and weights must be names")
-    missing = [weight for weight in names if f"{name}.{weight}" not in tensors]
-    if missing:
-        raise ArtefactError(f"layer {name!r}: the file lacks its weights {missing}")
-    packed = _get(item, "packed", dict)
-    if not set(packed) <= set(names):
-        raise ArtefactError(f"layer {name!r}: packed weights {sorted(set(packed) - set(names))} are not its own")
-    weights = {weight: _unpacked(name, tensors[f"{name}.{weight}"], packed.get(weight)) for weight in names}
+def _node(item: Any, weights: Mapping[str, Array]) -> Node:
+    name, inputs = _get(item, "name", str), _get(item, "inputs", list)
+    if not all(isinstance(text, str) for text in inputs):
+        raise ArtefactError(f"layer {name!r}: inputs must be names")
     return Node(_get(item, "op", str), name, tuple(inputs), _get(item, "attrs", dict), weights)
-
-
-def _unpacked(layer: str, stored: Array, how: Any) -> Array:
-    if how is None:
-        return stored if stored.dtype != np.uint16 else unpack(stored, 0, stored.shape)
-    bits, shape = _get(how, "bits", int), _get(how, "shape", list)
-    if stored.dtype != np.uint8 or not all(type(n) is int and 0 < n <= MAX_ELEMENTS for n in shape):
-        raise ArtefactError(f"layer {layer!r}: its packed weights are {stored.dtype} for a shape of {shape}")
-    try:
-        return unpack(stored, bits, shape)
-    except ValueError as error:
-        raise ArtefactError(f"layer {layer!r}: {error}") from None

@@ -1,102 +1,174 @@
 """Weights on disk in as few bytes as their values need, without loss.
 
-int8 weights of at most 2, 4, 8, 16, 32 or 64 distinct values are stored as a table of those values and an index of 1 to
-6 bits for every weight; float32 weights that are all bf16 numbers as their upper halves.
+| form | what is stored |
+| --- | --- |
+| plain | the array as it is, little-endian |
+| table 1 ... 6 | int8 or uint8 of at most 2, 4, ... 64 distinct values: those, and an index of so many bits for each |
+| bf16 | float32 numbers that all are bf16 numbers: their upper halves |
+| coded | int8 or uint8: their entropy code |
+| coded bf16, coded float32 | the entropy code of the exponents, then sign and fraction as they are |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
+from trimtab.kernels import entropy
+from trimtab.kernels.bits import pack_bits, packed_bytes, unpack_bits
 from trimtab.kernels.graph import Array
 
-__all__ = ["MAX_PACKED_BITS", "bytes_of", "pack", "unpack"]
+__all__ = ["FORMS", "MAX_PACKED_BITS", "Packed", "bytes_of", "pack", "uncoded", "unpack"]
 
 #: The widest index: beyond it the table costs what the indices save.
 MAX_PACKED_BITS = 6
 
-_GROUP = 8  # indices that are packed together, so that they fill whole bytes
+_INTEGER_FORMS = ("plain", *(f"table {bits}" for bits in range(1, MAX_PACKED_BITS + 1)), "coded")
+
+#: The forms in which an array of each type may be stored.
+FORMS: Mapping[str, tuple[str, ...]] = {
+    "int8": _INTEGER_FORMS,
+    "uint8": _INTEGER_FORMS,
+    "float32": ("plain", "bf16", "coded bf16", "coded float32"),
+}
+
+_EXPONENT = 7  # bits of fraction before it, of the 16 upper ones
 _CHUNK = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """An array as it is stored: `data` (bytes,) uint8, in one of the FORMS of its type."""
+
+    form: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: Array
 
 
 def bytes_of(elements: int, bits: int) -> int:
     """Return the bytes that `elements` weights of 1 to 6, 8, 16 or 32 bits take at most.
 
-    They take fewer where the values happen to be fewer than 2^bits.
+    They take fewer where the values happen to be fewer than 2^bits, or some of them more frequent than others.
     """
     if bits > MAX_PACKED_BITS:
         return elements * max(1, bits // 8)
-    return min(elements, (1 << bits) + _index_bytes(elements, bits))
+    return min(elements, (1 << bits) + packed_bytes(elements, bits))
 
 
-def pack(weight: Array) -> tuple[Array, int]:
-    """Return the smallest form of a weight, and the bits of its indices (0: there are none).
+def pack(arrays: Sequence[Array]) -> list[Packed]:
+    """Return int8, uint8 and float32 arrays each in its smallest form."""
+    stored = [uncoded(array) for array in arrays]
+    symbols = [_symbols(array) for array in arrays]
+    worth = [i for i, packed in enumerate(stored) if symbols[i].size and _is_worth_coding(packed, symbols[i])]
+    for i, code in zip(worth, entropy.encode([symbols[i] for i in worth]), strict=True):
+        coded = _coded(arrays[i], stored[i], code)
+        if coded.data.size < stored[i].data.size:
+            stored[i] = coded
+    return stored
 
-    The form is uint8, first the table of 2^bits int8 values, then the indices; or uint16, the upper halves of float32;
-    or the weight as it is, where neither is possible or smaller.
-    """
-    if weight.dtype == np.float32:
-        words = np.ascontiguousarray(weight).view(np.uint32)
-        return ((words >> 16).astype(np.uint16), 0) if not (words & 0xFFFF).any() else (weight, 0)
-    if weight.dtype != np.int8:
-        return weight, 0
-    values = _distinct(weight)
+
+def unpack(stored: Sequence[Packed]) -> list[Array]:
+    """Return the arrays that `pack` stored; raises ValueError where one is not as long as it says, or damaged."""
+    coded = [i for i, packed in enumerate(stored) if packed.form.startswith("coded")]
+    counts = [prod(stored[i].shape) for i in coded]
+    split = [len(stored[i].data) - _raw(stored[i]) * count for i, count in zip(coded, counts, strict=True)]
+    if min(split, default=0) < 0:
+        raise ValueError("coded numbers without their fractions")
+    codes = [stored[i].data[:end] for i, end in zip(coded, split, strict=True)]
+    symbols = dict(zip(coded, entropy.decode(codes, counts), strict=True))
+    rest = {i: stored[i].data[end:] for i, end in zip(coded, split, strict=True)}
+    return [
+        (_joined(packed, symbols[i], rest[i]) if i in symbols else _flat(packed)).reshape(packed.shape)
+        for i, packed in enumerate(stored)
+    ]
+
+
+def uncoded(array: Array) -> Packed:
+    """Return an array in its smallest form without entropy coding."""
+    shape, dtype = array.shape, array.dtype.name
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if dtype == "float32":
+        words = flat.view(np.uint32)
+        if not (words & 0xFFFF).any():
+            return Packed("bf16", dtype, shape, (words >> 16).astype("<u2").view(np.uint8))
+        return Packed("plain", dtype, shape, flat.astype("<f4").view(np.uint8))
+    flat = flat.view(np.uint8)
+    values = _distinct(flat)
     bits = max(1, int(len(values) - 1).bit_length())
-    if bits > MAX_PACKED_BITS or 2**bits + _index_bytes(weight.size, bits) >= weight.size:
-        return weight, 0
-    table = np.concatenate([values, np.full(2**bits - len(values), values[-1], np.int8)])
+    if bits > MAX_PACKED_BITS or 2**bits + packed_bytes(flat.size, bits) >= flat.size:
+        return Packed("plain", dtype, shape, flat)
+    table = np.concatenate([values, np.full(2**bits - len(values), values[-1], np.uint8)])
     index_of = np.zeros(256, np.uint8)
-    index_of[values.view(np.uint8)] = np.arange(len(values))
-    indices = _pack_indices(index_of[weight.reshape(-1).view(np.uint8)], bits)
-    return np.concatenate([table.view(np.uint8), indices]), bits
+    index_of[values] = np.arange(len(values))
+    return Packed(f"table {bits}", dtype, shape, np.concatenate([table, pack_bits(index_of[flat], bits)]))
 
 
-def unpack(packed: Array, bits: int, shape: Sequence[int]) -> Array:
-    """Return the weight of this shape that `pack` made `packed` from.
+def _flat(packed: Packed) -> Array:
+    """The inverse of `uncoded`, without the shape."""
+    data, count = packed.data, prod(packed.shape)
+    form, _, bits = packed.form.partition(" ")
+    if form == "table":
+        start = 2 ** int(bits)
+        if data.shape != (start + packed_bytes(count, int(bits)),):
+            raise ValueError(f"{data.size} bytes are not {count} weights of {bits} bits and their table")
+        return data[:start][unpack_bits(data[start:], int(bits))[:count]].view(packed.dtype)
+    width = 2 if form == "bf16" else np.dtype(packed.dtype).itemsize
+    if data.shape != (width * count,):
+        raise ValueError(f"{data.size} bytes are not {count} numbers of {8 * width} bits")
+    if form == "bf16":
+        return (np.frombuffer(data.tobytes(), "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data.tobytes(), np.dtype(packed.dtype).newbyteorder("<")).astype(packed.dtype)
 
-    Raises ValueError where `packed` is not as long as the shape and the bits say.
-    """
-    if packed.dtype == np.uint16:
-        return (packed.astype(np.uint32) << 16).view(np.float32)
-    elements = prod(shape)
-    if not 1 <= bits <= MAX_PACKED_BITS or packed.shape != (2**bits + _index_bytes(elements, bits),):
-        raise ValueError(f"{packed.size} bytes are not {elements} weights of {bits} bits and their table")
-    table = packed[: 2**bits].view(np.int8)
-    return table[_unpack_indices(packed[2**bits :], bits)[:elements]].reshape(shape)
+
+def _raw(packed: Packed) -> int:
+    """Bytes of each number that are not coded: none of an integer, of a float all but its exponent."""
+    if packed.dtype != "float32":
+        return 0
+    return 1 if packed.form.endswith("bf16") else 3
 
 
-def _index_bytes(elements: int, bits: int) -> int:
-    return -(-elements // _GROUP) * bits
+def _symbols(array: Array) -> Array:
+    """What of an array is coded: its bytes, in the order of their values, or its exponents."""
+    flat: Array = np.ascontiguousarray(array).reshape(-1)
+    if array.dtype == np.float32:
+        return (flat.view(np.uint32) >> (16 + _EXPONENT)).astype(np.uint8)
+    ordered: Array = flat.view(np.uint8) ^ np.uint8(0x80 if array.dtype == np.int8 else 0)
+    return ordered
 
 
-def _distinct(weight: Array) -> Array:
-    """The distinct values of an int8 array, ascending. (np.unique would sort the whole array.)"""
+def _is_worth_coding(packed: Packed, symbols: Array) -> bool:
+    return entropy.estimate(symbols) + _raw(packed) * symbols.size < packed.data.size
+
+
+def _coded(array: Array, packed: Packed, code: Array) -> Packed:
+    if packed.dtype != "float32":
+        return Packed("coded", packed.dtype, packed.shape, code)
+    words = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
+    rest = (words >> 24 & 0x80 | words >> 16 & 0x7F).astype(np.uint8)
+    low = [(words & 0xFFFF).astype("<u2").view(np.uint8)] if _raw(packed) == 3 else []
+    form = "coded float32" if low else "coded bf16"
+    return Packed(form, packed.dtype, packed.shape, np.concatenate([code, rest, *low]))
+
+
+def _joined(packed: Packed, symbols: Array, rest: Array) -> Array:
+    if packed.dtype != "float32":
+        whole: Array = (symbols ^ np.uint8(0x80 if packed.dtype == "int8" else 0)).view(packed.dtype)
+        return whole
+    count = len(symbols)
+    upper = rest[:count].astype(np.uint32)
+    words = (upper & 0x80) << 24 | symbols.astype(np.uint32) << (16 + _EXPONENT) | (upper & 0x7F) << 16
+    if packed.form == "coded float32":
+        words |= np.frombuffer(rest[count:].tobytes(), "<u2")
+    return words.view(np.float32)
+
+
+def _distinct(flat: Array) -> Array:
+    """The distinct bytes of an array, ascending. (np.unique would sort the whole array.)"""
     present = np.zeros(256, bool)
-    flat = weight.reshape(-1).view(np.uint8)
     for start in range(0, len(flat), _CHUNK):
         present[flat[start : start + _CHUNK]] = True
-    return np.sort(np.flatnonzero(present).astype(np.uint8).view(np.int8))
-
-
-def _pack_indices(indices: Array, bits: int) -> Array:
-    """Eight indices to `bits` bytes, the first one in the lowest bits."""
-    groups = np.zeros((-(-len(indices) // _GROUP), _GROUP), np.uint8)
-    groups.reshape(-1)[: len(indices)] = indices
-    words = np.zeros(len(groups), "<u8")
-    for i in range(_GROUP):
-        words |= groups[:, i].astype("<u8") << np.uint64(bits * i)
-    return words.view(np.uint8).reshape(-1, 8)[:, :bits].reshape(-1)
-
-
-def _unpack_indices(packed: Array, bits: int) -> Array:
-    groups = packed.reshape(-1, bits)
-    words = np.zeros((len(groups), 8), np.uint8)
-    words[:, :bits] = groups
-    whole = words.view("<u8")[:, 0]
-    indices = np.empty((len(groups), _GROUP), np.uint8)
-    for i in range(_GROUP):
-        indices[:, i] = (whole >> np.uint64(bits * i)) & np.uint64(2**bits - 1)
-    return indices.reshape(-1)
+    return np.flatnonzero(present).astype(np.uint8)

@@ -6,6 +6,7 @@ import copy
 import json
 import struct
 import tempfile
+import zlib
 from functools import cache
 from math import inf, nan, prod
 from pathlib import Path
@@ -13,19 +14,23 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from safetensors.numpy import load as tensors_of
+from safetensors.numpy import save as to_bytes
 from tests.kernels import build
 from tests.kernels.build import IN, OUT
 
 from trimtab.errors import BadInput
 from trimtab.kernels import Graph, Node, Quant, emulated_levels, levels, load, save
+from trimtab.kernels.artefact import SCHEMA
 
 MEMORY = 2**22
-KEY = "trimtab.graph"
+KEY = "trimtab.schema"
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 4, 7, 8, 16, 255, 256, 2**15, 2**20, 2**29, 2**30 - 1, 2**30, 2**31 - 1, 2**31,
     2**32 + 1, 2**63, 2**64, -(2**31), 10**300, 0.5, -0.0, 1e-45, 1e-31, 1e29, 1e308, nan, inf, -inf,
     "", "x", "conv", "out", "relu", "gelu", "\ud800", "\0", "a" * 5000, [], {}, [[]], [1], [2**29, 2**29], [1, 1, 1, 1],
-    [2**29, 0, 2**29, 0], [0, 0], {"bits": 1, "shape": [2**40]}, [[[[[[[[1]]]]]]]],
+    [2**29, 0, 2**29, 0], [0, 0], {"shape": [2**40]}, [[[[[[[[1]]]]]]]], "plain", "table 1", "table 6", "bf16", "coded",
+    "coded bf16", "coded float32", "int8", "uint8", "float32", 4096, 4097,
 ]  # fmt: skip
 
 
@@ -68,16 +73,51 @@ def transformer() -> Graph:
     return Graph("x", (8, 5, 5), nodes, "out", {"x": IN, "attend": OUT})
 
 
+def coded() -> Graph:
+    """A network whose weights are worth entropy coding: integers, float32 and bf16."""
+    rng = np.random.default_rng(2)
+    values = rng.standard_normal((3, 72, 72)).astype(np.float32)
+    integers = {"weight": np.rint(3 * values[0]).astype(np.int8), "weight_scale": np.full(72, 0.1, np.float32)}
+    upper = (values[2].view(np.uint32) & 0xFFFF0000).view(np.float32)
+    nodes = (
+        Node("linear", "integers", ("x",), {"activation": "relu"}, integers),
+        Node("linear", "floats", ("integers",), {}, {"weight": values[1]}),
+        Node("linear", "out", ("floats",), {}, {"weight": upper}),
+    )
+    return Graph("x", (72,), nodes, "out", {"x": IN})
+
+
 @cache
 def valid() -> tuple[bytes, ...]:
     """The files that all damage starts from."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net"
         files = []
-        for graph in (convolutions(), transformer()):
+        for graph in (convolutions(), transformer(), coded()):
             save(graph, path)
             files.append(path.read_bytes())
         return tuple(files)
+
+
+def program_of(data: bytes) -> dict[str, Any]:
+    """The program of an artefact."""
+    program: dict[str, Any] = json.loads(zlib.decompress(tensors_of(data)["program"].tobytes()))
+    return program
+
+
+def with_program(data: bytes, program: Any) -> bytes:
+    """An artefact with another program."""
+    text = np.frombuffer(zlib.compress(json.dumps(program).encode()), np.uint8)
+    changed: bytes = to_bytes({**tensors_of(data), "program": text}, metadata={KEY: str(SCHEMA)})
+    return changed
+
+
+def with_weights(data: bytes, weights: bytes) -> bytes:
+    """An artefact with other bytes for weights."""
+    changed: bytes = to_bytes(
+        {**tensors_of(data), "weights": np.frombuffer(weights, np.uint8)}, metadata={KEY: str(SCHEMA)}
+    )
+    return changed
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -137,26 +177,32 @@ def restored(draw: st.DrawFn, program: dict[str, Any]) -> dict[str, Any]:
 
 
 @st.composite
-def artefacts(draw: st.DrawFn) -> bytes:
-    """Files that are a valid artefact but for the program, the table of tensors, or some bytes."""
-    data = draw(st.sampled_from(valid()))
-    size = struct.unpack("<Q", data[:8])[0]
-    header, tensors = json.loads(data[8 : 8 + size]), data[8 + size :]
-    what = draw(st.sampled_from(["program"] * 5 + ["storage", "header", "bytes"]))
-    program = json.loads(header["__metadata__"][KEY])
-    if what == "program":
-        header["__metadata__"][KEY] = json.dumps(draw(damaged_tree(program)))
-    elif what == "storage":
-        header["__metadata__"][KEY] = json.dumps(draw(restored(program)))
-    elif what == "header":
-        header = draw(damaged_tree(header))
-    text = json.dumps(header).encode()
-    damaged = bytearray(struct.pack("<Q", len(text)) + text + tensors)
-    if what == "bytes":
-        for _ in range(draw(st.integers(0, 4))):
-            damaged[draw(st.integers(0, len(damaged) - 1))] = draw(st.integers(0, 255))
+def damaged_bytes(draw: st.DrawFn, data: bytes) -> bytes:
+    """Bytes of which some are changed, and whose end may be cut off."""
+    damaged = bytearray(data)
+    for _ in range(draw(st.integers(0, 4))):
+        damaged[draw(st.integers(0, len(damaged) - 1))] = draw(st.integers(0, 255))
+    if draw(st.booleans()):
         del damaged[draw(st.integers(0, len(damaged))) :]
     return bytes(damaged)
+
+
+@st.composite
+def artefacts(draw: st.DrawFn) -> bytes:
+    """Files that are a valid artefact but for the program, the weights, the table of tensors, or some bytes."""
+    data = draw(st.sampled_from(valid()))
+    what = draw(st.sampled_from(["program"] * 5 + ["storage", "weights", "weights", "header", "bytes"]))
+    if what == "program":
+        return with_program(data, draw(damaged_tree(program_of(data))))
+    if what == "storage":
+        return with_program(data, draw(restored(program_of(data))))
+    if what == "weights":
+        return with_weights(data, draw(damaged_bytes(tensors_of(data)["weights"].tobytes())))
+    if what == "bytes":
+        return draw(damaged_bytes(data))
+    size = struct.unpack("<Q", data[:8])[0]
+    text = json.dumps(draw(damaged_tree(json.loads(data[8 : 8 + size])))).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
 
 
 def loads_or_is_refused(data: bytes, path: Path, level: str, batch: int = 1, threads: int = 1) -> bool:

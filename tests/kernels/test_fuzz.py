@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from tests.kernels import build, hostile
 
+from trimtab import kernels
 from trimtab.errors import BadInput
-from trimtab.kernels import ArtefactError, Graph, Node, Session, load, read_graph, save
+from trimtab.kernels import ArtefactError, Graph, Node, Session, load, read_graph
+from trimtab.kernels.artefact import SCHEMA
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -44,7 +48,7 @@ BOMBS = {
 @pytest.mark.parametrize("case", BOMBS)
 def test_a_small_file_cannot_ask_for_much_memory(case: str, level: str, tmp_path: Path) -> None:
     try:
-        save(build.graph((1, 1, 1), BOMBS[case]), tmp_path / "net")
+        kernels.save(build.graph((1, 1, 1), BOMBS[case]), tmp_path / "net")
         session = load(tmp_path / "net", level=level, memory_limit=2**24)
     except BadInput:
         return
@@ -70,10 +74,36 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_an_integer_of_too_many_digits(tmp_path: Path) -> None:
-    text = '{"schema": ' + "9" * 5000 + "}"
-    save_file({"a": np.zeros(1)}, tmp_path / "net", metadata={hostile.KEY: text})
-    with pytest.raises(ArtefactError):
+    text = '{"nodes": ' + "9" * 5000 + "}"
+    (tmp_path / "net").write_bytes(with_text(text.encode()))
+    with pytest.raises(ArtefactError, match="digits"):
         read_graph(tmp_path / "net")
+
+
+def test_a_program_of_many_bytes_from_few(tmp_path: Path) -> None:
+    (tmp_path / "net").write_bytes(with_text(b"[" + b" " * 2**26))
+    with pytest.raises(ArtefactError, match="longer than"):
+        read_graph(tmp_path / "net")
+
+
+def with_text(text: bytes) -> bytes:
+    compressed = np.frombuffer(zlib.compress(text), np.uint8)
+    return save({"program": compressed, "weights": np.empty(0, np.uint8)}, metadata={hostile.KEY: str(SCHEMA)})
+
+
+@pytest.mark.parametrize("form", ["coded", "table 1", "plain"])
+def test_few_bytes_cannot_be_many_weights(form: str, tmp_path: Path) -> None:
+    data = hostile.valid()[2]
+    program = hostile.program_of(data)
+    program["nodes"][0]["weights"]["weight"].update(shape=[2**15, 2**15], form=form)
+    (tmp_path / "net").write_bytes(hostile.with_program(data, program))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArtefactError, match="bytes are not"):
+            read_graph(tmp_path / "net")
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
 
 
 def test_headers_of_impossible_size(tmp_path: Path) -> None:
