@@ -8,7 +8,7 @@ from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import LayerDecision
-from trimtab.spaces.quantise import activation_quant
+from trimtab.spaces.ranges import activation_quant
 
 __all__ = ["copied_bits", "is_integer", "lower", "quant_of", "storage", "stored_bits"]
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trimtab.errors import BadInput
 from trimtab.kernels.graph import Array, Graph, Node, Quant
 from trimtab.kernels.validate import Shape, check_graph, is_integer
-from trimtab.spaces.quantise import activation_quant
+from trimtab.spaces.ranges import activation_quant
 
 __all__ = ["IR_VERSION", "OPSET", "product_name", "save_onnx", "to_onnx"]
 

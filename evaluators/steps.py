@@ -17,7 +17,8 @@ from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
 from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.quantise import largest_integer, round_to_bf16
+from trimtab.spaces.grids import largest_integer
+from trimtab.spaces.quantise import round_to_bf16
 from trimtab.spaces.space import Space
 
 __all__ = ["Step", "StepPlan", "step_graph"]

@@ -22,7 +22,7 @@ class Candidate:
     `network` is folded, pruned and factorised, its weights in float32; `decisions` has one entry per layer of it
     (all factors of a factorised layer share theirs); `int8` holds (weight int8, scale (O,)) of every layer whose
     weights have 8 bits or fewer, and whose float32 weight in `network` is exactly what they stand for; `ranges` holds
-    (low, high) of every tensor on the calibration images, and `narrow`, by bits, what of it so few bits store best.
+    (low, high) of every tensor on the calibration images, and `stored`, by bits, what of it so many bits hold.
     """
 
     policy: Policy
@@ -30,11 +30,11 @@ class Candidate:
     decisions: Mapping[str, LayerDecision]
     int8: Mapping[str, tuple[Array, Array]]
     ranges: Mapping[str, tuple[float, float]]
-    narrow: Mapping[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    stored: Mapping[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
     def stored_range(self, tensor: str, bits: int) -> tuple[float, float]:
         """Return the (low, high) that a tensor is stored in with so many bits."""
-        return self.narrow.get(bits, self.ranges).get(tensor, self.ranges[tensor])
+        return self.stored.get(bits, self.ranges).get(tensor, self.ranges[tensor])
 
 
 def reshape_network(space: Space, policy: Policy) -> tuple[Network, dict[str, Array]]:
@@ -52,21 +52,27 @@ def apply(space: Space, policy: Policy) -> Candidate:
     network, _ = reshape_network(space, policy)
     decisions = layer_decisions(network, policy)
     int8: dict[str, tuple[Array, Array]] = {}
-    ops = tuple(narrowed(op, decisions[op.name].w_bits, int8) if op.is_layer else op for op in network)
+    ops = tuple(narrowed(op, decisions[op.name], int8) if op.is_layer else op for op in network)
     return Candidate(policy, replace(network, ops=ops), decisions, int8, {})
 
 
-def narrowed(op: Op, bits: int, int8: dict[str, tuple[Array, Array]], gram: Array | None = None) -> Op:
-    """Return a layer whose float32 weights hold only what so many bits can: 1 to 8, 16 (bf16) or 32.
+def narrowed(
+    op: Op,
+    decision: LayerDecision,
+    int8: dict[str, tuple[Array, Array]],
+    gram: Array | None = None,
+    rounding: str = "gptq",
+) -> Op:
+    """Return a layer whose float32 weights hold only what the decision's bits can: 1 to 8, 16 (bf16) or 32.
 
     The integers of 8 bits and fewer are added to `int8`; `gram` (I, I) is the covariance of the layer's inputs, for
     rounding that makes up for its own errors.
     """
-    if op.weight is None or bits == 32:
+    if op.weight is None or decision.w_bits == 32:
         return op
-    if bits == 16:
+    if decision.w_bits == 16:
         return replace(op, weight=round_to_bf16(op.weight))
-    int8[op.name] = quantise_weight(op.weight, bits, gram)
+    int8[op.name] = quantise_weight(op.weight, decision.w_bits, gram=gram, rounding=rounding)
     return replace(op, weight=dequantise(*int8[op.name]))
 
 

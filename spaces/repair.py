@@ -13,7 +13,8 @@ from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, resha
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.quantise import activation_quant, clipped_range, dequantise, round_to_bf16
+from trimtab.spaces.quantise import Quantisation, dequantise, round_to_bf16
+from trimtab.spaces.ranges import activation_quant, activation_range
 from trimtab.spaces.reconstruct import Sample, sample_targets, solve, target_tensors
 from trimtab.spaces.space import Space
 
@@ -23,7 +24,7 @@ __all__ = ["Calibration", "compress"]
 #: which one outlier moves little.
 RANGE_SLICE = 16
 
-#: Values of a tensor that the range of a narrow storage is chosen on.
+#: Values of a tensor that the range of its storage is chosen on.
 RANGE_VALUES = 8192
 
 #: Batch-norm re-estimation changes a channel's scale by at most this factor.
@@ -35,15 +36,18 @@ class Calibration:
     """Images (N, C, H, W) for repairs, and what the untouched network does on them.
 
     `moments` are per layer the output's (mean, std), (O,); `samples` are per dense layer the values that
-    reconstruction fits, none where reconstruction is off.
+    reconstruction fits, none where reconstruction is off. `quantisation` is how candidates are rounded.
     """
 
     images: Tensor
     moments: Mapping[str, tuple[Tensor, Tensor]]
     samples: Mapping[str, Sample] = field(default_factory=dict)
+    quantisation: Quantisation = Quantisation()
 
     @classmethod
-    def of(cls, space: Space, images: Array, reconstruct: bool = True) -> Calibration:
+    def of(
+        cls, space: Space, images: Array, reconstruct: bool = True, quantisation: Quantisation | None = None
+    ) -> Calibration:
         """Record the untouched network on float32 images (N, C, H, W)."""
         moments: dict[str, tuple[Tensor, Tensor]] = {}
         samples: dict[str, Sample] = {}
@@ -58,7 +62,7 @@ class Calibration:
 
         x = torch.from_numpy(np.array(images, dtype=np.float32))
         run(space.network, x, observe)
-        return cls(x, moments, samples)
+        return cls(x, moments, samples, quantisation or Quantisation())
 
 
 def compress(space: Space, policy: Policy, calibration: Calibration) -> Candidate:
@@ -86,8 +90,9 @@ class _Repair:
         self.values = {self.network.input: calibration.images}
         self.int8: dict[str, tuple[Array, Array]] = {}
         self.ranges: dict[str, tuple[float, float]] = {}
-        bits = {decision.a_bits for decision in self.decisions.values() if decision.a_bits < 8}
-        self.narrow: dict[int, dict[str, tuple[float, float]]] = {b: {} for b in bits}
+        # Sums and products are stored in 8 bits, whatever the layers that read them ask for.
+        bits = {decision.a_bits for decision in self.decisions.values() if decision.is_integer}
+        self.stored: dict[int, dict[str, tuple[float, float]]] = {b: {} for b in sorted({*bits, 8} if bits else bits)}
 
     def run(self) -> Candidate:
         last = self._last_readers()
@@ -102,7 +107,7 @@ class _Repair:
                 for name in [name for name, reader in last.items() if reader == i]:
                     self.values.pop(name, None)
         network = replace(self.network, ops=tuple(ops))
-        return Candidate(self.policy, network, self.decisions, self.int8, self.ranges, self.narrow)
+        return Candidate(self.policy, network, self.decisions, self.int8, self.ranges, self.stored)
 
     def _last_readers(self) -> dict[str, int]:
         """The index of the last operator that needs a tensor; a layer fitted to a sum needs the other operand."""
@@ -114,10 +119,11 @@ class _Repair:
         return last
 
     def _measure(self, tensor: str, values: Tensor) -> None:
-        """Note a tensor's range, and the range of each narrow storage that the policy asks for anywhere."""
-        self.ranges[tensor] = _range(values)
-        for bits, ranges in self.narrow.items():
-            ranges[tensor] = clipped_range(_thinned(values).numpy(), *self.ranges[tensor], bits)
+        """Note a tensor's range, and what of it each storage holds that the policy asks for anywhere."""
+        self.ranges[tensor] = low, high = _range(values)
+        sample = _thinned(values).numpy() if self.stored else None
+        for bits, ranges in self.stored.items():
+            ranges[tensor] = activation_range(sample, low, high, bits, self.calibration.quantisation.ranges)
 
     def _output(self, op: Op) -> Tensor:
         return apply_op(op, [self.values[name] for name in op.inputs])
@@ -127,7 +133,7 @@ class _Repair:
         x, bits = self.values[op.inputs[0]], self.decisions[op.name].a_bits
         if bits >= 8:
             return x
-        scale, zero = activation_quant(*self.narrow[bits][op.inputs[0]], bits)
+        scale, zero = activation_quant(*self.stored[bits][op.inputs[0]], bits)
         return torch.clamp(torch.round(x / scale), -zero, 2**bits - 1 - zero) * scale
 
     def _layer(self, op: Op) -> tuple[Op, Tensor]:
@@ -138,7 +144,9 @@ class _Repair:
         if sample is not None:
             weight, bias, gram = solve(op, x, sample, self.channels[op.name], self.values)
             op = replace(op, weight=weight, bias=bias)
-        op = narrowed(op, self.decisions[op.name].w_bits, self.int8, None if gram is None else gram.numpy())
+        covariance = None if gram is None else gram.numpy()
+        rounding = self.calibration.quantisation.rounding
+        op = narrowed(op, self.decisions[op.name], self.int8, covariance, rounding)
         y = apply_op(op, [x])
         if self.untouched or op.name not in self.calibration.moments:
             return op, y

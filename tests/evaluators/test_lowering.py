@@ -18,7 +18,7 @@ from trimtab.evaluators.lowering import storage, stored_bits
 from trimtab.kernels import Graph
 from trimtab.spaces import BITS, Calibration, Candidate, LayerDecision, build_space, compress
 from trimtab.spaces.network import Network, Op
-from trimtab.spaces.quantise import activation_quant
+from trimtab.spaces.ranges import activation_quant
 
 Array = Any
 INT8, WEIGHT_ONLY, FLOAT = LayerDecision(8, 8), LayerDecision(8, 32), LayerDecision()

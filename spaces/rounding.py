@@ -1,0 +1,135 @@
+"""Rounding: which of a grid's levels each weight becomes, given what errors cost together at the layer's output.
+
+`gram` (I, I) is the positive definite covariance of the layer's inputs: weights that are off by e (I,) put the output off
+by e gram e^T in the mean square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from trimtab.spaces.grids import nearest
+from trimtab.spaces.network import Array
+
+__all__ = ["ROUNDINGS", "adaround", "gptq"]
+
+#: What a layer of fewer than 8 bits may be rounded by; "nearest" needs no covariance.
+ROUNDINGS = ("nearest", "gptq", "adaround")
+
+#: Inputs that are rounded before their errors reach all the later ones.
+BLOCK = 64
+
+#: Errors are made up for among at most so many inputs: the decomposition takes the cube of their number.
+GROUP = 2048
+
+#: AdaRound: steps of Adam, its rate, the share of steps without the regulariser, the regulariser's weight and how its
+#: exponent falls (section 4 and appendix of the paper, with full gradients in place of batches and fewer steps).
+STEPS = 1000
+RATE = 0.02
+WARM_UP = 0.2
+REGULARISER = 0.02
+EXPONENTS = (20.0, 2.0)
+STRETCH = (-0.1, 1.1)
+
+
+def gptq(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
+    """Round weights (O, I) input by input; the inputs that are still to come make up for each error as well as they can.
+
+    Returns levels (O, I). GPTQ (Frantar et al. 2022, arXiv:2210.17323, algorithm 1), for all channels at once, in
+    blocks of inputs. Layers of more than GROUP inputs are rounded in equal groups that know nothing of each other.
+    """
+    bounds = np.linspace(0, rows.shape[1], -(-rows.shape[1] // GROUP) + 1).astype(int)
+    groups = [slice(start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return np.concatenate([_gptq_group(rows[:, g], scale, levels, gram[g, g]) for g in groups], axis=1)
+
+
+def _gptq_group(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
+    upper = _inverse_factor(gram)
+    left, rounded = rows.copy(), np.empty_like(rows)
+    for start in range(0, rows.shape[1], BLOCK):
+        end = min(start + BLOCK, rows.shape[1])
+        errors = np.empty((len(rows), end - start), np.float32)
+        for i in range(start, end):
+            rounded[:, i] = nearest(left[:, i] / scale, levels)
+            errors[:, i - start] = (left[:, i] - rounded[:, i] * scale) / upper[i, i]
+            left[:, i + 1 : end] -= errors[:, i - start, None] * upper[i, i + 1 : end]
+        left[:, end:] -= errors @ upper[start:end, end:]
+    return rounded
+
+
+def _inverse_factor(gram: Array) -> Array:
+    """The upper triangular U with U^T U = gram^-1, float32.
+
+    Where R R^T = gram with R upper triangular, which is a Cholesky decomposition in the opposite order, U is R^-1: one
+    decomposition and one triangular inverse in place of an inverse between two decompositions.
+    """
+    opposite = torch.from_numpy(gram[::-1, ::-1].astype(np.float64))
+    lower = torch.linalg.cholesky(opposite)
+    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(gram), dtype=torch.float64), upper=False)
+    return inverse.flip(0, 1).numpy().astype(np.float32)
+
+
+def adaround(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
+    """Round each weight (O, I) up or down, as together is best for the output; returns levels (O, I).
+
+    AdaRound (Nagel et al. 2020, arXiv:2004.10568, equations 21 to 24): gradient descent on
+    ||(soft(V) - W) x||^2 + lambda sum(1 - |2 h(V) - 1|^beta), where h is the rectified sigmoid that places a weight
+    between its two levels. The expectation over inputs is exact, by their covariance, so nothing is drawn. Channels
+    that plain rounding serves better keep it.
+    """
+    ratios = rows / scale[:, None]
+    plain = nearest(ratios, levels)
+    centres = levels.astype(np.float32)
+    below = np.clip(np.searchsorted(centres, ratios, side="right") - 1, 0, len(levels) - 2)
+    down, up = centres[below], centres[below + 1]
+    soft = np.clip((ratios - down) / (up - down), 0, 1)
+    with _one_thread():
+        covariance = torch.from_numpy(np.ascontiguousarray(gram, np.float32))
+        rounds_up = _learn(*(torch.from_numpy(a) for a in (rows, down * scale[:, None], up * scale[:, None], soft)), covariance)
+    found = np.where(rounds_up.numpy(), up, down)
+    better = _output_error(rows, scale, found, gram) < _output_error(rows, scale, plain, gram)
+    return np.where(better[:, None], found, plain)
+
+
+def _learn(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, soft: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """Whether each weight is to be rounded up."""
+    low, high = STRETCH
+    start = ((soft - low) / (high - low)).clamp(1e-4, 1 - 1e-4)
+    v = torch.logit(start).requires_grad_()
+    # Layers differ in the size of their errors, and one lambda has to suit all of them.
+    plain = torch.where(soft < 0.5, down, up) - weight
+    unit = ((plain @ gram) * plain).sum().clamp(min=1e-30) / weight.numel()
+    optimiser = torch.optim.Adam([v], RATE)
+    for step in range(STEPS):
+        h = (torch.sigmoid(v) * (high - low) + low).clamp(0, 1)
+        error = down + h * (up - down) - weight
+        loss = ((error @ gram) * error).sum() / unit
+        progress = (step / STEPS - WARM_UP) / (1 - WARM_UP)
+        if progress > 0:
+            beta = EXPONENTS[1] + 0.5 * (EXPONENTS[0] - EXPONENTS[1]) * (1 + np.cos(np.pi * progress))
+            loss = loss + REGULARISER * (1 - (2 * h - 1).abs().pow(beta)).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return v.detach() > 0
+
+
+def _output_error(rows: Array, scale: Array, rounded: Array, gram: Array) -> Array:
+    """Each channel's mean square error at the output, (O,)."""
+    error = (rounded * scale[:, None] - rows).astype(np.float64)
+    return np.asarray(((error @ gram) * error).sum(axis=1))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The number of threads would show in the last bits, and those decide roundings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
