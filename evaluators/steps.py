@@ -15,9 +15,9 @@ from trimtab.evaluators.lowering import MOVES, copied_bits, is_integer, stored_b
 from trimtab.kernels.chains import Link, find_chains
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
+from trimtab.spaces.grids import largest_integer
 from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.grids import largest_integer
 from trimtab.spaces.quantise import round_to_bf16
 from trimtab.spaces.space import Space
 

@@ -16,6 +16,7 @@ from trimtab.evaluators.engines import ENGINES
 from trimtab.search.budgets import BUDGETS, Budget, parse_budget
 from trimtab.spaces.criteria import CRITERIA
 from trimtab.spaces.forms import parse_form
+from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.space import DEFAULT_BITS, Bits, Options, check_bits
 from trimtab.spaces.zoo import ZOO
 
@@ -25,6 +26,7 @@ __all__ = [
     "EngineConfig",
     "MeasureConfig",
     "NetworkConfig",
+    "QuantisationConfig",
     "SpaceConfig",
     "TrainingConfig",
     "default_config",
@@ -178,6 +180,22 @@ class SpaceConfig(_Section):
         return Options(**{name: value for name, value in self if name != "drop_pointless"})
 
 
+class QuantisationConfig(_Section):
+    """How candidates are rounded: see `trimtab.spaces.Quantisation`."""
+
+    rounding: str = Quantisation().rounding
+    ranges: str = Quantisation().ranges
+
+    @model_validator(mode="after")
+    def _known(self) -> QuantisationConfig:
+        self.value()
+        return self
+
+    def value(self) -> Quantisation:
+        """Return these settings as the repairs take them; an unknown name is a `BadInput`."""
+        return Quantisation(self.rounding, self.ranges)
+
+
 class MeasureConfig(_Section):
     """How long to measure: each end-to-end measurement stops when half its 95 % interval is at most `precision` of
     the ratio, or after `seconds`; the winner gets `final_seconds`. `probes` networks calibrate the latency table."""
@@ -200,6 +218,7 @@ class Config(_Section):
     budgets: dict[str, str | float]
     engine: EngineConfig = EngineConfig()
     space: SpaceConfig = SpaceConfig()
+    quantisation: QuantisationConfig = QuantisationConfig()
     agent: str = "tpe"
     baselines: tuple[str, ...] = ("uniform", "random")
     trials: int = Field(200, ge=1)

@@ -72,6 +72,6 @@ def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     if len(outputs) != 1 or outputs[0] < splits.classes:
         raise BadInput(f"the network has outputs of shape {outputs}, the data {splits.classes} classes")
     count_macs(model, example, StepPlan(space).steps(space.base()))
-    calibration = Calibration.of(space, splits.calibration)
+    calibration = Calibration.of(space, splits.calibration, quantisation=config.quantisation.value())
     judge = Judge(space, calibration, *splits.selection, by=config.judge)
     return Problem(config, space, splits, judge)

@@ -72,7 +72,7 @@ def narrowed(
         return op
     if decision.w_bits == 16:
         return replace(op, weight=round_to_bf16(op.weight))
-    int8[op.name] = quantise_weight(op.weight, decision.w_bits, gram=gram, rounding=rounding)
+    int8[op.name] = quantise_weight(op.weight, decision.w_bits, decision.grid, gram, rounding)
     return replace(op, weight=dequantise(*int8[op.name]))
 
 

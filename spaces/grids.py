@@ -52,8 +52,8 @@ def fit_grid(rows: Array, bits: int, grid: str = "uniform") -> tuple[Array, Arra
       who fix the largest power by the layer's largest weight; here every channel's scale is searched.
     - "codebook": any 2^bits values (Han et al. 2016, Deep Compression, arXiv:1510.00149, section 3). Of all int8
       values they have the smallest squared error for the channels' scales, by dynamic programming: k-means' optimum.
-    - "bases": the 2^bits signed sums of `bits` numbers, w = sum_m alpha_m b_m with b_m of +-1 (Lin et al. 2017, ABC-Net,
-      arXiv:1711.11294, equation 2). The ratios of the alphas are the layer's, their size is each channel's.
+    - "bases": the 2^bits signed sums of `bits` numbers, w = sum_m alpha_m b_m with b_m of +-1 (Lin et al. 2017,
+      ABC-Net, arXiv:1711.11294, equation 2). The ratios of the alphas are the layer's, their size is each channel's.
 
     A grid at bits that it is not offered at is a `BadInput`.
     """

@@ -13,25 +13,21 @@ from typing import Any
 
 from trimtab.errors import BadInput
 
-__all__ = ["GRIDS", "SCHEMA", "LayerDecision", "Policy"]
+__all__ = ["SCHEMA", "LayerDecision", "Policy"]
 
 SCHEMA = 2
 
 #: Schema 1 had no grids, patterns, ways of sharing, or other factorisations than the SVD; all it holds reads the same.
 READABLE = (1, SCHEMA)
 
-#: How the integers of a layer's weights are chosen: evenly spaced, powers of two, a k-means codebook, or sums of binary
-#: bases; `trimtab.spaces.quantise` has the formulas.
-GRIDS = ("uniform",)
-
 
 @dataclass(frozen=True)
 class LayerDecision:
     """What is decided for one layer.
 
-    `w_bits` of its weights and `a_bits` of its input activations; `grid`, one of `GRIDS`, places the weights' values.
-    At most one of: `rank` of its `factorisation`, a sparsity `pattern`, a way of `sharing` weights, the latter two as
-    `trimtab.spaces.forms` reads them.
+    `w_bits` of its weights and `a_bits` of its input activations; `grid`, one of `trimtab.spaces.grids.GRIDS`, places
+    the weights' values. At most one of: `rank` of its `factorisation`, a sparsity `pattern`, a way of `sharing`
+    weights, the latter two as `trimtab.spaces.forms` reads them.
     """
 
     w_bits: int = 32

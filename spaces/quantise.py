@@ -26,9 +26,8 @@ NO_WEIGHT = 1e-25
 class Quantisation:
     """How a network is quantised, beside what is decided for each layer; the same for all of them.
 
-    `rounding` is how weights of fewer than 8 bits are rounded ("nearest", "gptq", "adaround"; `trimtab.spaces.rounding`),
-    `ranges` what of a tensor's values its bits store ("min-max", "percentile", "mse", "kl"; `trimtab.spaces.ranges`).
-    Another name is a `BadInput`.
+    `rounding` is how weights of fewer than 8 bits are rounded (`trimtab.spaces.rounding.ROUNDINGS`), `ranges` what of a
+    tensor's values its bits store (`trimtab.spaces.ranges.RANGES`). Another name is a `BadInput`.
     """
 
     rounding: str = "gptq"

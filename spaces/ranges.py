@@ -62,12 +62,15 @@ def _mse(values: Array, low: float, high: float, bits: int) -> tuple[float, floa
 
 
 def _kl(values: Array, low: float, high: float, bits: int) -> tuple[float, float]:
-    """Thresholds are on magnitudes, so a tensor of both signs has half the levels on each side."""
-    whole = max(-low, high)
-    if whole <= 0:
+    """Thresholds are on magnitudes, so a tensor of both signs has half the levels on each side.
+
+    Zeros are left out: every range stores them exactly, and they are most of what a ReLU gives.
+    """
+    whole, magnitudes = max(-low, high), np.abs(values[values != 0])
+    if whole < np.finfo(np.float32).tiny:
         return low, high
     levels = 2 ** (bits - 1) if low < 0 < high else 2**bits
-    counts = np.histogram(np.abs(values), CELLS, (0.0, whole))[0].astype(np.float64)
+    counts = np.histogram(magnitudes, CELLS, (0.0, whole))[0].astype(np.float64)
     ends = range(max(levels, STRIDE), CELLS + 1, STRIDE)
     divergences = [_divergence(counts, end, levels) for end in ends]
     share = ends[int(np.argmin(divergences))] / CELLS
@@ -75,9 +78,10 @@ def _kl(values: Array, low: float, high: float, bits: int) -> tuple[float, float
 
 
 def _divergence(counts: Array, end: int, levels: int) -> float:
-    """KL(P || Q) of a histogram clipped at cell `end` and its form in so many levels; infinite where Q misses some of P.
+    """KL(P || Q) of a histogram clipped at cell `end` and its form in so many levels.
 
-    P has what is clipped in its last cell; a level's count is spread evenly over its cells that hold anything.
+    P has what is clipped in its last cell; a level's count is spread evenly over its cells that hold anything. Infinite
+    where Q has none of what P has.
     """
     kept = counts[:end]
     reference = kept.copy()

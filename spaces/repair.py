@@ -42,7 +42,7 @@ class Calibration:
     images: Tensor
     moments: Mapping[str, tuple[Tensor, Tensor]]
     samples: Mapping[str, Sample] = field(default_factory=dict)
-    quantisation: Quantisation = Quantisation()
+    quantisation: Quantisation = field(default_factory=Quantisation)
 
     @classmethod
     def of(
@@ -121,8 +121,8 @@ class _Repair:
     def _measure(self, tensor: str, values: Tensor) -> None:
         """Note a tensor's range, and what of it each storage holds that the policy asks for anywhere."""
         self.ranges[tensor] = low, high = _range(values)
-        sample = _thinned(values).numpy() if self.stored else None
         for bits, ranges in self.stored.items():
+            sample = _thinned(values).numpy()
             ranges[tensor] = activation_range(sample, low, high, bits, self.calibration.quantisation.ranges)
 
     def _output(self, op: Op) -> Tensor:

@@ -1,16 +1,18 @@
 """Rounding: which of a grid's levels each weight becomes, given what errors cost together at the layer's output.
 
-`gram` (I, I) is the positive definite covariance of the layer's inputs: weights that are off by e (I,) put the output off
-by e gram e^T in the mean square.
+`gram` (I, I) is the positive definite covariance of the layer's inputs: weights that are off by e (I,) put the
+output off by e gram e^T in the mean square.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trimtab.spaces.grids import nearest
 from trimtab.spaces.network import Array
@@ -28,22 +30,22 @@ GROUP = 2048
 
 #: AdaRound: steps of Adam, its rate, the share of steps without the regulariser, the regulariser's weight and how its
 #: exponent falls (section 4 and appendix of the paper, with full gradients in place of batches and fewer steps).
-STEPS = 1000
-RATE = 0.02
+STEPS = 300
+RATE = 0.05
 WARM_UP = 0.2
-REGULARISER = 0.02
+REGULARISER = 4.0
 EXPONENTS = (20.0, 2.0)
 STRETCH = (-0.1, 1.1)
 
 
 def gptq(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
-    """Round weights (O, I) input by input; the inputs that are still to come make up for each error as well as they can.
+    """Round weights (O, I) to levels input by input; those still to come make up for each error as well as they can.
 
-    Returns levels (O, I). GPTQ (Frantar et al. 2022, arXiv:2210.17323, algorithm 1), for all channels at once, in
+    GPTQ (Frantar et al. 2022, arXiv:2210.17323, algorithm 1), for all channels at once, in
     blocks of inputs. Layers of more than GROUP inputs are rounded in equal groups that know nothing of each other.
     """
     bounds = np.linspace(0, rows.shape[1], -(-rows.shape[1] // GROUP) + 1).astype(int)
-    groups = [slice(start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    groups = [slice(start, end) for start, end in pairwise(bounds)]
     return np.concatenate([_gptq_group(rows[:, g], scale, levels, gram[g, g]) for g in groups], axis=1)
 
 
@@ -70,7 +72,7 @@ def _inverse_factor(gram: Array) -> Array:
     opposite = torch.from_numpy(gram[::-1, ::-1].astype(np.float64))
     lower = torch.linalg.cholesky(opposite)
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(gram), dtype=torch.float64), upper=False)
-    return inverse.flip(0, 1).numpy().astype(np.float32)
+    return np.asarray(inverse.flip(0, 1).numpy(), np.float32)
 
 
 def adaround(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
@@ -87,15 +89,16 @@ def adaround(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
     below = np.clip(np.searchsorted(centres, ratios, side="right") - 1, 0, len(levels) - 2)
     down, up = centres[below], centres[below + 1]
     soft = np.clip((ratios - down) / (up - down), 0, 1)
-    with _one_thread():
+    with _one_thread(), torch.enable_grad():
         covariance = torch.from_numpy(np.ascontiguousarray(gram, np.float32))
-        rounds_up = _learn(*(torch.from_numpy(a) for a in (rows, down * scale[:, None], up * scale[:, None], soft)), covariance)
+        weight, low, high = (torch.from_numpy(part) for part in (rows, down * scale[:, None], up * scale[:, None]))
+        rounds_up = _rounds_up(weight, low, high, torch.from_numpy(soft), covariance)
     found = np.where(rounds_up.numpy(), up, down)
     better = _output_error(rows, scale, found, gram) < _output_error(rows, scale, plain, gram)
     return np.where(better[:, None], found, plain)
 
 
-def _learn(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, soft: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+def _rounds_up(weight: Tensor, down: Tensor, up: Tensor, soft: Tensor, gram: Tensor) -> Tensor:
     """Whether each weight is to be rounded up."""
     low, high = STRETCH
     start = ((soft - low) / (high - low)).clamp(1e-4, 1 - 1e-4)
@@ -113,7 +116,7 @@ def _learn(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, soft: tor
             beta = EXPONENTS[1] + 0.5 * (EXPONENTS[0] - EXPONENTS[1]) * (1 + np.cos(np.pi * progress))
             loss = loss + REGULARISER * (1 - (2 * h - 1).abs().pow(beta)).sum()
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
     return v.detach() > 0
 

@@ -16,9 +16,10 @@ from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces.criteria import Evidence, channel_scores
 from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises, pays
 from trimtab.spaces.forms import DENSE, Form, applies, parse_form
+from trimtab.spaces.grids import GRIDS
 from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
 from trimtab.spaces.network import Array, Network, Op
-from trimtab.spaces.policy import GRIDS, LayerDecision, Policy
+from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.select import importance_order, smallest_kept
 from trimtab.spaces.trace import trace_both
 
@@ -41,9 +42,6 @@ DEFAULT_BITS: tuple[Bits, ...] = ((2, 8), (4, 8), (8, 8), (32, 32))
 
 #: A layer of a smaller full rank has nothing to factorise.
 SMALLEST_FULL_RANK = 8
-
-#: Bits of weights that another grid than the uniform one is for: with more, no grid gains.
-GRID_BITS = range(1, 7)
 
 
 @dataclass(frozen=True)
@@ -319,10 +317,9 @@ class Space:
                 f"layer {op.name!r}: {decision.w_bits}-bit weights with {decision.a_bits}-bit activations are not "
                 f"offered (offered: {', '.join(f'{w}/{a}' for w, a in BITS)})"
             )
-        if decision.grid != "uniform" and (decision.grid not in GRIDS or decision.w_bits not in GRID_BITS):
+        if decision.grid != "uniform" and decision.w_bits not in GRIDS.get(decision.grid, ()):
             raise BadInput(
-                f"layer {op.name!r}: {decision.w_bits}-bit weights have no grid {decision.grid!r} (grids of 1 to "
-                f"{max(GRID_BITS)} bits: {', '.join(GRIDS)})"
+                f"layer {op.name!r}: {decision.w_bits}-bit weights have no grid {decision.grid!r} ({_other_grids()})"
             )
         given = [what for what in (decision.rank, decision.pattern, decision.sharing) if what is not None]
         if len(given) > 1:
@@ -480,9 +477,13 @@ def check_bits(bits: Bits) -> None:
     """Raise `BadInput` unless these are bits that a layer can have."""
     if tuple(bits[:2]) not in BITS:
         raise BadInput(f"bits {list(bits)} are not offered (offered: {', '.join(f'{w}/{a}' for w, a in BITS)})")
-    if len(bits) > 2 and (bits[2] not in GRIDS or bits[2] == "uniform" or bits[0] not in GRID_BITS):
-        others = ", ".join(grid for grid in GRIDS if grid != "uniform")
-        raise BadInput(f"bits {list(bits)}: the grid is one of {others or 'none yet'}, of 1 to {max(GRID_BITS)} bits")
+    if len(bits) > 2 and (bits[2] == "uniform" or bits[0] not in GRIDS.get(bits[2], ())):
+        raise BadInput(f"bits {list(bits)}: not a grid of these bits ({_other_grids()})")
+
+
+def _other_grids() -> str:
+    others = [f"{grid}: {', '.join(map(str, bits))} bits" for grid, bits in GRIDS.items() if grid != "uniform"]
+    return f"beside the uniform one there are {'; '.join(others)}"
 
 
 def _check_options(options: Options, network: Network) -> None:

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from trimtab.errors import BadInput
+from trimtab.spaces.grids import GRIDS, largest_integer
 from trimtab.spaces.network import Array
 from trimtab.spaces.quantise import (
     SMALLEST_SHARE,
-    activation_quant,
-    clipped_range,
+    Quantisation,
     dequantise,
-    largest_integer,
     quantise_weight,
     round_to_bf16,
 )
@@ -62,34 +62,6 @@ def test_a_dead_channel_becomes_zeros_with_a_usable_scale(value: float) -> None:
     quantised, scale = quantise_weight(np.full((1, 4), value, np.float32))
     assert quantised.tolist() == [[0, 0, 0, 0]]
     assert scale.tolist() == [1.0]
-
-
-@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
-def test_activations_cover_the_range_and_hold_zero_exactly(a: float, b: float) -> None:
-    low, high = min(a, b), max(a, b)
-    scale, zero = activation_quant(low, high)
-    assert scale > 0
-    assert float(np.float32(scale)) == scale
-    assert isinstance(zero, int)
-    assert 0 <= zero <= 255
-    smallest, largest = (0 - zero) * scale, (255 - zero) * scale
-    assert smallest <= low + scale / 2 * (1 + 1e-5)
-    assert largest >= high - scale / 2 * (1 + 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.0, 0.0, (1.0, 0)),
-        (0.0, 255.0, (1.0, 0)),
-        (-255.0, 0.0, (1.0, 255)),
-        (-255.0, -3.0, (1.0, 255)),
-        (3.0, 255.0, (1.0, 0)),
-        (-127.0, 128.0, (1.0, 127)),
-    ],
-)
-def test_known_ranges(low: float, high: float, expected: tuple[float, int]) -> None:
-    assert activation_quant(low, high) == expected
 
 
 # fewer than 8 bits
@@ -171,70 +143,20 @@ def test_bf16_is_pytorch_s(weight: Array) -> None:
     np.testing.assert_array_equal(round_to_bf16(weight), expected)
 
 
-@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.integers(1, 8))
-def test_narrow_activations_hold_zero_exactly(a: float, b: float, bits: int) -> None:
-    low, high = min(a, b), max(a, b)
-    scale, zero = activation_quant(low, high, bits)
-    assert scale > 0
-    assert 0 <= zero <= 2**bits - 1
-    assert zero == 0 or low < 0
+def test_a_method_that_is_not_known_is_refused() -> None:
+    assert Quantisation() == Quantisation("gptq", "mse")
+    with pytest.raises(BadInput, match="did you mean 'adaround'"):
+        Quantisation(rounding="adarond")
+    with pytest.raises(BadInput, match="known: kl, min-max, mse, percentile"):
+        Quantisation(ranges="entropy")
 
 
-def stored_error(values: Array, low: float, high: float, bits: int) -> float:
-    scale, zero = activation_quant(low, high, bits)
-    stored = (np.clip(np.rint(values / scale) + zero, 0, 2**bits - 1) - zero) * scale
-    return float(np.square(stored - values).sum())
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4])
-@pytest.mark.parametrize("relu", [True, False])
-def test_a_clipped_range_is_nearly_the_best_one(bits: int, relu: bool) -> None:
-    values = np.random.default_rng(1).laplace(size=4000).astype(np.float32)
-    values = np.maximum(values, 0) if relu else values
-    low, high = float(values.min()), float(values.max())
-    found = clipped_range(values, low, high, bits)
-    best = min(stored_error(values, low * share, high * share, bits) for share in np.linspace(0.01, 1, 2000))
-    assert stored_error(values, *found, bits) <= 1.02 * best
-    assert stored_error(values, *found, bits) < 0.8 * stored_error(values, low, high, bits)
-    if relu:
-        assert activation_quant(*found, bits)[1] == 0
-
-
-def covariance(inputs: int) -> Array:
-    """Of inputs that go together, as those of a real layer do."""
-    x = np.random.default_rng(8).normal(size=(2000, inputs)) @ np.random.default_rng(9).normal(size=(inputs, inputs))
-    gram = x.T @ x / len(x)
-    return (gram + 0.01 * gram.diagonal().mean() * np.eye(inputs)).astype(np.float32)
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4])
-@pytest.mark.parametrize("inputs", [7, 64, 150])
-def test_rounding_makes_up_for_each_error_as_well_as_the_inputs_left_can(bits: int, inputs: int) -> None:
-    """The weights left after each rounding are the least-squares solution given those that are fixed."""
-    gram = covariance(inputs)
-    weight = np.random.default_rng(3).normal(size=(3, inputs)).astype(np.float32)
-    found, scale = quantise_weight(weight, bits, gram)
-    assert (scale == quantise_weight(weight, bits)[1]).all()
-    top, exact = largest_integer(bits), gram.astype(np.float64)
-    for row, integers, s in zip(weight.astype(np.float64), found, scale.astype(np.float64), strict=True):
-        left = row.copy()
-        for i in range(inputs):
-            ratio = left[i] / s
-            nearest = (1 if ratio >= 0 else -1) if bits == 1 else np.clip(np.rint(ratio), -top, top)
-            if nearest != integers[i]:  # only on a tie may the order of sums decide
-                assert abs(abs(ratio - np.floor(ratio)) - (0 if bits == 1 else 0.5)) < 1e-2
-            error = integers[: i + 1] * s - row[: i + 1]
-            rest = slice(i + 1, inputs)
-            left[rest] = row[rest] - np.linalg.solve(exact[rest, rest], exact[rest, : i + 1] @ error)
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
-def test_compensated_rounding_brings_the_output_nearer(bits: int) -> None:
-    gram = covariance(96)
-    weight = np.random.default_rng(3).normal(size=(8, 96)).astype(np.float32)
-
-    def output_error(found: tuple[Array, Array]) -> float:
-        error = (dequantise(*found) - weight).astype(np.float64)
-        return float(np.einsum("oi,ij,oj->", error, gram, error))
-
-    assert output_error(quantise_weight(weight, bits, gram)) < 0.85 * output_error(quantise_weight(weight, bits))
+@given(WEIGHTS, st.sampled_from([(grid, bits) for grid, offered in GRIDS.items() for bits in offered]))
+def test_every_grid_takes_any_weight(weight: Array, grid_bits: tuple[str, int]) -> None:
+    grid, bits = grid_bits
+    quantised, scale = quantise_weight(weight, bits, grid)
+    assert quantised.dtype == np.int8
+    assert quantised.shape == weight.shape
+    assert len(np.unique(quantised)) <= 2**bits
+    assert (scale > 1e-30).all()
+    assert np.abs(dequantise(quantised, scale)).max() <= 1.5 * np.abs(weight).max() + 1e-20
