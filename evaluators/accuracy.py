@@ -21,7 +21,16 @@ from trimtab.spaces.policy import Policy
 from trimtab.spaces.repair import Calibration, compress
 from trimtab.spaces.space import Space
 
-__all__ = ["Judge", "Judgement", "accuracy_of", "judging_session", "timing_candidate", "top1", "torch_logits"]
+__all__ = [
+    "Judge",
+    "Judgement",
+    "accuracy_of",
+    "judging_session",
+    "simulated",
+    "timing_candidate",
+    "top1",
+    "torch_logits",
+]
 
 BATCH = 16
 
@@ -99,8 +108,7 @@ def timing_candidate(space: Space, policy: Policy) -> Candidate:
 
 def torch_logits(candidate: Candidate, images: Array, batch: int = 64) -> Array:
     """Run a candidate in PyTorch with simulated quantisation: (N, C, H, W) -> (N, classes)."""
-    quant = storage(candidate)
-    network = _with_copies(candidate, quant)
+    network, quant = simulated(candidate)
 
     def observe(op: Op, y: Tensor) -> Tensor | None:
         return _rounded(y, quant[op.name]) if op.name in quant else None
@@ -114,9 +122,12 @@ def torch_logits(candidate: Candidate, images: Array, batch: int = 64) -> Array:
     return np.concatenate(outputs)
 
 
-def _with_copies(candidate: Candidate, quant: dict[str, Quant]) -> Network:
-    """Let integer layers read a copy of what is stored otherwise, to be rounded: its entry in `quant` is added."""
-    network = candidate.network
+def simulated(candidate: Candidate) -> tuple[Network, dict[str, Quant]]:
+    """Return the network to run in PyTorch for a candidate, and the tensors of it that have to be rounded.
+
+    Integer layers read a copy of what is stored otherwise.
+    """
+    network, quant = candidate.network, storage(candidate)
     stored = {tensor: q.bits for tensor, q in quant.items()}
     ops: list[Op] = []
     for op in network:
@@ -129,7 +140,7 @@ def _with_copies(candidate: Candidate, quant: dict[str, Quant]) -> Network:
                 ops.append(_identity(copy, source, network.shape_of(source)))
             op = replace(op, inputs=(copy, *op.inputs[1:]))
         ops.append(op)
-    return replace(network, ops=tuple(ops))
+    return replace(network, ops=tuple(ops)), quant
 
 
 def _identity(name: str, source: str, shape: tuple[int, ...]) -> Op:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trimtab.spaces.network import Array, Network, Op
 
-__all__ = ["LayerGradient", "apply_op", "layer_gradients", "run"]
+__all__ = ["LayerGradient", "apply_layer", "apply_op", "layer_gradients", "run"]
 
 
 def run(
@@ -112,23 +112,19 @@ def apply_op(op: Op, inputs: list[Tensor]) -> Tensor:
     raise NotImplementedError(op.kind)
 
 
-def _layer(op: Op, x: Tensor) -> Tensor:
-    weight, bias = _tensor(op.weight), _tensor(op.bias)
+def apply_layer(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a layer's output with this weight and bias in place of its own, before any norm."""
     if op.kind == "linear":
-        y = F.linear(x, weight, bias)
-    else:
-        top, left, bottom, right = op.attrs["padding"]
-        symmetric = (top, left) == (bottom, right)
-        x = x if symmetric else _pad(x, op.attrs["padding"], 0.0)
-        y = F.conv2d(
-            x,
-            weight,
-            bias,
-            op.attrs["stride"],
-            (top, left) if symmetric else 0,
-            op.attrs["dilation"],
-            op.attrs["groups"],
-        )
+        return F.linear(x, weight, bias)
+    top, left, bottom, right = op.attrs["padding"]
+    symmetric = (top, left) == (bottom, right)
+    x = x if symmetric else _pad(x, op.attrs["padding"], 0.0)
+    ends = (top, left) if symmetric else 0
+    return F.conv2d(x, weight, bias, op.attrs["stride"], ends, op.attrs["dilation"], op.attrs["groups"])
+
+
+def _layer(op: Op, x: Tensor) -> Tensor:
+    y = apply_layer(op, x, _tensor(op.weight), _tensor(op.bias))
     if op.norm is not None:
         mean, var = _tensor(op.norm.mean), _tensor(op.norm.var)
         y = F.batch_norm(y, mean, var, _tensor(op.norm.weight), _tensor(op.norm.bias), eps=op.norm.eps)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from trimtab.spaces.network import Array
 
-__all__ = ["RANGES", "activation_quant", "activation_range"]
+__all__ = ["RANGES", "activation_quant", "activation_range", "sampled", "whole_range"]
 
 #: Ranges tried, as shares of the whole range.
 SHARES = np.geomspace(0.03, 1.0, 48)
@@ -19,6 +21,28 @@ LEFT_OUT = 0.1
 #: Cells of the histogram that a distribution is compared in, and the distance of the thresholds tried.
 CELLS = 2048
 STRIDE = 16
+
+
+#: Images per slice of a range: it is the mean over slices of each slice's extremes, which one outlier moves little.
+SLICE = 16
+
+#: Values of a tensor that the range of its storage is chosen on.
+VALUES = 8192
+
+
+def whole_range(values: Tensor) -> tuple[float, float]:
+    """Return the (low, high) of a tensor (N, ...)."""
+    slices = [values[start : start + SLICE].aminmax() for start in range(0, len(values), SLICE)]
+    low = float(torch.stack([part.min for part in slices]).mean())
+    high = float(torch.stack([part.max for part in slices]).mean())
+    return low, high
+
+
+def sampled(values: Tensor) -> Array:
+    """Return about VALUES values of a tensor at even distances, over all images and channels."""
+    flat = values.reshape(-1)
+    step = max(1, len(flat) // VALUES)
+    return flat[:: step + (step % 2 == 0)].numpy()
 
 
 def activation_quant(low: float, high: float, bits: int = 8) -> tuple[float, int]:

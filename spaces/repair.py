@@ -14,18 +14,11 @@ from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.quantise import Quantisation, dequantise, round_to_bf16
-from trimtab.spaces.ranges import activation_quant, activation_range
+from trimtab.spaces.ranges import activation_quant, activation_range, sampled, whole_range
 from trimtab.spaces.reconstruct import Sample, sample_targets, solve, target_tensors
 from trimtab.spaces.space import Space
 
 __all__ = ["Calibration", "compress"]
-
-#: Images per slice when activation ranges are taken: the range is the mean over slices of each slice's extremes,
-#: which one outlier moves little.
-RANGE_SLICE = 16
-
-#: Values of a tensor that the range of its storage is chosen on.
-RANGE_VALUES = 8192
 
 #: Batch-norm re-estimation changes a channel's scale by at most this factor.
 LARGEST_RESCALE = 8.0
@@ -120,9 +113,9 @@ class _Repair:
 
     def _measure(self, tensor: str, values: Tensor) -> None:
         """Note a tensor's range, and what of it each storage holds that the policy asks for anywhere."""
-        self.ranges[tensor] = low, high = _range(values)
+        self.ranges[tensor] = low, high = whole_range(values)
+        sample = sampled(values)
         for bits, ranges in self.stored.items():
-            sample = _thinned(values).numpy()
             ranges[tensor] = activation_range(sample, low, high, bits, self.calibration.quantisation.ranges)
 
     def _output(self, op: Op) -> Tensor:
@@ -194,17 +187,3 @@ def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(1, -1, *[1] * (like.ndim - 2))
-
-
-def _thinned(values: Tensor) -> Tensor:
-    """About RANGE_VALUES values at even distances, over all images and channels."""
-    flat = values.reshape(-1)
-    step = max(1, len(flat) // RANGE_VALUES)
-    return flat[:: step + (step % 2 == 0)]
-
-
-def _range(y: Tensor) -> tuple[float, float]:
-    slices = [y[start : start + RANGE_SLICE].aminmax() for start in range(0, len(y), RANGE_SLICE)]
-    low = float(torch.stack([part.min for part in slices]).mean())
-    high = float(torch.stack([part.max for part in slices]).mean())
-    return low, high

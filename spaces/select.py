@@ -11,7 +11,7 @@ from trimtab.errors import TrimtabError
 from trimtab.spaces.groups import ChannelGroup
 from trimtab.spaces.network import Array, Network, Op
 
-__all__ = ["importance_order", "kept_channels", "prune", "smallest_kept", "zero_channels"]
+__all__ = ["importance_order", "kept_channels", "prune", "sliced", "smallest_kept", "zero_channels"]
 
 
 def importance_order(group: ChannelGroup, score: Array) -> Array:
@@ -69,7 +69,7 @@ def prune(network: Network, kept: Mapping[str, Array]) -> tuple[Network, dict[st
         sources = [selected[name] for name in op.inputs]
         out = _selection(network, op, sources, kept)
         selected[op.name] = out
-        ops.append(_slice(op, sources[0], out))
+        ops.append(sliced(op, sources[0], out))
     return replace(network, ops=tuple(ops)), selected
 
 
@@ -116,7 +116,8 @@ def _selection(network: Network, op: Op, sources: list[Array], kept: Mapping[str
     return source
 
 
-def _slice(op: Op, source: Array, out: Array) -> Op:
+def sliced(op: Op, source: Array, out: Array) -> Op:
+    """Return an operator with only the input channels `source` and the output channels `out`, ascending."""
     shape = (len(out), *op.shape[1:])
     if op.kind == "channel_map":
         position = {int(channel): i for i, channel in enumerate(source)}

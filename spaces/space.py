@@ -237,6 +237,13 @@ class Space:
         }
         return Policy(self.fingerprint, channels, layers)
 
+    def decision(
+        self, layer: str, channels: Mapping[str, int], bits: Bits | None = None, form: str | None = None
+    ) -> LayerDecision:
+        """Return a layer's decision at these widths, for the choices of its knobs; None: as where there is no knob."""
+        op = self.network.op(layer)
+        return self._decision(op, self.widths(channels), bits or self._default_bits(layer), form or DENSE)
+
     def encode(self, policy: Policy) -> list[int]:
         """Return a vector that decodes to this policy; a policy outside the space is a `BadInput`."""
         self.check(policy)

@@ -1,0 +1,260 @@
+"""The layer database: every (layer, decision) compressed once, kept on disk, and stitched into candidates.
+
+Layers are compressed on their own, on what the untouched network puts into them, so an entry serves every policy that
+decides the same about its layer and about the channels that the layer reads. An entry's file is named after the hash of
+all that it depends on: a run that finds it there need not ask whether it is the right one. Output channels are
+compressed each on its own where the method allows that, and then one entry serves all counts of kept output channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from trimtab.errors import BadInput
+from trimtab.spaces.candidate import Candidate, layer_decisions
+from trimtab.spaces.layerwise import CompressedLayer, compress_layer, is_row_wise
+from trimtab.spaces.network import Array, Network, Op
+from trimtab.spaces.policy import LayerDecision, Policy
+from trimtab.spaces.quantise import Quantisation, dequantise
+from trimtab.spaces.select import kept_channels, prune, sliced
+from trimtab.spaces.space import Space
+from trimtab.spaces.statistics import LayerStatistics, NetworkRanges, layer_statistics, network_ranges
+
+__all__ = ["LayerDatabase", "LayerTask"]
+
+#: Part of every address: another number where entries are computed otherwise than before.
+FORMAT = 1
+
+#: Entries held in memory.
+REMEMBERED = 8192
+
+_KEY = "trimtab.layer"
+
+
+@dataclass(frozen=True)
+class LayerTask:
+    """What an entry is for: a layer, the channels that it reads and writes, (C,) each, and what is decided about it."""
+
+    layer: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    decision: LayerDecision
+
+
+class LayerDatabase:
+    """The entries of one network and one set of calibration images, in a folder that processes may share.
+
+    `images` (N, C, H, W), float32. Entries that are missing are made when they are asked for. Pickling it, to send it
+    to a worker, leaves behind what it has in memory.
+    """
+
+    def __init__(self, space: Space, images: Array, folder: Path, quantisation: Quantisation | None = None) -> None:
+        self.space = space
+        self.images = np.ascontiguousarray(images, np.float32)
+        self.quantisation = quantisation or Quantisation()
+        digest = hashlib.sha256(self.images.tobytes()).hexdigest()[:16]
+        about = {
+            "format": FORMAT,
+            "weights": space.network.weights_hash(),
+            "structure": space.fingerprint,
+            "images": digest,
+            "quantisation": asdict(self.quantisation),
+        }
+        self.address = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = folder / self.address
+        self._remembered: dict[LayerTask, CompressedLayer] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self).items() if name not in ("_statistics", "_ranges")}
+        return {**kept, "_remembered": {}}
+
+    def stitch(self, policy: Policy) -> Candidate:
+        """Return the candidate of a policy, made of entries; making those that are missing takes the most time."""
+        network, channels = self._pruned(policy)
+        ops: list[Op] = []
+        int8: dict[str, tuple[Array, Array]] = {}
+        whole, stored = dict(self._ranges.whole), {bits: dict(ranges) for bits, ranges in self._ranges.stored.items()}
+        for op in network:
+            if not op.is_layer:
+                ops.append(op)
+                continue
+            layer = self._layer(op, policy.layers[op.name], channels)
+            ops.extend(layer.ops)
+            int8.update(layer.int8)
+            for ranges in (whole, *stored.values()):
+                ranges.update(layer.ranges)
+        network = replace(network, ops=tuple(ops))
+        return Candidate(policy, network, layer_decisions(network, policy), int8, whole, stored)
+
+    def errors(self, policy: Policy) -> dict[str, float]:
+        """Return every layer's expected increase of the loss, in nats per image; their sum is the policy's."""
+        network, channels = self._pruned(policy)
+        return {op.name: float(self._layer(op, policy.layers[op.name], channels).error.sum()) for op in network.layers}
+
+    def tasks(self) -> list[LayerTask]:
+        """Return what a search will ask for: every choice of every layer, at every width of each group that it reads.
+
+        Not every combination of widths where a layer reads several groups, and all output channels of layers whose
+        channels are not compressed each on its own; what else is asked for is made then.
+        """
+        base = self.space.base()
+        widths: list[Mapping[str, int]] = [base.channels]
+        for knob in self.space.knobs:
+            if knob.kind == "channels":
+                widths += [{**base.channels, knob.target: int(str(count))} for count in knob.choices[:-1]]
+        found: dict[LayerTask, None] = {}
+        for counts in widths:
+            _, channels = self._pruned(replace(base, channels=counts))
+            for layer, decision in self._decisions(counts):
+                op = self.space.network.op(layer)
+                task = self._task(op, decision, {**channels, op.name: np.arange(op.shape[0])})
+                found[task] = None
+        return list(found)
+
+    def missing(self, tasks: Iterable[LayerTask]) -> list[LayerTask]:
+        """Return the tasks that have no entry yet."""
+        present = {path.name for path in self.folder.glob("*.safetensors")} if self.folder.is_dir() else set()
+        return [task for task in tasks if self._path(task).name not in present]
+
+    def make(self, task: LayerTask) -> CompressedLayer:
+        """Make a task's entry, and put it into the folder."""
+        whole = self.space.network.op(task.layer)
+        inputs, outputs = np.array(task.inputs), np.array(task.outputs)
+        pruned = sliced(whole, inputs, outputs)
+        source = whole.inputs[0]
+        in_shape = (len(inputs), *self.space.network.shape_of(source)[1:])
+        bits = task.decision.a_bits if task.decision.is_integer else 8
+        stored = self._ranges.stored[bits][source]
+        statistics = self._statistics[task.layer]
+        layer = compress_layer(
+            whole, pruned, inputs, outputs, task.decision, statistics, stored, in_shape, self.quantisation.rounding
+        )
+        _write(self._path(task), layer)
+        return layer
+
+    def _layer(self, pruned: Op, decision: LayerDecision, channels: Mapping[str, Array]) -> CompressedLayer:
+        """What stands for a layer of a pruned network."""
+        task = self._task(self.space.network.op(pruned.name), decision, channels)
+        entry = self._entry(task)
+        if not is_row_wise(decision):
+            return entry
+        rows, (op,) = channels[pruned.name], entry.ops
+        bias = None if op.bias is None else op.bias[rows]
+        int8 = {name: (weight[rows], scale[rows]) for name, (weight, scale) in entry.int8.items()}
+        alone = replace(pruned, weight=op.weight[rows], bias=bias)  # type: ignore[index]
+        return CompressedLayer((alone,), int8, {}, entry.error[rows])
+
+    def _task(self, whole: Op, decision: LayerDecision, channels: Mapping[str, Array]) -> LayerTask:
+        inputs, outputs = channels[whole.inputs[0]], channels[whole.name]
+        if is_row_wise(decision):
+            outputs = np.arange(whole.shape[0])
+            if whole.is_depthwise:
+                inputs = np.arange(self.space.network.shape_of(whole.inputs[0])[0])
+        return LayerTask(whole.name, tuple(inputs.tolist()), tuple(outputs.tolist()), decision)
+
+    def _decisions(self, counts: Mapping[str, int]) -> Iterator[tuple[str, LayerDecision]]:
+        """Every (layer, decision) of the space at these widths."""
+        space = self.space
+        choices: dict[str, list[list[Any]]] = {op.name: [[None], [None]] for op in space.network.layers}
+        for knob in space.knobs:
+            if knob.kind != "channels":
+                choices[knob.target][knob.kind == "form"] = list(knob.choices)
+        for layer, (bits, forms) in choices.items():
+            for pair in bits:
+                for form in forms:
+                    yield layer, space.decision(layer, counts, pair, form)
+
+    def _pruned(self, policy: Policy) -> tuple[Network, dict[str, Array]]:
+        kept = {group.name: self.space.order[group.name][: policy.channels[group.name]] for group in self.space.groups}
+        return prune(self.space.network, kept_channels(self.space.groups, kept))
+
+    def _entry(self, task: LayerTask) -> CompressedLayer:
+        known = self._remembered.get(task)
+        if known is None:
+            path = self._path(task)
+            known = _read(path) if path.exists() else self.make(task)
+            if len(self._remembered) >= REMEMBERED:
+                self._remembered.pop(next(iter(self._remembered)))
+            self._remembered[task] = known
+        return known
+
+    def _path(self, task: LayerTask) -> Path:
+        text = json.dumps([task.layer, task.inputs, task.outputs, asdict(task.decision)])
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+    @cached_property
+    def _statistics(self) -> Mapping[str, LayerStatistics]:
+        return layer_statistics(self.space.network, torch.from_numpy(self.images))
+
+    @cached_property
+    def _ranges(self) -> NetworkRanges:
+        path = self.folder / "ranges.json"
+        if path.exists():
+            return NetworkRanges.from_json(json.loads(path.read_text()))
+        ranges = network_ranges(self.space.network, torch.from_numpy(self.images), self.quantisation.ranges)
+        _replace(path, json.dumps(ranges.to_json()).encode())
+        return ranges
+
+
+def _write(path: Path, layer: CompressedLayer) -> None:
+    """Put an entry into a file. What a layer's only operator looks like is known from the network."""
+    tensors: dict[str, Array] = {"error": layer.error}
+    for i, op in enumerate(layer.ops):
+        if op.name in layer.int8:
+            tensors[f"{i}.int8"], tensors[f"{i}.scale"] = layer.int8[op.name]
+        elif op.weight is not None:
+            tensors[f"{i}.weight"] = op.weight
+        if op.bias is not None:
+            tensors[f"{i}.bias"] = op.bias
+    about = {
+        "ops": [[op.kind, op.name, list(op.inputs), list(op.shape), dict(op.attrs)] for op in layer.ops],
+        "ranges": dict(layer.ranges),
+    }
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    _replace(path, to_bytes(contiguous, metadata={_KEY: json.dumps(about)}))
+
+
+def _read(path: Path) -> CompressedLayer:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads(file.metadata()[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"{path} is not an entry of a layer database ({error}); delete it, and it is made anew"
+        ) from error
+    ops, int8 = [], {}
+    for i, (kind, name, inputs, shape, attrs) in enumerate(about["ops"]):
+        if f"{i}.int8" in tensors:
+            int8[name] = tensors[f"{i}.int8"], tensors[f"{i}.scale"]
+        weight = dequantise(*int8[name]) if name in int8 else tensors[f"{i}.weight"]
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in attrs.items()}
+        ops.append(Op(kind, name, tuple(inputs), tuple(shape), values, weight, tensors.get(f"{i}.bias")))
+    ranges = {name: (low, high) for name, (low, high) in about["ranges"].items()}
+    return CompressedLayer(tuple(ops), int8, ranges, tensors["error"])
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whoever else writes it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

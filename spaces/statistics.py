@@ -1,0 +1,130 @@
+"""What the untouched network does at every layer on calibration images: all that compressing a layer on its own needs.
+
+A dense layer is linear, so the covariance of its inputs says what every change of its weights does to its outputs, and
+how well the inputs that are left can make up for those that are gone: no image has to be looked at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.spaces.execute import layer_gradients, run
+from trimtab.spaces.network import Array, Network, Op
+from trimtab.spaces.ranges import activation_range, sampled, whole_range
+from trimtab.spaces.reconstruct import draw_positions, receptive_fields
+
+__all__ = ["STORED_BITS", "LayerStatistics", "NetworkRanges", "layer_statistics", "network_ranges"]
+
+#: Receptive fields that are kept of every layer, for the ranges of tensors inside a factorised layer.
+KEPT_FIELDS = 256
+
+#: Images that are differentiated at once.
+BATCH = 16
+
+#: The bits in which activations may be stored.
+STORED_BITS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """A layer's inputs are the receptive fields of its outputs: I = channels * kh * kw, in G groups.
+
+    `mean` (I,) and `covariance` (G, I/G, I/G) are float64. `sensitivity` (O,) turns a mean squared error of an output
+    channel into an expected increase of the loss, in nats per image: half the sum over positions of the mean squared
+    gradient, the diagonal of Fisher's information. `fields` (KEPT_FIELDS or fewer, I) are some inputs, float32.
+    """
+
+    mean: Array
+    covariance: Array
+    sensitivity: Array
+    fields: Array
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkRanges:
+    """Every tensor's (low, high) on the calibration images, and, by bits, what of it so many bits are to store."""
+
+    whole: Mapping[str, tuple[float, float]]
+    stored: Mapping[int, Mapping[str, tuple[float, float]]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"whole": dict(self.whole), "stored": {str(bits): dict(r) for bits, r in self.stored.items()}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> NetworkRanges:
+        """Read what `to_json` wrote."""
+
+        def pairs(ranges: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+            return {name: (low, high) for name, (low, high) in ranges.items()}
+
+        return cls(pairs(data["whole"]), {int(bits): pairs(ranges) for bits, ranges in data["stored"].items()})
+
+
+def network_ranges(network: Network, images: Tensor, method: str) -> NetworkRanges:
+    """Return the ranges of every tensor for images (N, C, H, W), chosen by one of `trimtab.spaces.ranges.RANGES`."""
+    whole: dict[str, tuple[float, float]] = {}
+    stored: dict[int, dict[str, tuple[float, float]]] = {bits: {} for bits in STORED_BITS}
+
+    def note(tensor: str, values: Tensor) -> None:
+        whole[tensor] = low, high = whole_range(values)
+        sample = sampled(values)
+        for bits, ranges in stored.items():
+            ranges[tensor] = activation_range(sample, low, high, bits, method)
+
+    note(network.input, images)
+    run(network, images, lambda op, y: note(op.name, y))
+    return NetworkRanges(whole, stored)
+
+
+def layer_statistics(network: Network, images: Tensor, seed: int = 0) -> dict[str, LayerStatistics]:
+    """Return every layer's statistics on images (N, C, H, W)."""
+    sensitivity = _sensitivities(network, images, seed)
+    found: dict[str, LayerStatistics] = {}
+
+    def observe_reader(op: Op, x: Tensor) -> None:
+        places = draw_positions(op, (len(x), *op.shape), seed)
+        fields = receptive_fields(op, x, places)
+        mean, covariance = _moments(fields, op.groups)
+        step = max(1, len(fields) // KEPT_FIELDS)
+        kept = fields[::step][:KEPT_FIELDS].numpy().copy()
+        found[op.name] = LayerStatistics(mean, covariance, sensitivity[op.name], kept)
+
+    def observe(tensor: str, values: Tensor) -> None:
+        for op in network.consumers(tensor):
+            if op.is_layer:
+                observe_reader(op, values)
+
+    observe(network.input, images)
+    run(network, images, lambda op, y: observe(op.name, y))
+    return found
+
+
+def _moments(fields: Tensor, groups: int) -> tuple[Array, Array]:
+    """Mean (I,) and covariance (G, I/G, I/G) of receptive fields (S, I)."""
+    mean = fields.double().mean(0)
+    grouped = (fields - mean.float()).reshape(len(fields), groups, -1).transpose(0, 1).double()
+    return mean.numpy(), (grouped.mT @ grouped / len(fields)).numpy()
+
+
+def _sensitivities(network: Network, images: Tensor, seed: int) -> dict[str, Array]:
+    """Fisher's information: gradients for classes drawn from the network's own predictions."""
+    sampler = torch.Generator().manual_seed(seed)
+
+    def loss(logits: Tensor) -> Tensor:
+        drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
+        return F.cross_entropy(logits, drawn, reduction="sum")
+
+    total = {op.name: np.zeros(op.shape[0]) for op in network.layers}
+    for start in range(0, len(images), BATCH):
+        for name, at in layer_gradients(network, images[start : start + BATCH], loss).items():
+            squares = at.gradient.double().square()
+            total[name] += squares.sum((0, *range(2, squares.ndim))).numpy()
+    return {name: value / (2 * len(images)) for name, value in total.items()}
