@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import sub
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from trimtab.evaluators.engines.base import EngineSession
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import copied_bits, lower, quant_of, storage
+from trimtab.kernels import stored_bytes
 from trimtab.kernels.graph import Quant
 from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.execute import run
@@ -37,9 +39,11 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Judgement:
-    """`accuracy` is top-1 in [0, 1]; `seconds` says where the evaluation's time went: repair, compile, run."""
+    """`accuracy` is top-1 in [0, 1], `size` the bytes of the weights as they are stored, entropy code included;
+    `seconds` says where the evaluation's time went: repair, store, compile, run."""
 
     accuracy: float
+    size: int
     seconds: Mapping[str, float]
 
 
@@ -62,18 +66,18 @@ class Judge:
 
     def __call__(self, policy: Policy) -> Judgement:
         """Return the policy's proxy accuracy; same policy, same result, on any worker."""
-        start = time.perf_counter()
+        clock = [time.perf_counter()]
         candidate = self.candidate(policy)
-        repaired = time.perf_counter()
-        if self.by == "torch":
-            logits, compiled = torch_logits(candidate, self.images), repaired
-        else:
-            session = judging_session(candidate)
-            compiled = time.perf_counter()
-            logits = session.run(self.images)
-        done = time.perf_counter()
-        seconds = {"repair": repaired - start, "compile": compiled - repaired, "run": done - compiled}
-        return Judgement(top1(logits, self.labels), seconds)
+        clock.append(time.perf_counter())
+        graph = lower(candidate)
+        size = stored_bytes(graph)
+        clock.append(time.perf_counter())
+        session = NativeEngine().compile(graph, BATCH) if self.by == "native" else None
+        clock.append(time.perf_counter())
+        logits = torch_logits(candidate, self.images) if session is None else session.run(self.images)
+        clock.append(time.perf_counter())
+        seconds = dict(zip(("repair", "store", "compile", "run"), map(sub, clock[1:], clock), strict=True))
+        return Judgement(top1(logits, self.labels), size, seconds)
 
 
 def judging_session(candidate: Candidate) -> EngineSession:

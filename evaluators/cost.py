@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import nn
 
 from trimtab.errors import TrimtabError
+from trimtab.evaluators.coding import Coded
 from trimtab.evaluators.steps import Call, Step, StepPlan
 from trimtab.evaluators.table import LatencyTable
 from trimtab.kernels.packing import bytes_of
 from trimtab.spaces.factorisation import Geometry, parts_of
+from trimtab.spaces.network import Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
 
@@ -84,6 +87,7 @@ class CostModel:
         self.plan = StepPlan(space)
         self.fit = fit or TableFit()
         self._biased = {op.name for op in space.network.layers if op.bias is not None}
+        self._coded = cache(Coded.of)
         self._constants = sum(array.nbytes for op in space.network for array in op.constants.values())
 
     def cost(self, policy: Policy) -> Cost:
@@ -91,7 +95,7 @@ class CostModel:
         steps = self.plan.steps(policy)
         return Cost(
             latency=self.fit(self.table.total(steps), len(steps)),
-            size=self.size(policy),
+            size=self.coded_size(policy),
             macs=sum(step.macs for step in steps),
             memory=self.memory(policy),
         )
@@ -99,7 +103,7 @@ class CostModel:
     def get(self, policy: Policy, budget: str) -> float:
         """Return one cost, without working out (or measuring) the others."""
         if budget == "size":
-            return self.size(policy)
+            return self.coded_size(policy)
         if budget == "memory":
             return self.memory(policy)
         steps = self.plan.steps(policy)
@@ -108,21 +112,31 @@ class CostModel:
         return sum(step.macs for step in steps)
 
     def size(self, policy: Policy) -> int:
-        """Return the bytes of the weights as the artefact stores them, tables, scales and biases included.
+        """Return the bytes of the weights as the artefact stores them, tables, scales and biases included, at most.
 
-        At most: a small layer may happen to use fewer values than its bits allow.
+        They are fewer where a small layer happens to use fewer values than its bits allow, and after entropy coding.
         """
+        return self._size(policy, lambda op, bits, weights: bytes_of(weights, bits))
+
+    def coded_size(self, policy: Policy) -> int:
+        """Return the bytes expected after entropy coding: what coding saves of each layer as it was given.
+
+        A prediction from shapes and untouched weights; `kernels.stored_bytes` of the candidate is exact.
+        """
+        return self._size(policy, lambda op, bits, weights: self._coded(op, bits).bytes(weights))
+
+    def _size(self, policy: Policy, stored: Callable[[Op, int, int], float]) -> int:
         untouched = policy == self.space.base()
-        total = self._constants
+        total = float(self._constants)
         for shape in self.space.layer_shapes(policy):
             layer = Geometry.of(shape.op, shape.inputs, shape.outputs)
             parts = parts_of(layer, shape.decision.factorisation, shape.decision.rank)
             # Bias correction gives every repaired layer a bias.
             biases = shape.outputs if shape.op.name in self._biased or not untouched else 0
             bits = shape.decision.w_bits
-            total += sum(bytes_of(part.weights, bits) for part in parts) + 4 * biases
+            total += sum(stored(shape.op, bits, part.weights) for part in parts) + 4 * biases
             total += 4 * sum(part.outputs for part in parts) if bits <= 8 else 0
-        return total
+        return math.ceil(total)
 
     def memory(self, policy: Policy) -> int:
         """Return the peak bytes of live activations for one image."""

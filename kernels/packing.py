@@ -21,7 +21,7 @@ from trimtab.kernels import entropy
 from trimtab.kernels.bits import pack_bits, packed_bytes, unpack_bits
 from trimtab.kernels.graph import Array
 
-__all__ = ["FORMS", "MAX_PACKED_BITS", "Packed", "bytes_of", "pack", "uncoded", "unpack"]
+__all__ = ["FORMS", "MAX_PACKED_BITS", "Packed", "bytes_of", "estimate", "pack", "uncoded", "unpack"]
 
 #: The widest index: beyond it the table costs what the indices save.
 MAX_PACKED_BITS = 6
@@ -59,11 +59,17 @@ def bytes_of(elements: int, bits: int) -> int:
     return min(elements, (1 << bits) + packed_bytes(elements, bits))
 
 
+def estimate(array: Array) -> int:
+    """Return about how many bytes `pack` makes of an array, in much less time."""
+    packed, symbols = uncoded(array), _symbols(array)
+    return min(packed.data.size, _estimate(packed, symbols)) if symbols.size else packed.data.size
+
+
 def pack(arrays: Sequence[Array]) -> list[Packed]:
     """Return int8, uint8 and float32 arrays each in its smallest form."""
     stored = [uncoded(array) for array in arrays]
     symbols = [_symbols(array) for array in arrays]
-    worth = [i for i, packed in enumerate(stored) if symbols[i].size and _is_worth_coding(packed, symbols[i])]
+    worth = [i for i, p in enumerate(stored) if symbols[i].size and _estimate(p, symbols[i]) < p.data.size]
     for i, code in zip(worth, entropy.encode([symbols[i] for i in worth]), strict=True):
         coded = _coded(arrays[i], stored[i], code)
         if coded.data.size < stored[i].data.size:
@@ -140,8 +146,8 @@ def _symbols(array: Array) -> Array:
     return ordered
 
 
-def _is_worth_coding(packed: Packed, symbols: Array) -> bool:
-    return entropy.estimate(symbols) + _raw(packed) * symbols.size < packed.data.size
+def _estimate(packed: Packed, symbols: Array) -> int:
+    return entropy.estimate(symbols) + _raw(packed) * symbols.size
 
 
 def _coded(array: Array, packed: Packed, code: Array) -> Packed:

@@ -15,7 +15,8 @@ __all__ = ["Evaluation", "pareto", "violations"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One judged policy: `cost` as predicted (latency in seconds), `latency` where it was measured end to end.
+    """One judged policy: `cost` as predicted (latency in seconds) but for the size, which is that of the weights as
+    they are stored; `latency` where it was measured end to end.
 
     `violations` maps every budget to cost / limit - 1; for a measured policy its latency counts by the upper end of
     the interval. `seconds` says where the evaluation's time went.

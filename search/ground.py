@@ -134,7 +134,8 @@ class _Surveyor:
 
     def _cost(self, policy: Policy) -> Cost:
         cost = self.model.cost(policy)
-        return Cost(self.measured[policy], cost.size, cost.macs, cost.memory)
+        # What others are compared with is stored as it is, not coded.
+        return Cost(self.measured[policy], self.model.size(policy), cost.macs, cost.memory)
 
 
 def _spread(problem: Problem, count: int) -> list[Policy]:

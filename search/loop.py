@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from trimtab.agents import AGENTS
 from trimtab.agents.base import Agent
@@ -134,7 +134,7 @@ class Searcher:
             return
         start = time.perf_counter()
         for policy, judgement in self.pool.judge(missing):
-            cost = self.limits.model.cost(policy)
+            cost = replace(self.limits.model.cost(policy), size=judgement.size)
             found = violations(cost, self.ground.limits)
             self.ledger.result(Evaluation(policy, judgement.accuracy, cost, found, judgement.seconds))
         self.ledger.judging(time.perf_counter() - start)

@@ -14,6 +14,7 @@ from trimtab.evaluators import Judge, lower
 from trimtab.evaluators.accuracy import accuracy_of, timing_candidate, top1, torch_logits
 from trimtab.evaluators.data import load
 from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.kernels import stored_bytes
 from trimtab.spaces import Calibration, Options, Policy, Space, build_space
 from trimtab.spaces.candidate import Candidate
 
@@ -94,7 +95,8 @@ def test_the_judge_counts_right_answers() -> None:
     judged = judge(space.base())
     assert judged.accuracy == right / len(judge.labels)
     assert judged.accuracy > 0.8
-    assert set(judged.seconds) == {"repair", "compile", "run"}
+    assert judged.size == stored_bytes(lower(judge.candidate(space.base())))
+    assert set(judged.seconds) == {"repair", "store", "compile", "run"}
     assert all(seconds >= 0 for seconds in judged.seconds.values())
 
 

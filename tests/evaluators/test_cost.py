@@ -67,6 +67,15 @@ def test_size_is_exact_without_coding_for_layers_that_use_their_bits(data: st.Da
     assert stored_bytes(graph) <= model_for(space).size(policy)
 
 
+@pytest.mark.parametrize("bits", [(1, 8), (2, 8), (4, 8), (8, 8), (16, 32), (32, 32)])
+def test_coded_size_is_about_what_is_stored(bits: tuple[int, int]) -> None:
+    space = space_of("resnet20")
+    policy = replace(space.base(), layers={name: LayerDecision(*bits) for name in space.base().layers})
+    model, stored = model_for(space), stored_bytes(lower(timing_candidate(space, policy)))
+    assert stored <= model.coded_size(policy) <= min(1.03 * stored, model.size(policy))
+    assert model.get(policy, "size") == model.cost(policy).size == model.coded_size(policy)
+
+
 def test_stored_bytes_by_hand() -> None:
     space = build_space(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5, bias=False)), torch.zeros(1, 3, 4, 4)

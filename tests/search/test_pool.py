@@ -57,7 +57,7 @@ class Scripted:
         if number in self.fail:
             raise BadInput(f"policy {number} is not wanted")
         cores = os.sched_getaffinity(0)
-        return Judgement(number / 10, {str(core): 1.0 for core in cores})
+        return Judgement(number / 10, 100 * number, {str(core): 1.0 for core in cores})
 
 
 def scripted(tmp_path: Path, **what: tuple[int, ...]) -> Judge:
@@ -106,6 +106,7 @@ def test_workers_stay_off_the_timing_core_and_get_the_judge_once(tmp_path: Path)
     found = dict(pool.judge(toy_policies(8)))
     pool.close()
     assert [found[policy].accuracy for policy in toy_policies(8)] == [i / 10 for i in range(8)]
+    assert [found[policy].size for policy in toy_policies(8)] == [100 * i for i in range(8)]
     cores = {int(core) for judgement in found.values() for core in judgement.seconds}
     assert cores == worker_cores()
     if len(os.sched_getaffinity(0)) > 1:
