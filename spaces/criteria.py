@@ -29,7 +29,7 @@ from trimtab.spaces.groups import ChannelGroup, propagate
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.reconstruct import draw_positions, receptive_fields
 
-__all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "weight_gradients"]
+__all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "own_loss", "weight_gradients"]
 
 #: Images that are differentiated at once.
 BATCH = 16
@@ -135,10 +135,11 @@ class Evidence:
     @cached_property
     def gradients(self) -> list[dict[str, LayerGradient]]:
         """Per batch of images, what the cross-entropy of the network's own predictions says about every layer."""
-        return [layer_gradients(self.network, x, _own_loss) for x in self.batches]
+        return [layer_gradients(self.network, x, own_loss) for x in self.batches]
 
 
-def _own_loss(logits: Tensor) -> Tensor:
+def own_loss(logits: Tensor) -> Tensor:
+    """Return the cross-entropy of logits (N, classes) against their own largest ones, summed over images."""
     return F.cross_entropy(logits, logits.argmax(1), reduction="sum")
 
 

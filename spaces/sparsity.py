@@ -1,0 +1,329 @@
+"""Sparsity within a layer: which of its weights are zero, and what the others become to make up for them.
+
+A pattern says which weights go together. `rows` output channels that share their zeros, and `blocks` of inputs that
+are zero together, describe all of them:
+
+| pattern | zeros |
+| --- | --- |
+| `weights 0.5` | half of the weights, each on its own |
+| `2:4` | of 4 input channels in sequence, at one tap of one filter, 2 stay (Mishra et al. 2021, arXiv:2104.08378) |
+| `block 0.5` | half of the blocks of 4 input channels at one tap by 16 output channels, which the engine leaves out |
+| `filters 0.5` | half of the (input channel, tap) positions, the same ones in all filters (Group-wise Brain Damage; |
+|  | Lebedev and Lempitsky 2016, arXiv:1506.02515) |
+
+With the moments of the layer's inputs, Optimal Brain Surgeon chooses, and the remaining weights make up for the others
+(Frantar and Alistarh 2022, arXiv:2208.11580); without them, the smallest weights go.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.linalg.blas import dger
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
+
+from trimtab.errors import BadInput
+from trimtab.spaces.criteria import BATCH, own_loss, weight_gradients
+from trimtab.spaces.execute import layer_gradients
+from trimtab.spaces.network import Array, Network
+
+__all__ = [
+    "PATTERNS",
+    "Pattern",
+    "global_masks",
+    "mask_network",
+    "parse_pattern",
+    "pattern_mask",
+    "refit",
+    "snip",
+    "sparsify",
+]
+
+#: A block that the engine can leave out: one panel of output channels at AVX2 by the inputs of one step. Wider panels
+#: (64 output channels at AVX-512) leave out less of it.
+BLOCK_OUTPUTS, BLOCK_INPUTS = 16, 4
+
+#: Name -> what is zero together. `n:m` is written as its two numbers.
+PATTERNS: Mapping[str, str] = {
+    "weights": "single weights",
+    "n:m": "all but n of m input channels in sequence, at one tap of one filter",
+    "block": f"blocks of {BLOCK_INPUTS} input channels at one tap by {BLOCK_OUTPUTS} output channels",
+    "filters": "the same (input channel, tap) positions of all filters",
+}
+
+#: Layers with more inputs than this get all of their zeros at once: one by one takes their third power in time.
+SURGEON_INPUTS = 1200
+
+#: Steps of conjugate gradients in place of a solution.
+CONJUGATE_STEPS = 40
+
+#: Ridge that keeps the moments invertible, relative to their mean diagonal.
+RIDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """`name` is one of `PATTERNS`, `zeros` the share of weights that are zero; of `of` weights in sequence all but
+    `zeros * of` stay where `of` is given."""
+
+    name: str
+    zeros: float
+    of: int | None = None
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Read "weights 0.5", "block 0.5", "filters 0.5" or "2:4"; anything else is a `BadInput`."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match:
+        kept, of = int(match[1]), int(match[2])
+        if 0 < kept < of:
+            return Pattern("n:m", 1 - kept / of, of)
+    match = re.fullmatch(r"([a-z]+) (0?\.\d+)", text)
+    if match and match[1] in PATTERNS and 0 < float(match[2]) < 1:
+        return Pattern(match[1], float(match[2]))
+    names = ", ".join(name for name in PATTERNS if name != "n:m")
+    raise BadInput(
+        f"{text!r} is no sparsity pattern: write one of {names} and the share of zeros, like 'block 0.5', or N:M, like "
+        "'2:4'"
+    )
+
+
+def sparsify(weight: Array, pattern: str, gram: Array | None = None) -> Array:
+    """Return a layer's weight, (O, I, kh, kw) or (O, I), with the zeros of a pattern, in its own type.
+
+    `gram` (I * kh * kw, I * kh * kw) holds the second moments of the layer's inputs: with it, zeros are chosen and
+    made up for by the least squared error of the layer's outputs. A pattern that does not exist is a `BadInput`.
+    """
+    parsed = parse_pattern(pattern)
+    if gram is None:
+        return np.where(pattern_mask(weight.astype(np.float64) ** 2, parsed), weight, 0).astype(weight.dtype)
+    rows = weight.reshape(weight.shape[0], -1).astype(np.float64)
+    cells = _cells(weight.shape, parsed)
+    with threadpool_limits(1, "blas"):  # the same bits whatever the number of threads
+        moments = _invertible(gram)
+        if rows.shape[1] > SURGEON_INPUTS:
+            found = _at_once(rows, moments, parsed, cells)
+        else:
+            found = refit(rows, _surgeons_mask(rows, moments, parsed, cells), moments)
+    return found.reshape(weight.shape).astype(weight.dtype)
+
+
+def pattern_mask(saliency: Array, pattern: Pattern) -> Array:
+    """Return which weights stay, bool, where those of the least saliency (O, I, ...) go, as the pattern lets them."""
+    rows = saliency.reshape(saliency.shape[0], -1).astype(np.float64)
+    cells = _cells(saliency.shape, pattern)
+    return _mask(cells, _smallest(cells.means(rows), pattern, cells)).reshape(saliency.shape)
+
+
+def global_masks(saliencies: Mapping[str, Array], zeros: float) -> dict[str, Array]:
+    """Return for every layer which weights stay, bool, when this share of all layers' weights goes, the least first."""
+    flat = np.concatenate([saliency.ravel() for saliency in saliencies.values()])
+    stays = np.ones(len(flat), dtype=bool)
+    stays[np.argsort(flat, kind="stable")[: round(zeros * len(flat))]] = False
+    parts = np.split(stays, np.cumsum([saliency.size for saliency in saliencies.values()])[:-1])
+    return {name: part.reshape(saliencies[name].shape) for name, part in zip(saliencies, parts, strict=True)}
+
+
+def mask_network(network: Network, masks: Mapping[str, Array]) -> Network:
+    """Return the network with the weights of some layers set to zero where their masks (O, I, ...) are False."""
+    ops = []
+    for op in network:
+        if op.weight is not None and op.name in masks:
+            op = replace(op, weight=np.where(masks[op.name], op.weight, 0).astype(np.float32))
+        ops.append(op)
+    return replace(network, ops=tuple(ops))
+
+
+def snip(network: Network, images: Array) -> dict[str, Array]:
+    """Return every layer's saliency (O, I, ...): the magnitude of its weights times the loss's gradient, of sum 1.
+
+    SNIP (Lee et al. 2019, arXiv:1810.02340, eq. 6); the labels are the network's own predictions on images
+    (N, C, H, W).
+    """
+    gradients: dict[str, Tensor] = {}
+    for start in range(0, len(images), BATCH):
+        x = torch.from_numpy(np.array(images[start : start + BATCH], np.float32))
+        for name, at in layer_gradients(network, x, own_loss).items():
+            gradient = weight_gradients(network.op(name), at).double().sum(0)
+            gradients[name] = gradients.get(name, torch.zeros(())) + gradient
+    found = {
+        op.name: np.abs(op.weight * gradients[op.name].numpy().reshape(op.weight.shape))
+        for op in network.layers
+        if op.weight is not None
+    }
+    total = sum(float(saliency.sum()) for saliency in found.values())
+    return {name: saliency / max(total, 1e-300) for name, saliency in found.items()}
+
+
+def refit(rows: Array, mask: Array, gram: Array) -> Array:
+    """Return the weights (O, I) that stay, fitted so that the outputs' squared error is least: eq. 2 of OBC.
+
+    `mask` (O, I) says which stay, `gram` (I, I) are the second moments of the inputs, invertible.
+    """
+    found = np.zeros_like(rows)
+    patterns, member = np.unique(mask, axis=0, return_inverse=True)
+    for i, stays in enumerate(patterns):
+        same = np.flatnonzero(member.ravel() == i)
+        if stays.any():
+            wanted = gram[stays] @ rows[same].T
+            found[np.ix_(same, np.flatnonzero(stays))] = np.linalg.solve(gram[np.ix_(stays, stays)], wanted).T
+    return found
+
+
+# which weights hang together
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Cells of weights that go together: every panel of output channels by every block of inputs.
+
+    `panels` are slices of output channels, `blocks` arrays of inputs, `sequence` (blocks,) numbers the sequence that
+    each block belongs to, and `quota` (sequences,) says how many blocks of each may go.
+    """
+
+    panels: list[slice]
+    blocks: list[Array]
+    sequence: Array
+    quota: Array
+
+    def means(self, rows: Array) -> Array:
+        """Return the means of (O, I) over cells, (panels, blocks): those at the edge have fewer weights."""
+        by_block = np.stack([rows[:, block].mean(axis=1) for block in self.blocks], axis=1)
+        return np.stack([by_block[panel].mean(axis=0) for panel in self.panels])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.panels), len(self.blocks)
+
+
+def _cells(shape: tuple[int, ...], pattern: Pattern) -> _Cells:
+    outputs, channels = shape[:2]
+    taps = int(np.prod(shape[2:]))
+    height = {"block": BLOCK_OUTPUTS, "filters": outputs}.get(pattern.name, 1)
+    width = BLOCK_INPUTS if pattern.name == "block" else 1
+    panels = [slice(start, min(start + height, outputs)) for start in range(0, outputs, height)]
+    places = [(start, tap) for start in range(0, channels, width) for tap in range(taps)]
+    blocks = [np.arange(start, min(start + width, channels)) * taps + tap for start, tap in places]
+    if pattern.of is None:
+        return _Cells(panels, blocks, np.zeros(len(blocks), int), np.array([len(blocks)]))
+    sequence = np.array([start // pattern.of * taps + tap for start, tap in places])
+    kept = round((1 - pattern.zeros) * pattern.of)
+    return _Cells(panels, blocks, sequence, np.maximum(np.bincount(sequence) - kept, 0))
+
+
+def _mask(cells: _Cells, gone: Array) -> Array:
+    """Which weights stay, (O, I), when these cells (panels, blocks) go."""
+    mask = np.ones((cells.panels[-1].stop, sum(len(block) for block in cells.blocks)), dtype=bool)
+    for panel, block in np.argwhere(gone).tolist():
+        mask[cells.panels[panel], cells.blocks[block]] = False
+    return mask
+
+
+def _smallest(costs: Array, pattern: Pattern, cells: _Cells) -> Array:
+    """Which cells go when each costs (panels, blocks) by itself."""
+    gone = np.zeros(costs.shape, dtype=bool)
+    if pattern.of is None:
+        gone.flat[np.argsort(costs, axis=None, kind="stable")[: round(pattern.zeros * costs.size)]] = True
+        return gone
+    for number, quota in enumerate(cells.quota.tolist()):
+        blocks = np.flatnonzero(cells.sequence == number)
+        order = np.argsort(costs[:, blocks], axis=1, kind="stable")[:, :quota]
+        np.put_along_axis(gone, blocks[order], True, axis=1)
+    return gone
+
+
+# what the other weights can make up for
+
+
+def _invertible(gram: Array) -> Array:
+    moments = gram.astype(np.float64)
+    ridge = RIDGE * max(float(np.diagonal(moments).mean()), 1e-12)
+    return np.asarray(moments + ridge * np.eye(len(moments)))
+
+
+def _surgeons_mask(rows: Array, gram: Array, pattern: Pattern, cells: _Cells) -> Array:
+    """Each panel loses blocks one by one; of all panels' next blocks, the cheapest goes, until the share is reached.
+
+    OBC's algorithms 1 and 2: what a block costs depends on those that its panel has already lost.
+    """
+    inverse = np.linalg.inv(gram)
+    traces = [_trace(rows[panel], inverse, cells) for panel in cells.panels]
+    gone = np.zeros(cells.shape, dtype=bool)
+    if pattern.of is not None:
+        for panel, trace in enumerate(traces):
+            gone[panel, [block for _, block in trace]] = True
+        return _mask(cells, gone)
+    heap = [(trace[0][0], panel, 0) for panel, trace in enumerate(traces)]
+    heapq.heapify(heap)
+    for _ in range(round(pattern.zeros * gone.size)):
+        _, panel, step = heapq.heappop(heap)
+        gone[panel, traces[panel][step][1]] = True
+        if step + 1 < len(traces[panel]):
+            heapq.heappush(heap, (traces[panel][step + 1][0], panel, step + 1))
+    return _mask(cells, gone)
+
+
+def _trace(rows: Array, inverse: Array, cells: _Cells) -> list[tuple[float, int]]:
+    """The blocks that a panel loses, in order, each with what each of its weights adds to the squared error."""
+    rows, inverse = rows.copy(), np.array(inverse, order="F")
+    left, quota = np.ones(len(cells.blocks), dtype=bool), cells.quota.copy()
+    trace = []
+    for _ in range(int(quota.sum())):
+        open_blocks = np.flatnonzero(left & (quota[cells.sequence] > 0))
+        costs = _costs(rows, inverse, [cells.blocks[i] for i in open_blocks])
+        costs /= [len(cells.blocks[i]) * len(rows) for i in open_blocks]
+        block = int(open_blocks[np.argmin(costs)])
+        trace.append((float(costs.min()), block))
+        left[block] = False
+        quota[cells.sequence[block]] -= 1
+        for i in cells.blocks[block].tolist():  # inputs one after the other come to the same as all at once
+            column = inverse[:, i].copy()
+            rows -= np.outer(rows[:, i] / column[i], column)
+            inverse = dger(-1 / column[i], column, column, a=inverse, overwrite_a=1)
+            inverse[:, i] = inverse[i] = 0
+            inverse[i, i] = 1
+            rows[:, i] = 0
+    return trace
+
+
+def _costs(rows: Array, inverse: Array, blocks: list[Array]) -> Array:
+    """What losing each block adds to the squared error when all other weights make up for it: (blocks,)."""
+    if max(len(block) for block in blocks) == 1:
+        inputs = np.concatenate(blocks)
+        return np.asarray((rows[:, inputs] ** 2).sum(axis=0) / np.diagonal(inverse)[inputs])
+    costs = np.empty(len(blocks))
+    for count in {len(block) for block in blocks}:
+        same = [i for i, block in enumerate(blocks) if len(block) == count]
+        inputs = np.stack([blocks[i] for i in same])
+        weight = rows[:, inputs].transpose(1, 2, 0)
+        solved = np.linalg.solve(inverse[inputs[:, :, None], inputs[:, None, :]], weight)
+        costs[same] = (weight * solved).sum(axis=(1, 2))
+    return costs
+
+
+def _at_once(rows: Array, gram: Array, pattern: Pattern, cells: _Cells) -> Array:
+    """All zeros at once, where weight times input is smallest (Wanda; Sun et al. 2024, arXiv:2306.11695, eq. 1).
+
+    The others are fitted as `refit` does, by conjugate gradients: some products of O I^2 in place of O times I^3.
+    """
+    diagonal = np.diagonal(gram)
+    mask = _mask(cells, _smallest(cells.means(rows**2 * diagonal), pattern, cells))
+    found = np.where(mask, rows, 0)
+    residual = mask * ((rows - found) @ gram)
+    direction = residual / diagonal
+    strength = (residual * direction).sum(axis=1, keepdims=True)
+    for _ in range(CONJUGATE_STEPS):
+        image = mask * (direction @ gram)
+        step = strength / np.maximum((direction * image).sum(axis=1, keepdims=True), 1e-300)
+        found += step * direction
+        residual -= step * image
+        scaled = residual / diagonal
+        previous, strength = strength, (residual * scaled).sum(axis=1, keepdims=True)
+        direction = scaled + strength / np.maximum(previous, 1e-300) * direction
+    return found
