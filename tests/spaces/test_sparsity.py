@@ -195,11 +195,12 @@ def test_snip_is_the_weight_times_autograd_s_gradient(
     logits = model(images)
     F.cross_entropy(logits, logits.argmax(1)).backward()
     # Folding scales a filter by the norm's scale and its gradient by the inverse: the product is the same.
-    expected = {op.name: (m := model.get_submodule(op.name)).weight * m.weight.grad for op in network.layers}
+    weights = {op.name: model.get_submodule(op.name).weight for op in network.layers}
+    expected = {name: (w * w.grad).detach() for name, w in weights.items()}  # type: ignore[operator,union-attr]
     total = sum(float(e.abs().sum()) for e in expected.values())
     model.zero_grad()
     for name, product in expected.items():
-        assert np.allclose(found[name], product.detach().abs() / total, atol=1e-5)
+        assert np.allclose(found[name], product.abs() / total, atol=1e-5)
     masks = global_masks(found, 0.3)
     masked = mask_network(network, masks)
     zeros = sum(int((op.weight == 0).sum()) for op in masked.layers)
