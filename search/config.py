@@ -136,6 +136,7 @@ class SpaceConfig(_Section):
     patterns: tuple[str, ...] = ()
     sharing: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    factors: Literal["plain", "outputs", "nonlinear"] = "outputs"
     criterion: str = "l2"
     drop_pointless: bool = True
 

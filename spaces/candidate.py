@@ -12,7 +12,7 @@ from trimtab.spaces.quantise import dequantise, quantise_weight, round_to_bf16
 from trimtab.spaces.select import kept_channels, prune
 from trimtab.spaces.space import Space
 
-__all__ = ["Candidate", "apply", "layer_decisions", "narrowed", "reshape_network"]
+__all__ = ["Candidate", "apply", "layer_decisions", "narrowed", "prune_network", "reshape_network"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +37,15 @@ class Candidate:
         return self.stored.get(bits, self.ranges).get(tensor, self.ranges[tensor])
 
 
+def prune_network(space: Space, policy: Policy) -> tuple[Network, dict[str, Array]]:
+    """Return the pruned network, and which of the space's channels each tensor keeps."""
+    kept = {group.name: space.order[group.name][: policy.channels[group.name]] for group in space.groups}
+    return prune(space.network, kept_channels(space.groups, kept))
+
+
 def reshape_network(space: Space, policy: Policy) -> tuple[Network, dict[str, Array]]:
     """Return the pruned and factorised network, and which of the space's channels each tensor keeps."""
-    kept = {group.name: space.order[group.name][: policy.channels[group.name]] for group in space.groups}
-    pruned, channels = prune(space.network, kept_channels(space.groups, kept))
+    pruned, channels = prune_network(space, policy)
     layers = policy.layers.items()
     ranks = {name: (layer.factorisation, layer.rank) for name, layer in layers if layer.rank is not None}
     return factorise(pruned, ranks), channels

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, reshape_network
+from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, prune_network
 from trimtab.spaces.execute import apply_op, run
+from trimtab.spaces.factorisation import factor_ops, layer_of, plain_factors
 from trimtab.spaces.network import Array, Op
-from trimtab.spaces.policy import Policy
+from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation, dequantise, round_to_bf16
 from trimtab.spaces.ranges import activation_quant, activation_range, sampled, whole_range
 from trimtab.spaces.reconstruct import Sample, sample_targets, solve, target_tensors
+from trimtab.spaces.refactor import fitted_factors, rectified_layers
 from trimtab.spaces.space import Space
 
 __all__ = ["Calibration", "compress"]
@@ -77,14 +79,16 @@ class _Repair:
 
     def __init__(self, space: Space, policy: Policy, calibration: Calibration) -> None:
         self.space, self.policy, self.calibration = space, policy, calibration
-        self.network, self.channels = reshape_network(space, policy)
-        self.decisions = layer_decisions(self.network, policy)
+        self.network, self.channels = prune_network(space, policy)
         self.untouched = policy.id == space.base().id
+        self.samples = {} if self.untouched else dict(calibration.samples)
+        after_relu = space.options.factors == "nonlinear"
+        self.rectified = rectified_layers(space.network) if after_relu else frozenset[str]()
         self.values = {self.network.input: calibration.images}
         self.int8: dict[str, tuple[Array, Array]] = {}
         self.ranges: dict[str, tuple[float, float]] = {}
         # Sums and products are stored in 8 bits, whatever the layers that read them ask for.
-        bits = {decision.a_bits for decision in self.decisions.values() if decision.is_integer}
+        bits = {decision.a_bits for decision in policy.layers.values() if decision.is_integer}
         self.stored: dict[int, dict[str, tuple[float, float]]] = {b: {} for b in sorted({*bits, 8} if bits else bits)}
 
     def run(self) -> Candidate:
@@ -93,14 +97,35 @@ class _Repair:
         ops = []
         with torch.no_grad():
             for i, op in enumerate(self.network.ops):
-                repaired, y = self._layer(op) if op.is_layer else (op, self._output(op))
-                ops.append(repaired)
-                self.values[op.name] = y
-                self._measure(op.name, y)
-                for name in [name for name, reader in last.items() if reader == i]:
+                parts = self._executed_as(op)
+                for part in parts:
+                    repaired, y = self._layer(part) if part.is_layer else (part, self._output(part))
+                    ops.append(repaired)
+                    self.values[part.name] = y
+                    self._measure(part.name, y)
+                read = [name for name, reader in last.items() if reader == i]
+                for name in [*read, *(part.name for part in parts[:-1])]:
                     self.values.pop(name, None)
         network = replace(self.network, ops=tuple(ops))
-        return Candidate(self.policy, network, self.decisions, self.int8, self.ranges, self.stored)
+        decisions = layer_decisions(network, self.policy)
+        return Candidate(self.policy, network, decisions, self.int8, self.ranges, self.stored)
+
+    def _executed_as(self, op: Op) -> list[Op]:
+        """The operator itself, or the factors of a factorised layer."""
+        decision = self.policy.layers.get(op.name)
+        if decision is None or decision.rank is None:
+            return [op]
+        x, sample = self._input(op), self.samples.get(op.name)
+        if sample is None or self.space.options.factors == "plain":
+            factors = plain_factors(op, decision.factorisation, decision.rank)
+            return factor_ops(op, decision.factorisation, factors, tuple(x.shape[1:]))
+        rectified, kept = self._is_fitted_behind_relu(op), self.channels[op.name]
+        parts, self.samples[op.name] = fitted_factors(op, decision, x, sample, kept, self.values, rectified)
+        return parts
+
+    def _is_fitted_behind_relu(self, op: Op) -> bool:
+        """Whether a layer is fitted behind its ReLU."""
+        return op.name in self.rectified and self._decision(op).rank is not None
 
     def _last_readers(self) -> dict[str, int]:
         """The index of the last operator that needs a tensor; a layer fitted to a sum needs the other operand."""
@@ -123,15 +148,18 @@ class _Repair:
 
     def _input(self, op: Op) -> Tensor:
         """What a layer reads: rounded where its activations have fewer than 8 bits, which are worth making up for."""
-        x, bits = self.values[op.inputs[0]], self.decisions[op.name].a_bits
+        x, bits = self.values[op.inputs[0]], self._decision(op).a_bits
         if bits >= 8:
             return x
         scale, zero = activation_quant(*self.stored[bits][op.inputs[0]], bits)
         return torch.clamp(torch.round(x / scale), -zero, 2**bits - 1 - zero) * scale
 
+    def _decision(self, op: Op) -> LayerDecision:
+        return self.policy.layers[layer_of(op.name)]
+
     def _layer(self, op: Op) -> tuple[Op, Tensor]:
         """Fit, quantise and correct one layer; return it with its output."""
-        sample = None if self.untouched else self.calibration.samples.get(op.name)
+        sample = self.samples.get(op.name)
         x = self._input(op)
         gram = None
         if sample is not None:
@@ -139,7 +167,7 @@ class _Repair:
             op = replace(op, weight=weight, bias=bias)
         covariance = None if gram is None else gram.numpy()
         rounding = self.calibration.quantisation.rounding
-        op = narrowed(op, self.decisions[op.name], self.int8, covariance, rounding)
+        op = narrowed(op, self._decision(op), self.int8, covariance, rounding)
         y = apply_op(op, [x])
         if self.untouched or op.name not in self.calibration.moments:
             return op, y
@@ -152,10 +180,10 @@ class _Repair:
         factor = torch.ones_like(mean)
         kept = torch.from_numpy(self.channels[op.name])
         target_mean, target_std = (moment[kept] for moment in self.calibration.moments[op.name])
-        if sample is not None and sample.other is not None:
-            # A layer fitted to a sum has to differ from what it was: the sum's mean is what it owes.
-            missing = sample.values[:, kept] - sample.at(self.values[sample.other]) - sample.at(y)
-            return factor, missing.mean(0)
+        if sample is not None and (sample.other is not None or self._is_fitted_behind_relu(op)):
+            # A layer fitted to a sum, or behind a ReLU, has to differ from what it was: the mean there is what it owes.
+            beside = sample.at(self.values[sample.other]) if sample.other is not None else 0
+            return factor, (sample.values[:, kept] - beside - sample.at(y)).mean(0)
         if op.name in self.space.normalised:
             alive = (std > 1e-6) & (target_std > 1e-6)
             ratio = (target_std / std.clamp(min=1e-12)).clamp(1 / LARGEST_RESCALE, LARGEST_RESCALE)
@@ -172,7 +200,7 @@ class _Repair:
             weight = dequantise(*self.int8[op.name])
         else:
             weight = op.weight * scale.reshape(-1, *[1] * (op.weight.ndim - 1))  # type: ignore[union-attr,operator]
-            weight = round_to_bf16(weight) if self.decisions[op.name].w_bits == 16 else weight
+            weight = round_to_bf16(weight) if self._decision(op).w_bits == 16 else weight
         return replace(op, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 

@@ -40,6 +40,9 @@ BITS = (*((w, a) for w in (1, 2, 3, 4, 5, 6, 8) for a in (1, 2, 4, 8)), (8, 32),
 #: accuracy, narrower ones save time only under 1-bit weights; weights of 3, 5 and 6 bits run as those of 4 and 8 do.
 DEFAULT_BITS: tuple[Bits, ...] = ((2, 8), (4, 8), (8, 8), (32, 32))
 
+#: See `Options.factors`.
+FACTOR_FITS = ("plain", "outputs", "nonlinear")
+
 #: A layer of a smaller full rank has nothing to factorise.
 SMALLEST_FULL_RANK = 8
 
@@ -52,7 +55,9 @@ class Options:
     `bits`: the (w_bits, a_bits) pairs offered, each with a grid where it is not the uniform one; `ranks`: ranks offered
     beside the dense layer, as fractions of the layer's full rank, of each of the `factorisations`; `patterns` of
     sparsity and ways of `sharing` weights, as `trimtab.spaces.forms` reads them; `fixed`: layers that stay fp32,
-    unpruned and dense; `criterion`: which channels stay, one of `trimtab.spaces.criteria.CRITERIA`.
+    unpruned and dense; `criterion`: which channels stay, one of `trimtab.spaces.criteria.CRITERIA`;
+    `factors`, one of `FACTOR_FITS`: what the factors of a layer come nearest to where a candidate is repaired: its
+    weights ("plain"), its outputs, or its outputs behind the ReLU that reads them ("nonlinear"); elsewhere its weights.
     """
 
     channels: int = 8
@@ -63,6 +68,7 @@ class Options:
     patterns: tuple[str, ...] = ()
     sharing: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    factors: str = "outputs"
     criterion: str = "l2"
 
     @property
@@ -504,6 +510,8 @@ def _check_options(options: Options, network: Network) -> None:
     for rank in options.ranks:
         if not 0 < rank <= 1:
             raise BadInput(f"options: a rank is a fraction of the full rank above 0 and at most 1, not {rank}")
+    if options.factors not in FACTOR_FITS:
+        raise unknown_name("fit of factors", options.factors, FACTOR_FITS)
     for name in options.factorisations:
         if name not in FACTORISATIONS:
             raise unknown_name("factorisation", name, FACTORISATIONS)

@@ -1,6 +1,15 @@
 """Low rank: a layer as several smaller ones."""
 
-from trimtab.spaces.factorisation.factorise import factor_names, factor_ops, factorise, factorises, layer_of
+from trimtab.spaces.factorisation.factorise import (
+    factor_names,
+    factor_ops,
+    factorise,
+    factorises,
+    kernel_of,
+    layer_of,
+    plain_factors,
+)
+from trimtab.spaces.factorisation.fit import Rectified, fit_outputs, fit_rectified, output_error
 from trimtab.spaces.factorisation.geometry import Geometry
 from trimtab.spaces.factorisation.registry import FACTORISATIONS, Factorisation, compose, one_thread, parts_of, pays
 from trimtab.spaces.factorisation.tensor_train import tt_dense, tt_factors, tt_modes
@@ -9,15 +18,21 @@ __all__ = [
     "FACTORISATIONS",
     "Factorisation",
     "Geometry",
+    "Rectified",
     "compose",
     "factor_names",
     "factor_ops",
     "factorise",
     "factorises",
+    "fit_outputs",
+    "fit_rectified",
+    "kernel_of",
     "layer_of",
     "one_thread",
+    "output_error",
     "parts_of",
     "pays",
+    "plain_factors",
     "tt_dense",
     "tt_factors",
     "tt_modes",

@@ -6,7 +6,7 @@ import numpy as np
 
 from trimtab.spaces.network import Array
 
-__all__ = ["cp", "truncated_svd", "tucker2"]
+__all__ = ["cp", "leading_vectors", "truncated_svd", "tucker2"]
 
 #: Rounds of alternation, and the change of the squared error, relative to the weight's, that ends them early.
 TUCKER_ROUNDS, TUCKER_TOLERANCE = 10, 1e-5
@@ -23,9 +23,9 @@ def truncated_svd(matrix: Array, rank: int) -> tuple[Array, Array]:
     From the eigenvectors of the smaller of A A^T and A^T A; the factor on that side is orthonormal.
     """
     if matrix.shape[0] <= matrix.shape[1]:
-        left = _leading(matrix @ matrix.T, rank)
+        left = leading_vectors(matrix @ matrix.T, rank)
         return left, left.T @ matrix
-    right = _leading(matrix.T @ matrix, rank).T
+    right = leading_vectors(matrix.T @ matrix, rank).T
     return matrix @ right.T, right
 
 
@@ -116,9 +116,9 @@ def _balanced(factors: list[Array]) -> list[Array]:
 def _leading_rows(tensor: Array, count: int) -> Array:
     """The leading left singular vectors (n, count) of a tensor's first unfolding (n, ...)."""
     unfolded = tensor.reshape(len(tensor), -1)
-    return _leading(unfolded @ unfolded.T, count)
+    return leading_vectors(unfolded @ unfolded.T, count)
 
 
-def _leading(gram: Array, count: int) -> Array:
-    """The eigenvectors (n, count) of the largest eigenvalues of a symmetric matrix (n, n)."""
+def leading_vectors(gram: Array, count: int) -> Array:
+    """Return the eigenvectors (n, count) of the largest eigenvalues of a symmetric matrix (n, n)."""
     return np.asarray(np.linalg.eigh(gram)[1][:, ::-1][:, :count])

@@ -12,7 +12,7 @@ from trimtab.spaces.factorisation.geometry import Geometry
 from trimtab.spaces.factorisation.registry import FACTORISATIONS, Factorisation, one_thread
 from trimtab.spaces.network import Array, Network, Op
 
-__all__ = ["factor_names", "factor_ops", "factorise", "factorises", "layer_of"]
+__all__ = ["factor_names", "factor_ops", "factorise", "factorises", "kernel_of", "layer_of", "plain_factors"]
 
 #: What follows the layer's name in the names of all factors but the last one, which keeps the name.
 SUFFIX = "/factor"
@@ -39,17 +39,35 @@ def factorise(network: Network, decided: Mapping[str, tuple[str, int]]) -> Netwo
     A layer that cannot be factorised so, or a rank beyond its full rank, is a `BadInput`.
     """
     ops: list[Op] = []
-    with one_thread():
-        for op in network:
-            if op.name not in decided:
-                ops.append(op)
-                continue
+    for op in network:
+        if op.name in decided:
             name, rank = decided[op.name]
-            _check(op, name, rank)
-            kernel = op.weight if op.kind == "conv2d" else op.weight[:, :, None, None]  # type: ignore[index]
-            factors = FACTORISATIONS[name].factors(kernel.astype(np.float64), rank)  # type: ignore[union-attr]
-            ops.extend(factor_ops(op, name, factors, network.shape_of(op.inputs[0])))
+            ops.extend(factor_ops(op, name, plain_factors(op, name, rank), network.shape_of(op.inputs[0])))
+        else:
+            ops.append(op)
     return replace(network, ops=tuple(ops))
+
+
+def kernel_of(op: Op) -> Array:
+    """Return a layer's weight as (O, I, kh, kw) in float64; a linear layer's kernel is 1 x 1."""
+    if op.weight is None:
+        raise ValueError(f"{op.name} has no weight")
+    return op.weight.reshape(*op.weight.shape[:2], *(op.weight.shape[2:] or (1, 1))).astype(np.float64)
+
+
+def plain_factors(op: Op, name: str, rank: int) -> list[Array]:
+    """Return the factors, in float64, that are nearest to a layer's weight.
+
+    A layer that cannot be factorised so, or a rank beyond its full rank, is a `BadInput`.
+    """
+    factorisation = FACTORISATIONS[name]
+    if not factorises(factorisation, op):
+        raise BadInput(f"layer {op.name!r} cannot be factorised by {name!r}: {factorisation.needs}")
+    limit = factorisation.full_rank(Geometry.of(op))
+    if not 1 <= rank <= limit:
+        raise BadInput(f"layer {op.name!r}: rank {rank} is not between 1 and {limit}")
+    with one_thread():
+        return factorisation.factors(kernel_of(op), rank)
 
 
 def factor_ops(op: Op, name: str, factors: Sequence[Array], in_shape: tuple[int, ...]) -> list[Op]:
@@ -62,12 +80,3 @@ def factor_ops(op: Op, name: str, factors: Sequence[Array], in_shape: tuple[int,
         ops.append(Op(layer.kind, part, inputs, shape, layer.attrs, weight))
         inputs = (part,)
     return [*ops[:-1], replace(ops[-1], bias=op.bias, norm=op.norm)]
-
-
-def _check(op: Op, name: str, rank: int) -> None:
-    factorisation = FACTORISATIONS[name]
-    if not factorises(factorisation, op):
-        raise BadInput(f"layer {op.name!r} cannot be factorised by {name!r}: {factorisation.needs}")
-    limit = factorisation.full_rank(Geometry.of(op))
-    if not 1 <= rank <= limit:
-        raise BadInput(f"layer {op.name!r}: rank {rank} is not between 1 and {limit}")
