@@ -36,7 +36,7 @@ from trimtab.spaces.statistics import LayerStatistics, NetworkRanges, layer_stat
 __all__ = ["LayerDatabase", "LayerTask"]
 
 #: Part of every address: another number where entries are computed otherwise than before.
-FORMAT = 1
+FORMAT = 2
 
 #: Entries held in memory.
 REMEMBERED = 8192

@@ -11,8 +11,8 @@ from scipy.linalg import cho_factor, cho_solve
 
 from trimtab.spaces.candidate import narrowed
 from trimtab.spaces.execute import apply_op
-from trimtab.spaces.factorisation import factorise, one_thread
-from trimtab.spaces.network import Array, Network, Op
+from trimtab.spaces.factorisation import factor_ops, fit_outputs, kernel_of, one_thread, plain_factors
+from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.ranges import activation_quant
 from trimtab.spaces.reconstruct import RIDGE
@@ -126,7 +126,7 @@ class _Layer:
         if self.decision.rank is None:
             ridged = gram + _ridge(gram)
             return [narrowed(op, self.decision, self.int8, ridged, self.rounding)], np.eye(len(self.kept))
-        *first, last = self._factors(op, in_shape)
+        *first, last = self._factors(op, gram + _ridge(gram), in_shape)
         first = [narrowed(factor, self.decision, self.int8) for factor in first]
         seen = _what_the_last_sees(first, op, last)
         self._note_ranges(first, op)
@@ -135,9 +135,12 @@ class _Layer:
         last = _with_weight(last, _fit(left, cross @ seen.T, inner))
         return [*first, narrowed(last, self.decision, self.int8, inner + _ridge(inner), self.rounding)], seen
 
-    def _factors(self, op: Op, in_shape: tuple[int, ...]) -> Sequence[Op]:
-        alone = Network(op.inputs[0], in_shape, (op,), op.name)
-        return factorise(alone, {op.name: (self.decision.factorisation, int(self.decision.rank or 0))}).ops
+    def _factors(self, op: Op, gram: Array, in_shape: tuple[int, ...]) -> Sequence[Op]:
+        name, plain = (
+            self.decision.factorisation,
+            plain_factors(op, self.decision.factorisation, self.decision.rank or 0),
+        )
+        return factor_ops(op, name, fit_outputs(name, plain, kernel_of(op), gram), in_shape)
 
     def _note_ranges(self, first: Sequence[Op], op: Op) -> None:
         """Note the ranges of tensors between factors: those on some of the layer's inputs."""
