@@ -105,6 +105,35 @@ def space(
 
 
 @app.command()
+def fill(
+    config: Annotated[Optional[Path], typer.Argument(help="A YAML file; the embedded default without it.")] = None,  # noqa: UP045
+    set_: Setting = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes; the configuration's workers without it.")
+    ] = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Compress every layer in every way that the space offers, once, for searches with proxy: layers."""
+    from dataclasses import asdict
+
+    from trimtab.search.fill import fill_database
+    from trimtab.search.problem import load_problem
+    from trimtab.search.progress import ConsoleProgress
+
+    progress = ConsoleProgress()
+    problem = load_problem(_config(config, set_ or []), progress, download)
+    filled = fill_database(problem, problem.config.workers if workers is None else workers, progress)
+    if as_json:
+        _print_json(asdict(filled))
+    else:
+        typer.echo(
+            f"{filled.entries} entries, {filled.made} made now in {filled.seconds:.0f} s, "
+            f"{filled.size / 2**20:.1f} MiB in {filled.folder}"
+        )
+
+
+@app.command()
 def evaluate(
     policy: Annotated[Path, typer.Argument(help="A policy.json.")],
     config: Annotated[

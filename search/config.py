@@ -211,7 +211,8 @@ class Config(_Section):
     """A run. `budgets` maps latency, size, macs and memory to values like "0.5x", "0.6x int8" or "3 ms".
 
     `trials` is the number of evaluations of every agent, the `baselines` included; `workers` counts Ray workers for
-    accuracy (0: no Ray); `judge` runs accuracy on the "native" engine or in "torch".
+    accuracy (0: no Ray); `judge` runs accuracy on the "native" engine or in "torch"; `proxy`: what is judged is
+    repaired in "sequence", from input to output, as what is finished is, or stitched of "layers" from the database.
     """
 
     network: NetworkConfig
@@ -225,6 +226,7 @@ class Config(_Section):
     trials: int = Field(200, ge=1)
     workers: int = Field(1, ge=0)
     judge: Literal["native", "torch"] = "native"
+    proxy: Literal["sequence", "layers"] = "sequence"
     measure: MeasureConfig = MeasureConfig()
     seed: int = Field(0, ge=0)
 

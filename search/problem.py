@@ -13,13 +13,18 @@ from trimtab.evaluators.accuracy import Judge
 from trimtab.evaluators.cost import count_macs
 from trimtab.evaluators.data import Splits, load
 from trimtab.evaluators.steps import StepPlan
+from trimtab.evaluators.timing import cache_dir
 from trimtab.search.config import GIVEN_DATA, GIVEN_NETWORK, Config
 from trimtab.search.networks import load_network
 from trimtab.search.progress import Progress
+from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.repair import Calibration
 from trimtab.spaces.space import Removal, Space, build_space
 
-__all__ = ["Problem", "load_problem", "make_problem"]
+__all__ = ["Problem", "load_problem", "make_problem", "open_database"]
+
+#: Images on which the moments of a stitched candidate are corrected.
+SETTLING = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,4 +79,12 @@ def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     count_macs(model, example, StepPlan(space).steps(space.base()))
     calibration = Calibration.of(space, splits.calibration, quantisation=config.quantisation.value())
     judge = Judge(space, calibration, *splits.selection, by=config.judge)
+    if config.proxy == "layers":
+        few = Calibration.of(space, splits.calibration[:SETTLING], reconstruct=False)
+        judge = replace(judge, database=open_database(space, calibration), few=few)
     return Problem(config, space, splits, judge)
+
+
+def open_database(space: Space, calibration: Calibration) -> LayerDatabase:
+    """Return the layer database, in the cache, of a network and the images and quantisation of a calibration."""
+    return LayerDatabase(space, calibration.images.numpy(), cache_dir() / "layers", calibration.quantisation)

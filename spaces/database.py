@@ -24,12 +24,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from trimtab.errors import BadInput
-from trimtab.spaces.candidate import Candidate, layer_decisions
+from trimtab.spaces.candidate import Candidate, layer_decisions, prune_network
 from trimtab.spaces.layerwise import CompressedLayer, compress_layer, is_row_wise
-from trimtab.spaces.network import Array, Network, Op
+from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation, dequantise
-from trimtab.spaces.select import kept_channels, prune, sliced
+from trimtab.spaces.select import sliced
 from trimtab.spaces.space import Space
 from trimtab.spaces.statistics import LayerStatistics, NetworkRanges, layer_statistics, network_ranges
 
@@ -83,7 +83,7 @@ class LayerDatabase:
 
     def stitch(self, policy: Policy) -> Candidate:
         """Return the candidate of a policy, made of entries; making those that are missing takes the most time."""
-        network, channels = self._pruned(policy)
+        network, channels = prune_network(self.space, policy)
         ops: list[Op] = []
         int8: dict[str, tuple[Array, Array]] = {}
         whole, stored = dict(self._ranges.whole), {bits: dict(ranges) for bits, ranges in self._ranges.stored.items()}
@@ -101,7 +101,7 @@ class LayerDatabase:
 
     def errors(self, policy: Policy) -> dict[str, float]:
         """Return every layer's expected increase of the loss, in nats per image; their sum is the policy's."""
-        network, channels = self._pruned(policy)
+        network, channels = prune_network(self.space, policy)
         return {op.name: float(self._layer(op, policy.layers[op.name], channels).error.sum()) for op in network.layers}
 
     def tasks(self) -> list[LayerTask]:
@@ -117,7 +117,7 @@ class LayerDatabase:
                 widths += [{**base.channels, knob.target: int(str(count))} for count in knob.choices[:-1]]
         found: dict[LayerTask, None] = {}
         for counts in widths:
-            _, channels = self._pruned(replace(base, channels=counts))
+            _, channels = prune_network(self.space, replace(base, channels=counts))
             for layer, decision in self._decisions(counts):
                 op = self.space.network.op(layer)
                 task = self._task(op, decision, {**channels, op.name: np.arange(op.shape[0])})
@@ -176,10 +176,6 @@ class LayerDatabase:
             for pair in bits:
                 for form in forms:
                     yield layer, space.decision(layer, counts, pair, form)
-
-    def _pruned(self, policy: Policy) -> tuple[Network, dict[str, Array]]:
-        kept = {group.name: self.space.order[group.name][: policy.channels[group.name]] for group in self.space.groups}
-        return prune(self.space.network, kept_channels(self.space.groups, kept))
 
     def _entry(self, task: LayerTask) -> CompressedLayer:
         known = self._remembered.get(task)

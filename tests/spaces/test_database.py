@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import BadInput
-from trimtab.spaces import LayerDecision, Policy, Space, apply
+from trimtab.spaces import Calibration, LayerDecision, Policy, Space, apply
+from trimtab.spaces.candidate import prune_network
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import layer_of
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.reconstruct import RIDGE, draw_positions, receptive_fields
+from trimtab.spaces.repair import settle
 from trimtab.spaces.statistics import layer_statistics
 
 SpaceOf = Callable[..., Space]
@@ -121,7 +123,7 @@ def test_an_entry_s_error_is_that_of_its_outputs_weighted_by_sensitivity(
     base, policy = database(space, x, tmp_path), space.uniform(0.6, bits, "svd 0.5")
     network, errors = base.stitch(policy).network, base.errors(policy)
     sensitivity = {layer: found.sensitivity for layer, found in layer_statistics(space.network, x).items()}
-    _, channels = base._pruned(policy)
+    _, channels = prune_network(space, policy)
     inputs = layer_inputs(space, x)
     for op in space.network.layers:
         y = apply_op(op, [inputs[op.name]])
@@ -155,7 +157,7 @@ def test_one_entry_serves_all_counts_of_output_channels(space_of: SpaceOf, image
     entries = len(list(base.folder.glob("*.safetensors")))
     for group in space.groups:  # narrower outputs of the layers whose inputs stay need no new entry
         narrower = Policy(policy.network, {**policy.channels, group.name: space.smallest[group.name]}, policy.layers)
-        before, after = (base._pruned(p)[1] for p in (policy, narrower))
+        before, after = (prune_network(space, p)[1] for p in (policy, narrower))
         dense = [op for op in space.network.layers if not op.is_depthwise]
         readers = [op for op in dense if len(before[op.inputs[0]]) != len(after[op.inputs[0]])]
         base.stitch(narrower)
@@ -244,6 +246,23 @@ def test_two_processes_stitch_the_same_bytes(tmp_path: Path) -> None:
         next((tmp_path / "0").glob(f"*/{name}")).read_bytes() == next((tmp_path / "1").glob(f"*/{name}")).read_bytes()
         for name in files[0]
     )
+
+
+def test_settling_gives_every_layer_the_untouched_means(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
+    space, x = space_of("residual-b"), image(24)
+    calibration = Calibration.of(space, x.numpy(), reconstruct=False)
+    base = database(space, x, tmp_path)
+    assert settle(space, base.stitch(space.base()), calibration).network.weights_hash() == space.network.weights_hash()
+    policy = space.uniform(0.6, (4, 8), "svd 0.5")
+    stitched = base.stitch(policy)
+    settled = settle(space, stitched, calibration)
+    assert settled.ranges == stitched.ranges
+    _, channels = prune_network(space, policy)
+    means: dict[str, Tensor] = {}
+    run(settled.network, x, lambda op, y: means.update({op.name: y.transpose(0, 1).flatten(1).mean(1)}))  # type: ignore[func-returns-value]
+    for op in space.network.layers:
+        target = calibration.moments[op.name][0][torch.from_numpy(channels[op.name])]
+        assert torch.allclose(means[op.name], target, atol=1e-3), op.name
 
 
 def test_what_is_decided_is_in_the_address(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
