@@ -33,10 +33,10 @@ def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
     x = pictures(24)
     for policy in random_policies(space_of(name), 6):
         # One value on a tie moves a network of narrow activations a long way, and one of narrow weights further than
-        # one of 8 bits.
+        # one of 8 bits; every factor rounds once more.
         layers = {op: replace(d, a_bits=max(d.a_bits, 8)) for op, d in policy.layers.items()}
         candidate = candidate_of(name, replace(policy, layers=layers))
-        assert distance(torch_logits(candidate, x), native_logits(candidate, x)) < 0.1, policy.to_json()
+        assert distance(torch_logits(candidate, x), native_logits(candidate, x)) < 0.2, policy.to_json()
 
 
 @pytest.mark.parametrize("name", ["residual-a", "concat"])
