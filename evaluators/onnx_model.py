@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.errors import BadInput
-from trimtab.kernels.graph import Array, Graph, Node, Quant
+from trimtab.kernels.graph import LARGEST_BF16, Array, Graph, Node, Quant
 from trimtab.kernels.validate import Shape, check_graph, is_integer
 from trimtab.spaces.ranges import activation_quant
 
@@ -236,7 +236,17 @@ class _Writer:
     def layer_inputs(self, node: Node) -> list[str]:
         """Return the float32 values of a layer's input, weight and bias."""
         source = self.real[node.inputs[0]] if is_integer(self.graph, node) else self.source(node)
+        if node.attrs["precision"] == "bf16":
+            source = self._rounded_to_bf16(node, source)
         return [source, *self.parameters(node)]
+
+    def _rounded_to_bf16(self, node: Node, source: str) -> str:
+        """What the layer multiplies, as float32: onnxruntime has no bf16 kernels for CPUs."""
+        largest = np.float32(LARGEST_BF16)
+        bounds = [self.constant(f"{node.name}:{name}", x) for name, x in (("least", -largest), ("most", largest))]
+        within = self.add("Clip", [source, *bounds], f"{node.name}:within")
+        half = self.add("Cast", [within], f"{node.name}:bf16", to=TensorProto.BFLOAT16)
+        return self.add("Cast", [half], f"{node.name}:rounded", to=TensorProto.FLOAT)
 
     def parameters(self, node: Node) -> list[str]:
         """Write a layer's weight and bias and return the names of their real values."""

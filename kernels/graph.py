@@ -16,17 +16,23 @@ from typing import Any
 
 import numpy.typing as npt
 
-__all__ = ["ACTIVATIONS", "OPERATORS", "Graph", "Node", "Quant"]
+__all__ = ["ACTIVATIONS", "LARGEST_BF16", "OPERATORS", "PRECISIONS", "Graph", "Node", "Quant"]
 
 Array = npt.NDArray[Any]
 
 ACTIVATIONS = ("none", "relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu")
 
+#: The largest bf16 number.
+LARGEST_BF16 = (2 - 2**-7) * 2.0**127
+
+#: What a layer that does not compute in integers multiplies.
+PRECISIONS = ("fp32", "bf16")
+
 #: Operator -> its attributes. Spatial pairs are (height, width); padding is (top, left, bottom, right).
 OPERATORS: Mapping[str, tuple[str, ...]] = {
     "quantize": (),
-    "conv2d": ("stride", "padding", "dilation", "groups", "activation"),
-    "linear": ("activation",),
+    "conv2d": ("stride", "padding", "dilation", "groups", "activation", "precision"),
+    "linear": ("activation", "precision"),
     "activation": ("activation",),
     "add": ("activation",),
     "mul": (),
@@ -69,6 +75,9 @@ class Node:
     `weights["weight_scale"]` (O,) float32; and optionally `weights["bias"]` (O,) float32. They compute in integers
     exactly when the weight is int8 and the first input is stored as uint8, otherwise in float32 (int8 weights and
     uint8 inputs are dequantised first). A second input is a residual that is added before the activation.
+
+    With `precision` "bf16" instead of "fp32" the first input is rounded to bf16 and the products of bf16 numbers are
+    added in float32. The weight is float32 and holds bf16 numbers only; depthwise convolutions have no such precision.
 
     `channel_map` output channel c is input channel `index[c]`, or zero where that is -1. `subsample` keeps every
     stride-th row and column, from the first. `flatten` is in (C, H, W) order, as in PyTorch. Any operator may read

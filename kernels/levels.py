@@ -8,7 +8,7 @@ from typing import Any
 from trimtab.errors import BadInput
 from trimtab.kernels import _native
 
-__all__ = ["active_level", "cpu", "emulated_levels", "levels", "resolve_level"]
+__all__ = ["active_level", "cpu", "emulated_levels", "has_bf16", "levels", "resolve_level"]
 
 
 def levels() -> list[str]:
@@ -19,6 +19,14 @@ def levels() -> list[str]:
 def emulated_levels() -> list[str]:
     """Return the levels that exist to test the logic of others anywhere; slow, and used only when named."""
     return list(_native.emulated_levels())
+
+
+def has_bf16(level: str | None = None) -> bool:
+    """Return whether a level (None: `active_level()`) multiplies bf16 numbers, as AMX and AVX-512 BF16 do.
+
+    The others run such layers too, in float32.
+    """
+    return bool(_native.has_bf16(active_level() if level is None else resolve_level(level)))
 
 
 def cpu() -> dict[str, Any]:

@@ -173,6 +173,8 @@ def _add_conv(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: d
     activation = node.attrs["activation"]
     if is_integer(graph, node):
         p.add_conv_int(*where, weight, weights["weight_scale"], bias, activation)
+    elif node.attrs["precision"] == "bf16":
+        p.add_conv_bf16(*where, weight, bias, activation)
     else:
         p.add_conv_float(*where, weight, bias, activation)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.kernels.errors import UnsupportedOperator
-from trimtab.kernels.graph import ACTIVATIONS, OPERATORS, Graph, Node, Quant
+from trimtab.kernels.graph import ACTIVATIONS, OPERATORS, PRECISIONS, Array, Graph, Node, Quant
 
 __all__ = ["Shape", "check_graph", "is_integer", "with_defaults"]
 
@@ -29,6 +29,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "dilation": (1, 1),
     "groups": 1,
     "activation": "none",
+    "precision": "fp32",
     "count_include_pad": True,
     "epsilon": 1e-5,
     "scale": 1.0,
@@ -120,6 +121,10 @@ def _attribute(node: Node, name: str) -> Any:
         if value not in ACTIVATIONS:
             raise unknown_name(f"activation of layer {node.name!r}:", str(value), ACTIVATIONS)
         return value
+    if name == "precision":
+        if value not in PRECISIONS:
+            raise unknown_name(f"precision of layer {node.name!r}:", str(value), PRECISIONS)
+        return value
     if name == "count_include_pad":
         return bool(value)
     if name in ("groups", "heads"):
@@ -205,6 +210,16 @@ def _check_weights(node: Node, rank: int) -> None:
             raise BadInput(f"layer {node.name!r}: {name} must be {weight.shape[0]} finite float32 numbers")
         if name == "weight_scale" and not (vector > 1e-30).all():
             raise BadInput(f"layer {node.name!r}: weight scales must be greater than 1e-30")
+    if node.attrs["precision"] == "bf16":
+        _check_bf16(node, weight)
+
+
+def _check_bf16(node: Node, weight: Array) -> None:
+    if weight.dtype != np.float32 or (np.ascontiguousarray(weight).view(np.uint32) & 0xFFFF).any():
+        raise BadInput(f"layer {node.name!r}: bf16 products need float32 weights that were rounded to bf16")
+    groups = node.attrs.get("groups", 1)
+    if groups > 1 and weight.shape[:2] == (groups, 1):
+        raise UnsupportedOperator(f"layer {node.name!r}: a depthwise convolution has no bf16 products")
 
 
 def _residual_fits(node: Node, result: Shape, inputs: list[Shape]) -> Shape:

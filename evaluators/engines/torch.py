@@ -21,6 +21,7 @@ from trimtab.evaluators.engines.torch_operators import (
     Compute,
     activate_in_place,
     padding_of,
+    to_bf16,
 )
 from trimtab.kernels.errors import UnsupportedOperator
 from trimtab.kernels.graph import Graph, Node, Quant
@@ -45,6 +46,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    has_bf16 = False
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
@@ -166,9 +168,15 @@ def _compute(graph: Graph, node: Node, free: set[str]) -> Compute:
             return move
         return lambda *inputs: move(*(_stored(_real(x, q), result) for x, q in zip(inputs, quants, strict=True)))
     compute = FLOAT_OPERATORS[node.op](node)
+    if node.attrs.get("precision") == "bf16":
+        compute = _of_bf16(compute)
     if result is None and not any(quants):
         return compute
     return lambda *inputs: _stored(compute(*(_real(x, q) for x, q in zip(inputs, quants, strict=True))), result)
+
+
+def _of_bf16(compute: Compute) -> Compute:
+    return lambda x, *others: compute(to_bf16(x), *others)
 
 
 # Integer layers.

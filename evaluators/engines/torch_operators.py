@@ -10,11 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.kernels.errors import UnsupportedOperator
-from trimtab.kernels.graph import Node
+from trimtab.kernels.graph import LARGEST_BF16, Node
 
-__all__ = ["FLOAT_OPERATORS", "MOVES", "Compute", "activate_in_place", "padding_of"]
+__all__ = ["FLOAT_OPERATORS", "MOVES", "Compute", "activate_in_place", "padding_of", "to_bf16"]
 
 Compute = Callable[..., Tensor]
+
+
+def to_bf16(x: Tensor) -> Tensor:
+    """Return float32 numbers rounded to bf16, those beyond its range to the largest one (docs/arithmetic.md)."""
+    return x.clamp(-LARGEST_BF16, LARGEST_BF16).to(torch.bfloat16).to(torch.float32)
 
 
 def padding_of(node: Node) -> tuple[list[int], tuple[int, int, int, int] | None]:

@@ -113,9 +113,11 @@ ConvSpec spec_of(const Program& p, int in, int out, const Ints& geometry) {
   return s;
 }
 
+template <bool Bf16>
 void add_conv_float(Program& p, const std::string& name, int in, int out, int residual, const Ints& geometry,
                     const Floats& weights, const Floats& bias, const std::string& activation) {
   ConvSpec s = spec_of(p, in, out, geometry);
+  s.bf16 = Bf16;
   s.float_weights = weights.data();
   s.bias = bias.data();
   p.add_conv(name, in, out, residual, s, activation_of(activation));
@@ -177,6 +179,7 @@ NB_MODULE(_native, m) {
   m.def("levels", &available_levels);
   m.def("emulated_levels", &emulated_levels);
   m.def("cpu", &cpu_dict);
+  m.def("has_bf16", [](const std::string& level) { return kernels_of(level).has_bf16; }, "level"_a);
   m.def("peak_int", [](const std::string& level, double s) { return kernels_of(level).peak_int(s); }, "level"_a,
         "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("peak_float", [](const std::string& level, double s) { return kernels_of(level).peak_float(s); }, "level"_a,
@@ -188,7 +191,9 @@ NB_MODULE(_native, m) {
            "level"_a, "threads"_a, "batch"_a)
       .def("add_tensor", &Program::add_tensor, "c"_a, "h"_a, "w"_a, "offset"_a, "is_u8"_a, "scale"_a, "zero"_a,
            "bits"_a)
-      .def("add_conv_float", &add_conv_float, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,
+      .def("add_conv_float", &add_conv_float<false>, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,
+           "weights"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)
+      .def("add_conv_bf16", &add_conv_float<true>, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,
            "weights"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)
       .def("add_conv_int", &add_conv_int, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,
            "weights"_a.noconvert(), "weight_scale"_a.noconvert(), "bias"_a.noconvert(), "activation"_a)

@@ -51,6 +51,33 @@ TRIMTAB_INLINE int inner_width(const Conv& g) {
   return least(g.iw, greatest(0, g.scratch_w - g.pad_left)) * g.ic;
 }
 
+// A float32 input that becomes bf16 as it is copied: to nearest even, after clamping to what bf16 holds, so that steps
+// which go beyond a segment meet its zero weights with finite numbers.
+struct Rounded {
+  float value;
+};
+
+// Its upper half is the bf16 number.
+TRIMTAB_INLINE uint32_t round_bf16(Rounded x) {
+  constexpr float kLargest = 0x1.fep127f;
+  const float above = x.value > -kLargest ? x.value : -kLargest, within = above < kLargest ? above : kLargest;
+  uint32_t bits;
+  std::memcpy(&bits, &within, sizeof bits);
+  return bits + 0x7fff + (bits >> 16 & 1);
+}
+
+// To bf16, or to the float32 that it is.
+template <class A>
+static void copy_inputs(A* to, const Rounded* from, size_t count, int32_t) {
+  for (size_t i = 0; i < count; ++i) {
+    const uint32_t bits = round_bf16(from[i]) & 0xffff0000;
+    if constexpr (sizeof(A) == sizeof bits)
+      std::memcpy(to + i, &bits, sizeof bits);
+    else
+      to[i] = static_cast<A>(bits >> 16);
+  }
+}
+
 template <class A, class T>
 static void copy_inputs(A* to, const T* from, size_t count, int32_t zero) {
   if constexpr (sizeof(A) == sizeof(T)) {
@@ -116,6 +143,9 @@ TRIMTAB_INLINE void for_blocks(const Conv& conv, const Operand& in, const Task& 
       base = reinterpret_cast<const A*>(image + static_cast<size_t>(y0) * g.stride_h * row);
     else
       fill_scratch<A, T>(g, image, y0, y1, scratch, padding, in.zero);
+    // The last pixels' steps go beyond what was filled.
+    if constexpr (std::is_same_v<T, Rounded>)
+      std::memset(scratch + (static_cast<size_t>(y1 - y0 - 1) * g.stride_h + g.reach_h) * row, 0, kSlack);
     body(Block<A>{base, offset, (y1 - y0) * g.ow, (static_cast<size_t>(n) * g.oh + y0) * g.ow});
   });
 }

@@ -35,6 +35,7 @@ constexpr double kStridedSaving = 1.2;
 constexpr size_t kBf16From = size_t{4} << 20;  // weights: too many to stay in a cache
 constexpr int kBf16Pixels = 8;
 constexpr int kTileSteps = 16;
+constexpr int kPair = 2;  // bf16 inputs of a step
 constexpr size_t kNarrowFrom = 128 * 1024;  // bytes of int8 weights: from there on reading them is what costs,
 constexpr int kNarrowPixels = 64;             // where no more pixels than these share one reading,
 constexpr int kStreamedPixels = 4;            // and nothing else where no more than these do
@@ -110,8 +111,21 @@ std::vector<uint16_t> upper_halves(const ConvSpec& s) {
   return halves;
 }
 
+// Whether tiles hold enough pixels, and segments of inputs enough of which `dot` are a step.
+bool tiles_pay(const ConvSpec& s, const Kernels& k, int dot) {
+  const bool flat = s.kh * s.kw == 1 && s.stride_h * s.stride_w == 1 && !s.pads;
+  const int segment = s.groups == 1 ? s.kw * s.ic : s.ic / s.groups;
+  return k.has_tiles && (flat || s.oh * s.ow >= 8) && 2 * segment >= kTileSteps * dot;
+}
+
+Method choose_bf16(const ConvSpec& s, const Kernels& k) {
+  if (!k.has_bf16) return Method::kRounded;
+  return tiles_pay(s, k, kPair) ? Method::kTiles : Method::kPairs;
+}
+
 Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int batch) {
   const bool integer = s.int_weights != nullptr;
+  if (s.bf16) return choose_bf16(s, k);
   const Method codes = choose_codes(s, k, in, batch);
   if (codes != Method::kRows) return codes;
   if (reads_bf16(s, batch)) return Method::kNarrow;
@@ -120,10 +134,7 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   if (winograd_pays(s, k) && (depth < kShortDepth || winograd_beats_short(s, depth)) && fits_winograd(s, in))
     return Method::kWinograd;
   if (!integer) return Method::kRows;
-  const int segment = s.kw * s.ic;
-  const bool flat = s.kh * s.kw == 1 && s.stride_h * s.stride_w == 1 && !s.pads;
-  if (k.has_tiles && (flat || pixels >= 8) && 2 * (s.groups == 1 ? segment : s.ic / s.groups) >= kTileSteps * k.dot)
-    return Method::kTiles;
+  if (tiles_pay(s, k, k.dot)) return Method::kTiles;
   const size_t weights = weight_count(s);
   const bool streams = k.has_narrow && weights >= kNarrowFrom;
   if (depth >= kShortDepth && !(streams && pixels <= kStreamedPixels)) return Method::kShort;
@@ -159,7 +170,7 @@ double zero_blocks(const ConvSpec& s, const Kernels& k) {
 
 // The method of a layer in which some blocks are all zero, against the one that it would have if none were.
 Method choose_sparse(const ConvSpec& s, const Kernels& k, Method dense) {
-  if (dense == Method::kTiles || dense == Method::kPacked || dense == Method::kLookup) return dense;
+  if (s.bf16 || dense == Method::kTiles || dense == Method::kPacked || dense == Method::kLookup) return dense;
   const double needed = dense == Method::kWinograd ? kSparseOverWinograd
                         : dense == Method::kShort  ? kSparseOverShort
                         : dense == Method::kNarrow ? kSparseOverNarrow
@@ -452,10 +463,11 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   g.method = p.depthwise ? Method::kRows : choose_sparse(s, k, choose_method(s, k, in, batch));
   const bool codes = g.method == Method::kPacked || g.method == Method::kLookup;
   p.raw_inputs = p.integer && (p.depthwise || codes || !k.wide_inputs || g.method == Method::kShort);
-  p.dot = !p.integer ? 1 : g.method == Method::kShort ? 4 : k.dot;
+  const bool bf16 = g.method == Method::kPairs || (!p.integer && g.method == Method::kTiles);
+  p.dot = bf16 ? kPair : !p.integer ? 1 : g.method == Method::kShort ? 4 : k.dot;
   g.depth = g.method == Method::kShort ? short_depth(s, in) : 0;
-  p.element = !p.integer ? 4 : p.raw_inputs ? 1 : 2;
-  g.direct = !s.pads && (!p.integer || p.raw_inputs) && g.method != Method::kWinograd;
+  p.element = bf16 ? 2 : !p.integer ? 4 : p.raw_inputs ? 1 : 2;
+  g.direct = !s.pads && !s.bf16 && (!p.integer || p.raw_inputs) && g.method != Method::kWinograd;
   g.scratch_w = g.pointwise ? 1 : (s.ow - 1) * s.stride_w + g.reach_w;
   if (g.method == Method::kWinograd) g.scratch_w = static_cast<int32_t>(s.stride_w * round_up(s.ow, 2)) + 3 - s.stride_w;
   if (codes) g.codes = describe_codes(s, k, in, g.method);
@@ -467,7 +479,7 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   if (codes) plan_codes(p);
   if (codes)
     pack_codes(s, p, k);
-  else if (!p.integer && g.method == Method::kNarrow)
+  else if (bf16 || (!p.integer && g.method == Method::kNarrow))
     pack_weights<uint16_t>(s, p, k, upper_halves(s).data());
   else if (!p.integer)
     pack_weights<float>(s, p, k, s.float_weights);
@@ -500,7 +512,11 @@ std::string describe(const PackedConv& p) {
     case Method::kShort:
       return bits + " short sums";
     case Method::kTiles:
-      return bits + " tiles";
+      return (p.integer ? bits : "bf16") + " tiles";
+    case Method::kPairs:
+      return "bf16";
+    case Method::kRounded:
+      return "fp32 of bf16";
     case Method::kWinograd:
       return bits + " winograd";
     case Method::kSparse:

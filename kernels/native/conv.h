@@ -18,6 +18,7 @@ struct ConvSpec {
   const int8_t* int_weights;
   const float* weight_scale;    // (oc,), with int_weights
   const float* bias;            // (oc,)
+  bool bf16;                    // inputs are rounded to bf16, which all float_weights are; not of depthwise layers
 };
 
 inline size_t weight_count(const ConvSpec& s) {

@@ -35,7 +35,7 @@ bool tiles_permitted() {
 }
 
 struct Features {
-  bool avx2 = false, avx_vnni = false, avx512_vnni = false, amx = false;
+  bool avx2 = false, avx_vnni = false, avx512_vnni = false, amx = false, avx512_bf16 = false, amx_bf16 = false;
 };
 
 Features detect_features() {
@@ -49,7 +49,10 @@ Features detect_features() {
   const bool foundation = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
   f.avx512_vnni = f.avx2 && foundation && bit(c, 11) && (state & 0xe6) == 0xe6;
   f.amx = f.avx512_vnni && bit(d, 24) && bit(d, 25) && (state & 0x60000) == 0x60000 && tiles_permitted();
-  f.avx_vnni = f.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 4);
+  f.amx_bf16 = f.amx && bit(d, 22);
+  if (!f.avx2 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return f;
+  f.avx_vnni = bit(a, 4);
+  f.avx512_bf16 = f.avx512_vnni && bit(a, 5);
   return f;
 }
 
@@ -92,7 +95,9 @@ Cpu detect_cpu() {
   if (features().avx2) cpu.features.insert(cpu.features.end(), {"avx2", "fma"});
   if (features().avx_vnni) cpu.features.push_back("avx_vnni");
   if (features().avx512_vnni) cpu.features.insert(cpu.features.end(), {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"});
+  if (features().avx512_bf16) cpu.features.push_back("avx512_bf16");
   if (features().amx) cpu.features.insert(cpu.features.end(), {"amx_tile", "amx_int8"});
+  if (features().amx_bf16) cpu.features.push_back("amx_bf16");
 #endif
   return cpu;
 }
@@ -113,8 +118,8 @@ std::vector<std::string> emulated_levels() { return {"emulated-amx", "emulated-a
 
 const Kernels* find_kernels(const std::string& level) {
 #if defined(__x86_64__)
-  if (level == "amx" && features().amx) return &amx_kernels();
-  if (level == "avx512_vnni" && features().avx512_vnni) return &avx512_kernels();
+  if (level == "amx" && features().amx) return &amx_kernels(features().amx_bf16 && features().avx512_bf16);
+  if (level == "avx512_vnni" && features().avx512_vnni) return &avx512_kernels(features().avx512_bf16);
   if (level == "avx_vnni" && features().avx_vnni) return &avx_vnni_kernels();
   if (level == "avx2" && features().avx2) return &avx2_kernels();
 #endif

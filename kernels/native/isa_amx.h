@@ -1,4 +1,4 @@
-// AMX int8 tiles on top of the AVX-512 level.
+// AMX tiles of int8 and of bf16 on top of the AVX-512 level.
 #pragma once
 
 #include "isa_avx512.h"
@@ -33,6 +33,10 @@ struct AmxTiles {
   template <int C, int A, int B>
   TRIMTAB_INLINE void dot() {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+  template <int C, int A, int B>
+  TRIMTAB_INLINE void dot_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
 };
 

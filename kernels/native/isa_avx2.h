@@ -11,6 +11,7 @@ namespace {
 struct Avx2 : Vector<Lanes8> {
   static constexpr int kRows = 6, kVectors = 2;
   static constexpr bool kTiles = false, kNarrow = true, kWinograd = true, kShort = true, kLookup = true;
+  static constexpr bool kBf16 = false;
 
   // Each gives its second operand where one is not a number: GCC makes a comparison and a blend of the plain forms.
   TRIMTAB_INLINE F clamp(F x, F low, F high) {

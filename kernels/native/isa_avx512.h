@@ -1,4 +1,5 @@
-// AVX-512 with VNNI: 16 lanes, vpdpbusd over four uint8 x int8 products.
+// AVX-512 with VNNI: 16 lanes, vpdpbusd over four uint8 x int8 products. Where the processor has it, vdpbf16ps over two of
+// bf16 numbers.
 #pragma once
 
 #include <immintrin.h>
@@ -11,6 +12,7 @@ namespace {
 struct Avx512 : Vector<Lanes16> {
   static constexpr int kRows = 6, kVectors = 4;
   static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false, kLookup = true;
+  static constexpr bool kBf16 = true;
 
   // Each gives its second operand where one is not a number: GCC makes a comparison and a blend of the plain forms.
   TRIMTAB_INLINE F clamp(F x, F low, F high) {
@@ -37,7 +39,12 @@ struct Avx512 : Vector<Lanes16> {
     return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
   }
 
+  TRIMTAB_INLINE F dot_bf16(F acc, F a, F b) {
+    return (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+  }
+
   using Float = FloatProducts<Lanes16, Avx512>;
+  using Bf16 = Bf16Products<Lanes16, Avx512>;
   using Int = ByteProducts<Lanes16, Avx512>;
 
   // table[i] for i < 16, in every 16 bytes.

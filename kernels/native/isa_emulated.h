@@ -8,17 +8,27 @@ namespace {
 
 template <class Types, int Vectors>
 struct EmulatedVnni : Vector<Types> {
+  using F = typename Types::F;
   using I = typename Types::I;
   using U8 = typename Types::U8;
   static constexpr int kRows = 6, kVectors = Vectors;
   static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false, kLookup = true;
+  static constexpr bool kBf16 = Types::kLanes == 16;
 
   TRIMTAB_INLINE I dot_bytes(I acc, I a, I b) {
     for (int j = 0; j < 4; ++j) acc += ((a >> (8 * j)) & 255) * ((b << (24 - 8 * j)) >> 24);
     return acc;
   }
 
+  // The product of the upper halves first, as in the instruction.
+  TRIMTAB_INLINE F dot_bf16(F acc, F a, F b) {
+    const I mask = Vector<Types>::set(int32_t{-65536});
+    acc += (F)((I)a & mask) * (F)((I)b & mask);
+    return acc + (F)((I)a << 16) * (F)((I)b << 16);
+  }
+
   using Float = FloatProducts<Types, EmulatedVnni>;
+  using Bf16 = Bf16Products<Types, EmulatedVnni>;
   using Int = ByteProducts<Types, EmulatedVnni>;
 
   TRIMTAB_INLINE U8 lookup(U8 table, U8 i) {
@@ -60,6 +70,23 @@ struct EmulatedTiles {
         for (int n = 0; n < 16; ++n) acc[n] += a * static_cast<int8_t>(state().tile[B][k / 4][4 * n + k % 4]);
       }
       std::memcpy(state().tile[C][m], acc, 64);
+    }
+  }
+  // Tile C += A (16 x 32 bf16) times B (16 x 16 pairs of bf16).
+  template <int C, int A, int B>
+  TRIMTAB_INLINE void dot_bf16() {
+    using V = Lanes16::F;
+    for (int m = 0; m < 16; ++m) {
+      V acc;
+      std::memcpy(&acc, state().tile[C][m], 64);
+      for (int k = 0; k < 16; ++k) {
+        int32_t pair;
+        V right;
+        std::memcpy(&pair, state().tile[A][m] + 4 * k, 4);
+        std::memcpy(&right, state().tile[B][k], 64);
+        acc = EmulatedAvx512::dot_bf16(acc, (V)EmulatedAvx512::set(pair), right);
+      }
+      std::memcpy(state().tile[C][m], &acc, 64);
     }
   }
 };

@@ -13,6 +13,7 @@ namespace {
 struct Portable : Vector<Lanes4> {
   static constexpr int kRows = 4, kVectors = 2;
   static constexpr bool kTiles = false, kNarrow = false, kWinograd = true, kShort = false, kLookup = false;
+  static constexpr bool kBf16 = false;
 
   TRIMTAB_INLINE I dot_pairs(I acc, I a, I b) {
 #if defined(__SSE2__)

@@ -151,6 +151,23 @@ struct ByteProducts : IntegerProducts<Types, S, uint8_t, int8_t> {
   TRIMTAB_INLINE V dot(V acc, V a, V b) { return S::dot_bytes(acc, a, b); }
 };
 
+// Pairs of bf16 numbers, as the upper halves of float32.
+template <class Types, class S>
+struct Bf16Products {
+  using A = uint16_t;
+  using B = uint16_t;
+  using Acc = float;
+  using V = typename Types::F;
+  static constexpr int kDot = 2;
+  TRIMTAB_INLINE V weights(const B* b) { return S::template load<V>(b); }
+  TRIMTAB_INLINE V broadcast(const A* a) {
+    int32_t both;
+    std::memcpy(&both, a, sizeof both);
+    return (V)S::set(both);
+  }
+  TRIMTAB_INLINE V dot(V acc, V a, V b) { return S::dot_bf16(acc, a, b); }
+};
+
 // What becomes of real values on the way to uint8: clamped, rounded, moved by the zero point. The bounds are integers
 // and give 0 to 255.
 struct Clamp {

@@ -19,7 +19,7 @@ namespace {
 template <class S>
 static void conv_int(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   if constexpr (S::kTiles) {
-    if (g.method == Method::kTiles) return conv_tiles<S>(g, store, in, task);
+    if (g.method == Method::kTiles) return conv_tiles<S, typename S::Int, uint8_t>(g, store, in, task);
   }
   if constexpr (S::kNarrow) {
     if (g.method == Method::kNarrow) return conv_gemm<S, typename S::IntNarrow, uint8_t>(g, store, in, task);
@@ -50,6 +50,13 @@ static void conv_float(const Conv& g, const Store& store, const Operand& in, con
   if (g.method == Method::kWinograd) return winograd<S, typename S::Float, float>(g, store, in, task);
   if (g.method == Method::kNarrow) return conv_gemm<S, FloatNarrow<S>, float>(g, store, in, task);
   if (g.method == Method::kSparse) return conv_sparse<S, typename S::Float, float>(g, store, in, task);
+  if constexpr (S::kBf16 && S::kTiles) {
+    if (g.method == Method::kTiles) return conv_tiles<S, typename S::Bf16, Rounded>(g, store, in, task);
+  }
+  if constexpr (S::kBf16) {
+    if (g.method == Method::kPairs) return conv_gemm<S, typename S::Bf16, Rounded>(g, store, in, task);
+  }
+  if (g.method == Method::kRounded) return conv_gemm<S, typename S::Float, Rounded>(g, store, in, task);
   conv_gemm<S, typename S::Float, float>(g, store, in, task);
 }
 
@@ -60,7 +67,7 @@ static double peak_int(double seconds) {
 }
 
 template <class S>
-constexpr Kernels make_kernels(const char* name) {
+constexpr Kernels make_kernels(const char* name, bool bf16 = S::kBf16) {
   return {name,
           S::kLanes,
           S::kRows,
@@ -72,6 +79,7 @@ constexpr Kernels make_kernels(const char* name) {
           S::kTiles,
           S::kNarrow,
           S::kLookup,
+          bf16,
           &conv_int<S>,
           &conv_float<S>,
           &depthwise<S, typename S::Int, uint8_t>,

@@ -4,9 +4,10 @@
 
 namespace trimtab {
 
-const Kernels& amx_kernels() {
-  static constexpr Kernels kTable = make_kernels<Amx>("amx");
-  return kTable;
+const Kernels& amx_kernels(bool bf16) {
+  static constexpr Kernels kTable = make_kernels<Amx>("amx", false);
+  static constexpr Kernels kWithBf16 = make_kernels<Amx>("amx", true);
+  return bf16 ? kWithBf16 : kTable;
 }
 
 }  // namespace trimtab

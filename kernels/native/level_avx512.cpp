@@ -4,9 +4,10 @@
 
 namespace trimtab {
 
-const Kernels& avx512_kernels() {
-  static constexpr Kernels kTable = make_kernels<Avx512>("avx512_vnni");
-  return kTable;
+const Kernels& avx512_kernels(bool bf16) {
+  static constexpr Kernels kTable = make_kernels<Avx512>("avx512_vnni", false);
+  static constexpr Kernels kWithBf16 = make_kernels<Avx512>("avx512_vnni", true);
+  return bf16 ? kWithBf16 : kTable;
 }
 
 }  // namespace trimtab

@@ -41,7 +41,9 @@ enum class Method : uint8_t {
   kRows,      // a matrix product whose left rows are filter rows, read in place
   kNarrow,    // the same, with weights that are widened as they are read: int8, or bf16 in a float layer
   kShort,     // the same, with sums in 16 bits of operands that are small enough
-  kTiles,     // the same, on AMX tiles
+  kTiles,     // the same, on AMX tiles: of integers, or of bf16 numbers in a float layer
+  kPairs,     // the same, of bf16 numbers in pairs
+  kRounded,   // the same in float32, of inputs that are rounded to bf16 as they are copied
   kWinograd,  // Winograd's algorithm for 3x3 filters (winograd.h)
   kSparse,    // as kRows, without the blocks of weights that are all zero (sparse.h)
   kPacked,    // weights of few distinct values as 2- or 4-bit codes, looked up as they are read (packed.h)
@@ -141,6 +143,7 @@ struct Kernels {
   bool has_tiles;
   bool has_narrow;      // int8 weights can be widened as they are read
   bool has_lookup;      // kPacked and kLookup
+  bool has_bf16;        // kPairs, and kTiles in a float layer
   void (*conv_int)(const Conv&, const Store&, const Operand& in, const Task&);
   void (*conv_float)(const Conv&, const Store&, const Operand& in, const Task&);
   void (*depthwise_int)(const Conv&, const Store&, const Operand& in, const Task&);
@@ -168,8 +171,8 @@ const Kernels& emulated_amx_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
 const Kernels& avx_vnni_kernels();
-const Kernels& avx512_kernels();
-const Kernels& amx_kernels();
+const Kernels& avx512_kernels(bool bf16);  // whether the processor multiplies bf16 numbers
+const Kernels& amx_kernels(bool bf16);
 #endif
 
 }  // namespace trimtab

@@ -104,6 +104,7 @@ CURVES = {
 
 def layer(node: Node, x: Tensor, quant: Quant | None) -> Tensor:
     weight = torch.from_numpy(node.weights["weight"]).double()
+    x = x.to(torch.bfloat16).double() if node.attrs.get("precision") == "bf16" else x
     bias = torch.from_numpy(node.weights.get("bias", np.zeros(len(weight)))).double()
     if "weight_scale" in node.weights:
         scale = torch.from_numpy(node.weights["weight_scale"]).double()
@@ -319,6 +320,22 @@ def test_convolutions(rng, case, store, integer):
     node = Node("conv2d", "y", ("x",), attrs, weights(rng, *shape, integer=integer))
     graph = Graph("x", (6, 9, 8), (node,), "y", {"x": IN, **({"y": OUT} if store else {})})
     assert_close(graph, images(rng, 16, 6, 9, 8))
+
+
+@pytest.mark.parametrize("op", ["conv2d", "linear"])
+@pytest.mark.parametrize("quant", [{}, {"x": IN, "y": OUT}])
+def test_bf16_layers_read_rounded_inputs(rng, op, quant):
+    shape = (6, 9, 8) if op == "conv2d" else (50,)
+    weight = rng.integers(-8, 9, (8, 6, 3, 3) if op == "conv2d" else (8, 50)).astype(np.float32)
+    attrs = PAIRS if op == "conv2d" else {"activation": "none"}
+    graph, plain = (
+        Graph("x", shape, (Node(op, "y", ("x",), {**attrs, **precision}, {"weight": weight}),), "y", quant)
+        for precision in ({"precision": "bf16"}, {})
+    )
+    x = images(rng, 16, *shape)
+    assert_close(graph, x)
+    if not quant:
+        assert np.abs(outputs(graph, x) - outputs(plain, x)).max() > 1e-3
 
 
 def assert_close(graph: Graph, x: Array) -> None:

@@ -119,6 +119,13 @@ def test_leaves_the_number_of_threads_alone(images: np.ndarray) -> None:
     assert torch.get_num_threads() == before
 
 
+def test_bf16_layers_read_rounded_inputs(images: np.ndarray) -> None:
+    weight = np.random.default_rng(4).integers(-8, 9, (5, 8, 3, 3)).astype(np.float32)
+    node = Node("conv2d", "y", ("x",), {"precision": "bf16"}, {"weight": weight})
+    agrees_with_native(Graph("x", (8, 12, 12), (node,), "y"), images)
+    agrees_with_native(Graph("x", (8, 12, 12), (node,), "y", {"x": Quant(0.03, 100)}), images)
+
+
 def test_threads_have_to_be_positive() -> None:
     with pytest.raises(BadInput, match="at least one thread"):
         TorchEngine(0)

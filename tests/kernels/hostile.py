@@ -40,10 +40,12 @@ def convolutions() -> Graph:
     narrow = build.conv(rng, "x", 12, 16, name="narrow", activation="relu", **pad)
     narrow = Node(narrow.op, narrow.name, narrow.inputs, narrow.attrs,
                   {**narrow.weights, "weight": np.sign(narrow.weights["weight"])})  # fmt: skip
+    grouped = build.conv(rng, "depthwise", 16, 6, (1, 1), name="grouped", groups=2, precision="bf16", integer=False)
+    grouped.weights["weight"].view(np.uint32)[:] &= 0xFFFF0000
     nodes = (
         narrow,
         build.conv(rng, "narrow", 16, 16, name="depthwise", groups=16, stride=(2, 2), **pad),
-        build.conv(rng, "depthwise", 16, 6, (1, 1), name="grouped", groups=2, integer=False),
+        grouped,
         Node("max_pool2d", "most", ("grouped",), {"kernel": (2, 2), "padding": (1, 0, 0, 0)}),
         Node("avg_pool2d", "mean", ("grouped",), {"kernel": (2, 2), "padding": (1, 0, 0, 0)}),
         Node("add", "sum", ("most", "mean"), {"activation": "relu6"}),

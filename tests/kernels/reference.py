@@ -43,6 +43,14 @@ def real(q: Array, quant: Quant | None) -> Array:
     return (q.astype(np.int32) - quant.zero_point).astype(F32) * F32(quant.scale)
 
 
+def to_bf16(x: Array) -> Array:
+    """Eight significant bits, fewer below 2^-126; halves to even. What is not a number becomes the lowest."""
+    largest = 255 * 2.0**120
+    wide = np.clip(np.where(np.isnan(x), -largest, x).astype(np.float64), -largest, largest)
+    step = np.ldexp(1.0, np.maximum(np.frexp(wide)[1], -125) - 8)
+    return (np.rint(wide / step) * step).astype(F32)
+
+
 def activate(x: Array, name: str) -> Array:
     if name == "none":
         return x
@@ -125,7 +133,8 @@ def layer(node: Node, inputs: list[Array], quants: list[Quant | None], to: Quant
     else:
         if weight.dtype == np.int8:
             weight = weight.astype(F32) * weights["weight_scale"].reshape(-1, *([1] * (weight.ndim - 1)))
-        value = product(node, real(inputs[0], quants[0]), weight)
+        x = real(inputs[0], quants[0])
+        value = product(node, to_bf16(x) if node.attrs["precision"] == "bf16" else x, weight)
         value = (value + channels(bias, value)).astype(F32)
     if len(inputs) == 2:
         value = value + real(inputs[1], quants[1])

@@ -195,6 +195,12 @@ Convolution random_convolution(Random& r) {
   return k;
 }
 
+// Eight significant bits.
+float to_bf16(float x) {
+  const float step = std::ldexp(1.0f, std::ilogb(x) - 7);
+  return x == 0 ? x : std::nearbyint(x / step) * step;
+}
+
 void random_weights(Random& r, Convolution& k, bool integer) {
   ConvSpec& s = k.spec;
   const int fan_in = s.ic / s.groups * s.kh * s.kw;
@@ -227,7 +233,8 @@ double product(const Convolution& k, const Values& in, int n, int o, int y, int 
         const int at_x = x * s.stride_w + dx * s.dilation_w - s.pad_left;
         if (!in.inside(at_y, at_x)) continue;
         const double w = k.weight(((static_cast<size_t>(o) * inputs + i) * s.kh + dy) * s.kw + dx);
-        sum += w * (in.at(n, first + i, at_y, at_x) - static_cast<float>(in.format.zero));
+        const float value = in.at(n, first + i, at_y, at_x) - static_cast<float>(in.format.zero);
+        sum += w * (s.bf16 ? to_bf16(value) : value);
       }
   return sum;
 }
@@ -260,6 +267,19 @@ Values convolved(const Convolution& k, const Values& in, const Values* residual,
     return to_stored(activate(real, k.activation), to);
   });
   return out;
+}
+
+int test_bf16(Case& c) {
+  Convolution k = random_convolution(c.random);
+  random_weights(c.random, k, false);
+  ConvSpec& s = k.spec;
+  const bool depthwise = s.groups > 1 && s.ic == s.groups && s.oc == s.groups;
+  s.bf16 = !depthwise;
+  for (float& w : k.float_weights) w = to_bf16(w);
+  const int in = c.add_input({s.ic, s.ih, s.iw}, {});
+  const int out = c.add(convolved(k, c.wanted[in], nullptr, c.random_format()));
+  c.program.add_conv("conv", in, out, -1, s, k.activation);
+  return c.failures(out, out);
 }
 
 // Convolutions and linear layers: returns the number of wrong values. The first layer's output is the residual of the
@@ -425,6 +445,7 @@ struct Test {
 const Test kTests[] = {
     {"integer convolution", [](Case& c) { return test_conv(c, true); }},
     {"float convolution", [](Case& c) { return test_conv(c, false); }},
+    {"bf16 convolution", test_bf16},
     {"add", test_add},
     {"concat", test_concat},
     {"max pool", test_max_pool},
