@@ -13,7 +13,8 @@ from torch import Tensor
 
 from trimtab.evaluators.engines.base import EngineSession
 from trimtab.evaluators.engines.native import NativeEngine
-from trimtab.evaluators.lowering import copied_bits, lower, quant_of, storage
+from trimtab.evaluators.engines.torch_operators import to_bf16
+from trimtab.evaluators.lowering import copied_bits, is_bf16, lower, quant_of, storage
 from trimtab.kernels import stored_bytes
 from trimtab.kernels.graph import Quant
 from trimtab.spaces.candidate import Candidate, apply
@@ -124,8 +125,11 @@ def timing_candidate(space: Space, policy: Policy) -> Candidate:
 def torch_logits(candidate: Candidate, images: Array, batch: int = 64) -> Array:
     """Run a candidate in PyTorch with simulated quantisation: (N, C, H, W) -> (N, classes)."""
     network, quant = simulated(candidate)
+    halved = {op.inputs[0] for op in network.layers if is_bf16(op, candidate.decisions.get(op.name))}
 
     def observe(op: Op, y: Tensor) -> Tensor | None:
+        if op.name in halved:
+            return to_bf16(y)
         return _rounded(y, quant[op.name]) if op.name in quant else None
 
     outputs = []
@@ -152,6 +156,11 @@ def simulated(candidate: Candidate) -> tuple[Network, dict[str, Quant]]:
             copy = f"{source}/int{bits}"
             if copy not in quant:
                 quant[copy] = quant_of(candidate, source, bits)
+                ops.append(_identity(copy, source, network.shape_of(source)))
+            op = replace(op, inputs=(copy, *op.inputs[1:]))
+        elif is_bf16(op, candidate.decisions.get(op.name)):
+            copy = f"{source}/bf16"
+            if all(other.name != copy for other in ops):
                 ops.append(_identity(copy, source, network.shape_of(source)))
             op = replace(op, inputs=(copy, *op.inputs[1:]))
         ops.append(op)

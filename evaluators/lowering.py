@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.candidate import Candidate
+from trimtab.spaces.factorisation import Geometry
 from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.ranges import activation_quant
 
-__all__ = ["copied_bits", "is_integer", "lower", "quant_of", "storage", "stored_bits"]
+__all__ = ["copied_bits", "is_bf16", "is_integer", "lower", "quant_of", "storage", "stored_bits"]
 
 #: Operators that hand on values of their input: stored as uint8 they keep its scale, so integers are only moved.
 MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
@@ -22,6 +23,11 @@ READS_INT8 = MOVES | {"add", "mul", "concat", "avg_pool2d", "global_avg_pool2d",
 def is_integer(decision: LayerDecision | None) -> bool:
     """Whether a layer under this decision computes in integers."""
     return decision is not None and decision.is_integer
+
+
+def is_bf16(layer: Op | Geometry, decision: LayerDecision | None) -> bool:
+    """Whether a layer under this decision multiplies bf16 numbers: a depthwise one never does."""
+    return decision is not None and decision.is_bf16 and not layer.is_depthwise
 
 
 def copied_bits(decision: LayerDecision | None, stored: int | None) -> int | None:
@@ -117,6 +123,8 @@ def _node(op: Op, inputs: tuple[str, ...], candidate: Candidate) -> Node:
     weights = dict(op.constants)
     if op.kind in ("conv2d", "linear", "add"):
         attrs["activation"] = "none"
+    if is_bf16(op, candidate.decisions.get(op.name)):
+        attrs["precision"] = "bf16"
     if op.weight is not None:
         if op.name in candidate.int8:
             weights["weight"], weights["weight_scale"] = candidate.int8[op.name]

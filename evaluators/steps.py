@@ -11,13 +11,13 @@ from functools import partial
 
 import numpy as np
 
-from trimtab.evaluators.lowering import MOVES, copied_bits, is_integer, stored_bits
+from trimtab.evaluators.lowering import MOVES, copied_bits, is_bf16, is_integer, stored_bits
 from trimtab.kernels.chains import Link, find_chains
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
 from trimtab.spaces.grids import largest_integer
 from trimtab.spaces.network import Network, Op
-from trimtab.spaces.policy import Policy
+from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import round_to_bf16
 from trimtab.spaces.space import Space
 
@@ -226,7 +226,7 @@ class _Calls:
         if part.kernel:
             attrs["kernel"] = part.kernel
         residual = last and op.name in self.fusion.residual
-        bits, integer = (decision.w_bits, decision.a_bits), is_integer(decision)
+        bits, integer = _bits(part, decision), is_integer(decision)
         return Step(part.kind, in_shape, part.out_shape(in_shape), _items(attrs), *bits, integer, out_int8, residual)
 
     def _other(self, op: Op, final: str) -> None:
@@ -263,6 +263,11 @@ class _Calls:
 
     def _width(self, op: Op) -> int:
         return self.widths[op.inputs[0]]
+
+
+def _bits(part: Geometry, decision: LayerDecision) -> tuple[int, int]:
+    """Weight and activation bits that a layer computes with."""
+    return decision.w_bits, 32 if decision.is_bf16 and not is_bf16(part, decision) else decision.a_bits
 
 
 def _items(attrs: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
@@ -352,6 +357,7 @@ def _node(
         if kernel is not None:
             size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
         weights = _random_weights(rng, size, step.w_bits)
+        attrs["precision"] = "bf16" if step.a_bits == 16 else "fp32"
     if step.residual and _add_residual(f"{name}.residual", image, step.out_shape, beside, quant):
         inputs = (source, f"{name}.residual")
     if step.kind == "add":

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from trimtab.evaluators.accuracy import simulated
 from trimtab.evaluators.data import Images, Labels
+from trimtab.evaluators.engines.torch_operators import to_bf16
 from trimtab.kernels.graph import Quant
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import apply_layer, apply_op
@@ -134,6 +135,8 @@ class _Trainable:
         weight = self.weights[name]
         if name in self.masks:
             weight = weight * self.masks[name]
+        if self.original.decisions[name].w_bits == 16:
+            return weight + (to_bf16(weight) - weight).detach()
         if name not in self.levels:
             return weight
         levels, scale = self.levels[name]

@@ -20,6 +20,7 @@ from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel, TableError
 from trimtab.evaluators.engines import cpu_name, make_engine
+from trimtab.evaluators.engines.base import Engine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.budgets import BudgetLimits, describe
@@ -36,7 +37,7 @@ from trimtab.search.progress import Progress
 from trimtab.search.summary import Winner, best_of, build_summary
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.space import Removal
+from trimtab.spaces.space import BF16, Removal
 
 __all__ = ["Outcome", "default_folder", "open_run", "prepare_folder", "run_search"]
 
@@ -85,6 +86,7 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
     started = time.perf_counter()
     config = problem.config
     engine = make_engine(config.engine.name, config.engine.threads)
+    _check_offered(config, engine)
     table = LatencyTable(engine)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(folder / "journal")) if resume else None
@@ -114,6 +116,15 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
         outcome = finisher.finish(time.perf_counter() - started)
         journal.append("finished", {"winner": outcome.winner.evaluation.policy.id if outcome.winner else None})
     return outcome
+
+
+def _check_offered(config: Config, engine: Engine) -> None:
+    """Refuse a space with arithmetic that the engine could only imitate, never in less time than float32 takes."""
+    if BF16 in config.space.bits and not engine.has_bf16:
+        raise BadInput(
+            f"space.bits: {engine.signature} has no bf16 arithmetic for {list(BF16)}: leave it out, or take "
+            "[16, 32], which stores weights in bf16 and computes in float32"
+        )
 
 
 def _search(

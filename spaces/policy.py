@@ -43,6 +43,11 @@ class LayerDecision:
         """Whether the layer computes in integers."""
         return self.w_bits <= 8 and self.a_bits <= 8
 
+    @property
+    def is_bf16(self) -> bool:
+        """Whether the layer multiplies bf16 numbers; a depthwise one has bf16 weights under float activations."""
+        return self.w_bits == self.a_bits == 16
+
 
 _BITS = ("w_bits", "a_bits")
 _TEXTS = ("factorisation", "grid", "pattern", "sharing")

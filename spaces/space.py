@@ -23,7 +23,19 @@ from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.select import importance_order, smallest_kept
 from trimtab.spaces.trace import trace_both
 
-__all__ = ["BITS", "DEFAULT_BITS", "Bits", "Choice", "Knob", "LayerShape", "Options", "Removal", "Space", "build_space"]
+__all__ = [
+    "BF16",
+    "BITS",
+    "DEFAULT_BITS",
+    "Bits",
+    "Choice",
+    "Knob",
+    "LayerShape",
+    "Options",
+    "Removal",
+    "Space",
+    "build_space",
+]
 
 #: (weight bits, activation bits), and the grid of the weights where it is not "uniform".
 Bits = tuple[int, int] | tuple[int, int, str]
@@ -31,10 +43,13 @@ Bits = tuple[int, int] | tuple[int, int, str]
 #: One choice of a knob: kept channels, bits, or the text of a form.
 Choice = int | str | Bits
 
+#: The pair for which a layer multiplies bf16 numbers: only some processors do so faster than float32 ones.
+BF16 = (16, 16)
+
 #: (weight bits, activation bits) that may be decided, cheapest first: integers, integer weights under float
-#: activations, bf16 weights under float activations, and float. Float weights under int8 activations would save
-#: neither bytes nor time.
-BITS = (*((w, a) for w in (1, 2, 3, 4, 5, 6, 8) for a in (1, 2, 4, 8)), (8, 32), (16, 32), (32, 32))
+#: activations, bf16 weights under bf16 and under float activations, and float. Float weights under int8 activations
+#: would save neither bytes nor time.
+BITS = (*((w, a) for w in (1, 2, 3, 4, 5, 6, 8) for a in (1, 2, 4, 8)), (8, 32), BF16, (16, 32), (32, 32))
 
 #: What a search decides among where nothing is asked: 8-bit activations are faster than float ones and cost next to no
 #: accuracy, narrower ones save time only under 1-bit weights; weights of 3, 5 and 6 bits run as those of 4 and 8 do.

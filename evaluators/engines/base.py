@@ -52,6 +52,11 @@ class Engine(Protocol):
         """What the latency table is keyed by: engine, version or kernel level, and threads."""
         ...
 
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it multiplies bf16 numbers faster than float32 ones; it runs such layers in any case."""
+        ...
+
     def compile(
         self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
     ) -> EngineSession:

@@ -25,6 +25,11 @@ class NativeEngine:
         self.level = level or kernels.active_level()
 
     @property
+    def has_bf16(self) -> bool:
+        """Whether the kernel level multiplies bf16 numbers."""
+        return kernels.has_bf16(self.level)
+
+    @property
     def signature(self) -> str:
         """Engine, kernel level, threads."""
         return f"native {self.level} threads={self.threads}"

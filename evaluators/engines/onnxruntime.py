@@ -28,6 +28,8 @@ class OnnxRuntimeEngine:
     the program says; on other processors it changes nothing.
     """
 
+    has_bf16 = False
+
     def __init__(self, threads: int = 1, exact: bool = True) -> None:
         if threads < 1:
             raise BadInput(f"onnxruntime needs at least one thread, given {threads}")

@@ -28,6 +28,7 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    has_bf16 = False
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:

@@ -57,6 +57,11 @@ class Geometry:
         return self.outputs, self.inputs // self.groups, *self.kernel
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether every channel is convolved on its own."""
+        return self.groups > 1 and self.groups == self.outputs
+
+    @property
     def taps(self) -> int:
         """Pixels that one output sees."""
         return math.prod(self.kernel)

@@ -23,6 +23,7 @@ class FakeEngine:
     """Every program has a time of its own; `measured` lists what was timed; `speed` slows the whole machine."""
 
     name = "fake"
+    has_bf16 = False
 
     def __init__(self, signature: str = "fake 1", threads: int = 1) -> None:
         self.threads = threads

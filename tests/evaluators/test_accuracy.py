@@ -50,6 +50,17 @@ def test_without_integers_the_simulation_is_the_engine(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["residual-a", "inverted"])
+def test_bf16_layers_round_what_they_read_in_the_simulation_too(name: str) -> None:
+    space, x = space_of(name), pictures(8)
+    both, weights = (candidate_of(name, space.uniform(1.0, bits)) for bits in ((16, 16), (16, 32)))
+    expected = native_logits(both, x)
+    rounding = distance(torch_logits(weights, x), expected)
+    assert 1e-4 < rounding < 0.1
+    # Float sums in another order may round an input to the other neighbour.
+    assert distance(torch_logits(both, x), expected) < rounding / 4
+
+
 class Digits(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -264,6 +264,9 @@ def test_layers_compute_in_the_bits_that_were_decided(name: str) -> None:
                 decision = candidate.decisions[node.name]
                 assert (node.weights["weight"].dtype == np.int8) == (decision.w_bits <= 8)
                 assert (node.inputs[0] in graph.quant) == (decision.a_bits <= 8)
+                depthwise = candidate.network.op(node.name).is_depthwise
+                bf16 = (decision.w_bits, decision.a_bits) == (16, 16)
+                assert ("precision" in node.attrs) == (bf16 and not depthwise)
                 if decision.w_bits < 8:
                     assert len(np.unique(node.weights["weight"])) <= 2**decision.w_bits
                 if decision.a_bits <= 8:

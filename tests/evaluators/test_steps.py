@@ -36,6 +36,7 @@ def executed(graph: Graph) -> list[Line]:
         attrs = tuple(node.attrs.get(name) for name in ("activation", "stride", "padding", "dilation", "groups"))
         stored = (first in graph.quant, node.name in graph.quant)
         bits = graph.quant[first].bits if node.op in LAYERS and first in graph.quant else 32
+        bits = 16 if node.attrs.get("precision") == "bf16" else bits
         return (
             node.name,
             set(node.inputs),
@@ -149,6 +150,7 @@ def test_every_step_s_program_holds_just_that_step(name: str) -> None:
             if step.w_bits == 16:
                 assert not (node.weights["weight"].view(np.uint32) & 0xFFFF).any()
             assert (node.weights["weight"].dtype == "int8") == (step.w_bits <= 8)
+            assert (node.attrs["precision"] == "bf16") == (step.a_bits == 16)
 
 
 def test_keys_tell_steps_apart() -> None:

@@ -55,6 +55,19 @@ def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory, with_sh
     return Finished(problem, outcome, read_journal(folder / "journal"), reads, summary)
 
 
+@pytest.mark.parametrize("offered", [False, True])
+def test_bf16_arithmetic_is_for_engines_that_have_it(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered: bool
+) -> None:
+    monkeypatch.setattr("trimtab.evaluators.engines.native.NativeEngine.has_bf16", offered)
+    config = tiny(space={"channels": 3, "bits": [[16, 16], [32, 32]], "ranks": []}, budgets={"size": "1 B"})
+    # What comes next where it is offered: no network has one byte.
+    error, text = (InfeasibleBudget, "size") if offered else (BadInput, r"has no bf16 arithmetic for \[16, 16\]")
+    with pytest.raises(error, match=text):
+        run_search(replace(problem, config=config), tmp_path / "run", Progress())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_leaves_its_files_and_no_half_ones(finished: Finished) -> None:
     found = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
     exports = {f"export/{name}" for name in ("policy.json", "model.safetensors", "model.onnx")}
