@@ -19,7 +19,8 @@ from trimtab.evaluators.table import LatencyTable
 from trimtab.kernels.packing import bytes_of
 from trimtab.spaces.factorisation import Geometry, parts_of
 from trimtab.spaces.network import Op
-from trimtab.spaces.policy import Policy
+from trimtab.spaces.policy import LayerDecision, Policy
+from trimtab.spaces.sharing import parameters
 from trimtab.spaces.space import Space
 
 __all__ = ["Cost", "CostModel", "TableError", "TableFit", "count_macs"]
@@ -134,7 +135,8 @@ class CostModel:
             # Bias correction gives every repaired layer a bias.
             biases = shape.outputs if shape.op.name in self._biased or not untouched else 0
             bits = shape.decision.w_bits
-            total += sum(stored(shape.op, bits, part.weights) for part in parts) + 4 * biases
+            dense = sum(stored(shape.op, bits, part.weights) for part in parts)
+            total += min(dense, _shared_bytes(layer, shape.decision)) + 4 * biases
             total += 4 * sum(part.outputs for part in parts) if bits <= 8 else 0
         return math.ceil(total)
 
@@ -150,6 +152,15 @@ class CostModel:
         if not errors:
             return TableError(math.nan, math.nan, 0)
         return TableError(float(np.median(errors)), max(errors), len(errors))
+
+
+def _shared_bytes(layer: Geometry, decision: LayerDecision) -> float:
+    """The most bytes of weights that share values; infinite where they are not stored so."""
+    if decision.sharing is None or decision.w_bits > 8:
+        return math.inf
+    shape = (layer.outputs, layer.inputs // layer.groups, *layer.kernel)
+    values, indices, width = parameters(shape, decision.sharing)
+    return bytes_of(values, decision.w_bits) + bytes_of(indices, width)
 
 
 def peak_memory(calls: Sequence[Call], input_bytes: int) -> int:

@@ -132,4 +132,5 @@ def _node(op: Op, inputs: tuple[str, ...], candidate: Candidate) -> Node:
             weights["weight"] = op.weight
         if op.bias is not None:
             weights["bias"] = op.bias
-    return Node(op.kind, op.name, inputs, attrs, weights)
+    sharing = candidate.decisions[op.name].sharing if op.name in candidate.int8 else None
+    return Node(op.kind, op.name, inputs, attrs, weights, sharing)

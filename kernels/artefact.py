@@ -25,24 +25,27 @@ from trimtab.kernels.graph import Array, Graph, Node, Quant
 from trimtab.kernels.packing import FORMS, Packed, pack, unpack
 from trimtab.kernels.session import MEMORY_LIMIT, Session
 from trimtab.kernels.validate import MAX_ELEMENTS, check_graph
+from trimtab.sharing import expand, find
 
 __all__ = ["SCHEMA", "load", "read_graph", "save", "stored_bytes"]
 
 SCHEMA = 3
 _KEY = "trimtab.schema"
 _TENSORS = {"program", "weights"}
+_DENSE = "dense"
 _LARGEST_PROGRAM = 2**24  # bytes of JSON, before a small file makes it a large one
+_LARGEST_EXPANSION = 4096  # weights for each byte of what they share values through
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write the graph to `path`, atomically; raises BadInput if it could not be compiled."""
     checked, _ = check_graph(graph)
     own, vectors = _stored(checked)
+    each = [packed for parts in own.values() for packed in parts.values()]
     text = json.dumps(_describe(checked, own, vectors), allow_nan=False, separators=(",", ":"))
-    parts = [packed.data for packed in [*own.values(), *vectors.values()]]
     tensors = {
         "program": np.frombuffer(zlib.compress(text.encode(), 9), np.uint8),
-        "weights": np.concatenate([np.empty(0, np.uint8), *parts]),
+        "weights": np.concatenate([np.empty(0, np.uint8), *(packed.data for packed in [*each, *vectors.values()])]),
     }
     data = to_bytes(tensors, metadata={_KEY: str(SCHEMA)})
     target = Path(path)
@@ -60,7 +63,8 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 
 def stored_bytes(graph: Graph) -> int:
     """Return the bytes of a program's weights in its file, their tables included."""
-    return sum(packed.data.size for parts in _stored(graph) for packed in parts.values())
+    own, vectors = _stored(graph)
+    return sum(map(_size, own.values())) + _size(vectors)
 
 
 def read_graph(path: str | os.PathLike[str]) -> Graph:
@@ -96,18 +100,39 @@ def load(
     return Session(read_graph(path), threads=threads, batch=batch, level=level, memory_limit=memory_limit)
 
 
-def _stored(graph: Graph) -> tuple[dict[str, Packed], dict[str, Packed]]:
-    """The weights as they are stored: `weight` by node, and all other arrays by their names, in the order of nodes."""
-    own = {node.name: node.weights["weight"] for node in graph.nodes if "weight" in node.weights}
+def _stored(graph: Graph) -> tuple[dict[str, dict[str, Packed]], dict[str, Packed]]:
+    """The weights as they are stored: `weight` by node, and all other arrays by their names, in the order of nodes.
+
+    A weight is one array, `dense`, or the parameters that it shares values through, whichever takes fewer bytes.
+    """
+    weights = {node.name: node.weights["weight"] for node in graph.nodes if "weight" in node.weights}
+    arrays = {(name, _DENSE): weight for name, weight in weights.items()}
+    for node in graph.nodes:
+        found = find(node.sharing, weights[node.name]) if node.sharing else None
+        arrays.update({(node.name, f"{found[0]} {part}"): array for part, array in found[1].items()} if found else {})
     vectors = {
         name: np.concatenate([node.weights[name].reshape(-1) for node in graph.nodes if name in node.weights])
         for name in sorted({name for node in graph.nodes for name in node.weights} - {"weight"})
     }
-    packed = pack([*own.values(), *vectors.values()])
-    return dict(zip(own, packed, strict=False)), dict(zip(vectors, packed[len(own) :], strict=True))
+    packed = pack([*arrays.values(), *vectors.values()])
+    parts: dict[str, dict[str, Packed]] = {name: {} for name in weights}
+    for (name, part), each in zip(arrays, packed, strict=False):
+        parts[name][part] = each
+    own = {name: _smaller(parts[name], weights[name].size) for name in weights}
+    return own, dict(zip(vectors, packed[len(arrays) :], strict=True))
 
 
-def _describe(graph: Graph, own: Mapping[str, Packed], vectors: Mapping[str, Packed]) -> dict[str, Any]:
+def _smaller(parts: Mapping[str, Packed], weights: int) -> dict[str, Packed]:
+    dense = {_DENSE: parts[_DENSE]}
+    shared = {part: packed for part, packed in parts.items() if part != _DENSE}
+    return shared if shared and weights / _LARGEST_EXPANSION <= _size(shared) < _size(dense) else dense
+
+
+def _size(parts: Mapping[str, Packed]) -> int:
+    return sum(packed.data.size for packed in parts.values())
+
+
+def _describe(graph: Graph, own: Mapping[str, Mapping[str, Packed]], vectors: Mapping[str, Packed]) -> dict[str, Any]:
     return {
         "input": graph.input,
         "input_shape": [int(n) for n in graph.input_shape],
@@ -120,7 +145,8 @@ def _describe(graph: Graph, own: Mapping[str, Packed], vectors: Mapping[str, Pac
                 "inputs": list(node.inputs),
                 "attrs": dict(node.attrs),
                 "weights": {
-                    name: _form(own[node.name]) if name == "weight" else {"shape": list(array.shape)}
+                    name: {"shape": list(array.shape)}
+                    | ({"parts": {part: _form(p) for part, p in own[node.name].items()}} if name == "weight" else {})
                     for name, array in sorted(node.weights.items())
                 },
             }
@@ -161,13 +187,14 @@ def _get(mapping: Any, key: str, kind: type) -> Any:
 def _rebuild(program: Any, weights: Array) -> Graph:
     items, vectors = _get(program, "nodes", list), _get(program, "vectors", dict)
     shapes = [_get(item, "weights", dict) for item in items]
-    own = {i: named["weight"] for i, named in enumerate(shapes) if "weight" in named}
-    arrays = unpack(_slices([*own.values(), *vectors.values()], weights))
-    cut = {
-        name: _cut(name, vector, {i: named[name] for i, named in enumerate(shapes) if name in named})
-        for name, vector in zip(vectors, arrays[len(own) :], strict=True)
+    own = {i: _get(named["weight"], "parts", dict) for i, named in enumerate(shapes) if "weight" in named}
+    packed = _slices([*(part for parts in own.values() for part in parts.values()), *vectors.values()], weights)
+    arrays = iter(zip(packed, unpack(packed), strict=True))
+    found: dict[str, dict[int, Array]] = {
+        "weight": {i: _weight(shapes[i]["weight"], {p: next(arrays) for p in parts}) for i, parts in own.items()}
     }
-    found = {"weight": dict(zip(own, arrays, strict=False)), **cut}
+    for name, (_, vector) in zip(vectors, arrays, strict=True):
+        found[name] = _cut(name, vector, {i: named[name] for i, named in enumerate(shapes) if name in named})
     unknown = sorted({name for named in shapes for name in named} - set(found))
     if unknown or "weight" in vectors:
         raise ArtefactError(f"the file lacks the weights {unknown[:5]}")
@@ -178,6 +205,20 @@ def _rebuild(program: Any, weights: Array) -> Graph:
         _get(program, "output", str),
         {name: _quant(item) for name, item in _get(program, "quant", dict).items()},
     )
+
+
+def _weight(item: Any, parts: Mapping[str, tuple[Packed, Array]]) -> Array:
+    """A weight from its only part, or from the parameters that it shares values through."""
+    shape = _shape(item)
+    if set(parts) == {_DENSE}:
+        dense = parts[_DENSE][1]
+        if dense.shape != shape:
+            raise ArtefactError(f"weights of shape {dense.shape} for a layer of {shape}")
+        return dense
+    names = {part.partition(" ")[0] for part in parts}
+    if len(names) != 1 or prod(shape) > _LARGEST_EXPANSION * sum(packed.data.size for packed, _ in parts.values()):
+        raise ArtefactError(f"parameters {sorted(parts)[:5]} are not a weight of shape {shape}")
+    return expand(names.pop(), {part.partition(" ")[2]: array for part, (_, array) in parts.items()}, shape)
 
 
 def _slices(described: Iterable[Any], weights: Array) -> list[Packed]:
@@ -196,7 +237,7 @@ def _slices(described: Iterable[Any], weights: Array) -> list[Packed]:
 
 def _shape(item: Any) -> tuple[int, ...]:
     shape = _get(item, "shape", list)
-    if not all(type(n) is int and 0 <= n <= MAX_ELEMENTS for n in shape) or not 0 < len(shape) <= 4:
+    if not all(type(n) is int and 0 <= n <= MAX_ELEMENTS for n in shape) or not 0 < len(shape) <= 5:
         raise ArtefactError(f"{shape} is not the shape of a weight")
     return tuple(shape)
 

@@ -91,6 +91,8 @@ class Node:
     first, and `weights["position"]` (P + H * W, C) is added; both are float32 and optional. `attention` reads queries
     and keys (heads * D, L, 1) and values (heads * E, L, 1), head after head, and gives (heads * E, L, 1):
     softmax(scale * q k^T) v of every head.
+
+    `sharing` says in which way (`trimtab.sharing`) the weight may share values, for an artefact to look for.
     """
 
     op: str
@@ -98,6 +100,7 @@ class Node:
     inputs: tuple[str, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, Array] = field(default_factory=dict)
+    sharing: str | None = None
 
 
 @dataclass(frozen=True)

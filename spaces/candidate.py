@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from trimtab.sharing import expand
 from trimtab.spaces.factorisation import factorise, layer_of
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import dequantise, quantise_weight, round_to_bf16
 from trimtab.spaces.select import kept_channels, prune
+from trimtab.spaces.sharing import share, share_integers
 from trimtab.spaces.space import Space
 
 __all__ = ["Candidate", "apply", "layer_decisions", "narrowed", "prune_network", "reshape_network"]
@@ -73,12 +75,29 @@ def narrowed(
     The integers of 8 bits and fewer are added to `int8`; `gram` (I, I) is the covariance of the layer's inputs, for
     rounding that makes up for its own errors.
     """
-    if op.weight is None or decision.w_bits == 32:
+    if op.weight is None:
+        return op
+    if decision.sharing is not None:
+        return _shared(op, decision, decision.sharing, int8)
+    if decision.w_bits == 32:
         return op
     if decision.w_bits == 16:
         return replace(op, weight=round_to_bf16(op.weight))
     int8[op.name] = quantise_weight(op.weight, decision.w_bits, decision.grid, gram, rounding)
     return replace(op, weight=dequantise(*int8[op.name]))
+
+
+def _shared(op: Op, decision: LayerDecision, how: str, int8: dict[str, tuple[Array, Array]]) -> Op:
+    """A layer whose weights share values; rounding cannot make up for its errors there.
+
+    Only integers are stored shared: repairs rescale the channels of float weights, and so make them differ.
+    """
+    weight: Array = op.weight  # type: ignore[assignment]
+    if decision.w_bits <= 8:
+        int8[op.name] = share_integers(weight, how, decision.w_bits, decision.grid)
+        return replace(op, weight=dequantise(*int8[op.name]))
+    dense = expand(how.split()[0], share(weight, how), weight.shape)
+    return replace(op, weight=round_to_bf16(dense) if decision.w_bits == 16 else dense)
 
 
 def layer_decisions(network: Network, policy: Policy) -> dict[str, LayerDecision]:

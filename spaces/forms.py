@@ -14,6 +14,7 @@ from functools import partial
 from trimtab.errors import BadInput
 from trimtab.spaces import factorisation as low_rank
 from trimtab.spaces.network import Op
+from trimtab.spaces.sharing import SHARINGS, check_amount
 
 __all__ = ["DENSE", "FACTORISATIONS", "PATTERNS", "SHARINGS", "Form", "applies", "parse_form"]
 
@@ -24,7 +25,6 @@ FACTORISATIONS: Mapping[str, Callable[[Op], bool]] = {
     name: partial(low_rank.factorises, each) for name, each in low_rank.FACTORISATIONS.items()
 }
 PATTERNS: Mapping[str, Callable[[Op], bool]] = {}
-SHARINGS: Mapping[str, Callable[[Op], bool]] = {}
 
 _TEXT = re.compile(r"([a-z-]+) (\d*\.?\d+)|(\d+):(\d+)")
 
@@ -55,8 +55,9 @@ def parse_form(text: str) -> Form:
     name, amount = match[1], float(match[2])
     for kind, known in (("factorisation", FACTORISATIONS), ("pattern", PATTERNS), ("sharing", SHARINGS)):
         if name in known:
-            if amount <= 0 or (kind != "sharing" and amount >= 1):
-                raise BadInput(f"{text!r}: the number is a fraction between 0 and 1")
+            wrong = check_amount(name, amount) if kind == "sharing" else None
+            if wrong or (kind != "sharing" and not 0 < amount < 1):
+                raise BadInput(f"{text!r}: {wrong or 'the number is a fraction between 0 and 1'}")
             return Form(kind, name, amount, f"{name} {match[2]}")
     names = sorted({*FACTORISATIONS, *PATTERNS, *SHARINGS} - {"n:m"})
     raise BadInput(f"{text!r} is not a form of a layer; known are {', '.join(names)} and N:M")

@@ -22,6 +22,7 @@ from trimtab.kernels import packing, stored_bytes
 from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.validate import check_graph
 from trimtab.spaces import Candidate, LayerDecision, Options, Policy, Space, build_space
+from trimtab.spaces.forms import applies, parse_form
 
 
 def model_for(space: Space, fit: TableFit | None = None) -> CostModel:
@@ -74,6 +75,22 @@ def test_coded_size_is_about_what_is_stored(bits: tuple[int, int]) -> None:
     model, stored = model_for(space), stored_bytes(lower(timing_candidate(space, policy)))
     assert stored <= model.coded_size(policy) <= min(1.03 * stored, model.size(policy))
     assert model.get(policy, "size") == model.cost(policy).size == model.coded_size(policy)
+
+
+@pytest.mark.parametrize("how", ["hashed 0.25", "circulant 4", "kernels 32", "product 8"])
+@pytest.mark.parametrize("w_bits", [8, 4, 1])
+def test_weights_that_are_shared_take_fewer_bytes(how: str, w_bits: int) -> None:
+    space = space_of("resnet8")
+    narrow, form = LayerDecision(w_bits, 8), parse_form(how)
+    layers = {op.name: replace(narrow, sharing=how) if applies(form, op) else narrow for op in space.network.layers}
+    shared, plain = replace(space.base(), layers=layers), replace(space.base(), layers=dict.fromkeys(layers, narrow))
+    space.check(shared)
+    stored = {policy: stored_bytes(lower(timing_candidate(space, policy))) for policy in (shared, plain)}
+    model = model_for(space)
+    assert stored[shared] <= model.size(shared)
+    assert model.coded_size(shared) <= model.size(shared) <= model.size(plain)
+    if w_bits == 8:
+        assert stored[shared] < stored[plain]
 
 
 def test_stored_bytes_by_hand() -> None:

@@ -22,6 +22,7 @@ from tests.kernels.build import IN, OUT
 from trimtab.errors import BadInput
 from trimtab.kernels import Graph, Node, Quant, emulated_levels, levels, load, save
 from trimtab.kernels.artefact import SCHEMA
+from trimtab.sharing import expand
 
 MEMORY = 2**22
 KEY = "trimtab.schema"
@@ -76,17 +77,36 @@ def transformer() -> Graph:
 
 
 def coded() -> Graph:
-    """A network whose weights are worth entropy coding: integers, float32 and bf16."""
+    """A network whose weights are worth entropy coding: integers, float32 and bf16; and some that share values."""
     rng = np.random.default_rng(2)
     values = rng.standard_normal((3, 72, 72)).astype(np.float32)
-    integers = {"weight": np.rint(3 * values[0]).astype(np.int8), "weight_scale": np.full(72, 0.1, np.float32)}
+    integers = np.rint(3 * values[0]).astype(np.int8)
+    book = integers.reshape(-1, 3, 3)[:12]
+    pairs = rng.integers(0, 8, (72, 2), np.uint8)
+    shared = {
+        "kernels 12": book[rng.integers(0, 12, (16, 8))],
+        "hashed 0.09375": expand("hashed", {"values": integers[0]}, (8, 16, 3, 2)),
+        "circulant 4": expand("circulant", {"values": integers[:18].reshape(18, 18, 4)}, (72, 72)),
+        "product 8": expand("product", {"codebook": integers[0, :64].reshape(2, 8, 4), "index": pairs}, (72, 8)),
+    }
     upper = (values[2].view(np.uint32) & 0xFFFF0000).view(np.float32)
     nodes = (
-        Node("linear", "integers", ("x",), {"activation": "relu"}, integers),
+        _layer("conv2d", "shared kernels", "x", shared["kernels 12"], "kernels 12", padding=(1, 1, 1, 1)),
+        _layer("conv2d", "hashed", "shared kernels", shared["hashed 0.09375"], "hashed 0.09375", padding=(1, 1, 1, 0)),
+        Node("flatten", "flat", ("hashed",)),
+        _layer("linear", "circulant", "flat", shared["circulant 4"], "circulant 4"),
+        _layer("linear", "integers", "circulant", integers),
         Node("linear", "floats", ("integers",), {}, {"weight": values[1]}),
-        Node("linear", "out", ("floats",), {}, {"weight": upper}),
+        Node("linear", "upper", ("floats",), {}, {"weight": upper}),
+        _layer("linear", "small", "upper", integers[:8]),
+        _layer("linear", "out", "small", shared["product 8"], "product 8"),
     )
-    return Graph("x", (72,), nodes, "out", {"x": IN})
+    return Graph("x", (8, 3, 3), nodes, "out", {"x": IN})
+
+
+def _layer(op: str, name: str, source: str, weight: Any, sharing: str | None = None, **attrs: Any) -> Node:
+    weights = {"weight": weight, "weight_scale": np.full(len(weight), 0.1, np.float32)}
+    return Node(op, name, (source,), attrs, weights, sharing)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,6 @@ def test_any_weights_come_back_exactly(data: st.DataObject, tmp_path: Path) -> N
 
 
 STORED: dict[str, Any] = {
-    "not an object": [4],
     "no form": {"form": None},
     "no shape": {"shape": None},
     "no such form": {"form": "table 7"},
@@ -206,14 +206,44 @@ def test_weights_that_are_not_stored_so(case: str, tmp_path: Path) -> None:
     path = tmp_path / "net"
     save(narrow(4), path)
     node = hostile.program_of(path.read_bytes())["nodes"][0]
-    assert node["weights"]["weight"]["form"] == "table 4"
-    for name in node["weights"]:
-        what = {**node["weights"][name], **STORED[case]} if isinstance(STORED[case], dict) else STORED[case]
-        if name != "weight" and not (isinstance(what, list) or "shape" in STORED[case]):
-            continue
-        change(path, {"nodes": [{**node, "weights": {**node["weights"], name: what}}]})
+    weight, scale = node["weights"]["weight"], node["weights"]["weight_scale"]
+    assert weight["parts"]["dense"]["form"] == "table 4"
+    wrong = [{"weight_scale": changed(scale, STORED[case])}] if "shape" in STORED[case] else []
+    wrong += [{"weight": changed(weight, STORED[case])}] if "shape" in STORED[case] else []
+    wrong += [{"weight": {**weight, "parts": {"dense": changed(weight["parts"]["dense"], STORED[case])}}}]
+    for what in wrong:
+        change(path, {"nodes": [{**node, "weights": {**node["weights"], **what}}]})
         with pytest.raises(ArtefactError, match="net"):
             load(path)
+
+
+def changed(item: dict[str, Any], how: Any) -> Any:
+    return {**item, **how} if isinstance(how, dict) else how
+
+
+def test_shared_weights_are_stored_shared(tmp_path: Path) -> None:
+    graph = hostile.coded()
+    plain = replace(graph, nodes=tuple(replace(node, sharing=None) for node in graph.nodes))
+    save(graph, tmp_path / "shared")
+    save(plain, tmp_path / "plain")
+    stored = {
+        n["name"]: n["weights"].get("weight", {})
+        for n in hostile.program_of((tmp_path / "shared").read_bytes())["nodes"]
+    }
+    parts = {part for weight in stored.values() for part in weight.get("parts", {})}
+    assert {part.split()[0] for part in parts} == {"dense", "kernels", "hashed", "circulant", "product"}
+    assert weight_bytes(tmp_path / "shared") == stored_bytes(graph) < stored_bytes(plain) - 2000
+    for a, b in zip(read_graph(tmp_path / "shared").nodes, read_graph(tmp_path / "plain").nodes, strict=True):
+        assert a.weights.keys() == b.weights.keys()
+        assert all((a.weights[name] == b.weights[name]).all() for name in a.weights)
+
+
+def test_weights_that_turn_out_not_to_be_shared_are_stored_as_they_are(tmp_path: Path) -> None:
+    graph = narrow(4)
+    for how in ("circulant 2", "hashed 0.1", "kernels 4", "product 4"):
+        node = replace(graph.nodes[0], sharing=how)
+        save(replace(graph, nodes=(node,)), tmp_path / "net")
+        np.testing.assert_array_equal(read_graph(tmp_path / "net").nodes[0].weights["weight"], node.weights["weight"])
 
 
 def change(path: Path, changes: dict[str, Any]) -> None:

@@ -95,11 +95,28 @@ def with_text(text: bytes) -> bytes:
 def test_few_bytes_cannot_be_many_weights(form: str, tmp_path: Path) -> None:
     data = hostile.valid()[2]
     program = hostile.program_of(data)
-    program["nodes"][0]["weights"]["weight"].update(shape=[2**15, 2**15], form=form)
+    weight = next(node for node in program["nodes"] if node["name"] == "integers")["weights"]["weight"]
+    weight["parts"]["dense"].update(shape=[2**15, 2**15], form=form)
     (tmp_path / "net").write_bytes(hostile.with_program(data, program))
     tracemalloc.start()
     try:
         with pytest.raises(ArtefactError, match="bytes are not"):
+            read_graph(tmp_path / "net")
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+def test_few_shared_values_cannot_be_many_weights(tmp_path: Path) -> None:
+    data = hostile.valid()[2]
+    program = hostile.program_of(data)
+    weight = next(node for node in program["nodes"] if node["name"] == "hashed")["weights"]["weight"]
+    assert set(weight["parts"]) == {"hashed values"}
+    weight["shape"] = [2**15, 2**15]
+    (tmp_path / "net").write_bytes(hostile.with_program(data, program))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArtefactError, match="are not a weight of shape"):
             read_graph(tmp_path / "net")
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
