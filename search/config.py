@@ -17,6 +17,7 @@ from trimtab.search.budgets import BUDGETS, Budget, parse_budget
 from trimtab.spaces.criteria import CRITERIA
 from trimtab.spaces.forms import parse_form
 from trimtab.spaces.quantise import Quantisation
+from trimtab.spaces.repair import Repairs
 from trimtab.spaces.space import DEFAULT_BITS, Bits, Options, check_bits
 from trimtab.spaces.zoo import ZOO
 
@@ -197,6 +198,20 @@ class QuantisationConfig(_Section):
         return Quantisation(self.rounding, self.ranges)
 
 
+class RepairsConfig(_Section):
+    """What is made good before a candidate is judged: see `trimtab.spaces.Repairs`."""
+
+    reconstruct: bool = Repairs().reconstruct
+    batch_norm: bool = Repairs().batch_norm
+    bias: bool = Repairs().bias
+    block_steps: int = Field(Repairs().block_steps, ge=0)
+    samples: int = Field(Repairs().samples, ge=1)
+
+    def value(self) -> Repairs:
+        """Return these settings as the calibration takes them."""
+        return Repairs(**dict(self))
+
+
 class MeasureConfig(_Section):
     """How long to measure: each end-to-end measurement stops when half its 95 % interval is at most `precision` of
     the ratio, or after `seconds`; the winner gets `final_seconds`. `probes` networks calibrate the latency table."""
@@ -221,6 +236,7 @@ class Config(_Section):
     engine: EngineConfig = EngineConfig()
     space: SpaceConfig = SpaceConfig()
     quantisation: QuantisationConfig = QuantisationConfig()
+    repairs: RepairsConfig = RepairsConfig()
     agent: str = "tpe"
     baselines: tuple[str, ...] = ("uniform", "random")
     trials: int = Field(200, ge=1)

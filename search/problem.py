@@ -77,7 +77,7 @@ def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     if len(outputs) != 1 or outputs[0] < splits.classes:
         raise BadInput(f"the network has outputs of shape {outputs}, the data {splits.classes} classes")
     count_macs(model, example, StepPlan(space).steps(space.base()))
-    calibration = Calibration.of(space, splits.calibration, quantisation=config.quantisation.value())
+    calibration = Calibration.of(space, splits.calibration, config.repairs.value(), config.quantisation.value())
     judge = Judge(space, calibration, *splits.selection, by=config.judge)
     if config.proxy == "layers":
         few = Calibration.of(space, splits.calibration[:SETTLING], reconstruct=False)

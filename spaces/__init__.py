@@ -4,7 +4,7 @@ from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.network import Network, Norm, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation
-from trimtab.spaces.repair import Calibration, compress
+from trimtab.spaces.repair import Calibration, Repairs, compress
 from trimtab.spaces.space import BITS, DEFAULT_BITS, Bits, Knob, Options, Removal, Space, build_space
 from trimtab.spaces.trace import UnsupportedNetwork, trace
 
@@ -23,6 +23,7 @@ __all__ = [
     "Policy",
     "Quantisation",
     "Removal",
+    "Repairs",
     "Space",
     "UnsupportedNetwork",
     "apply",

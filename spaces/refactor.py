@@ -20,19 +20,14 @@ from trimtab.spaces.factorisation import (
 )
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision
-from trimtab.spaces.reconstruct import Sample, receptive_fields, solve, target_tensors
+from trimtab.spaces.reconstruct import Sample, is_rectified, receptive_fields, solve, target_tensors
 
 __all__ = ["fitted_factors", "rectified_layers"]
 
 
 def rectified_layers(network: Network) -> frozenset[str]:
     """Return the layers that are fitted to a tensor which nothing but a ReLU reads."""
-    found = set()
-    for name, (tensor, _) in target_tensors(network).items():
-        readers = network.consumers(tensor)
-        if tensor != network.output and len(readers) == 1 and readers[0].attrs.get("activation") == "relu":
-            found.add(name)
-    return frozenset(found)
+    return frozenset(name for name, (tensor, _) in target_tensors(network).items() if is_rectified(network, tensor))
 
 
 def fitted_factors(
@@ -73,4 +68,4 @@ def fitted_factors(
     reached = sample.values.clone()
     reached[:, kept] = torch.from_numpy(sums.astype(np.float32))
     op = replace(op, bias=bias.astype(np.float32))
-    return factor_ops(op, name, factors, in_shape), replace(sample, values=reached)
+    return factor_ops(op, name, factors, in_shape), replace(sample, values=reached, rectified=False)

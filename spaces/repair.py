@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.spaces.blocks import block_of, run_block, tune
 from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, prune_network
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import factor_ops, layer_of, plain_factors
@@ -16,59 +17,90 @@ from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation, dequantise, round_to_bf16
 from trimtab.spaces.ranges import activation_quant, activation_range, sampled, whole_range
-from trimtab.spaces.reconstruct import Sample, sample_targets, solve, target_tensors
+from trimtab.spaces.reconstruct import (
+    SAMPLES_PER_INPUT,
+    Sample,
+    eager_order,
+    is_rectified,
+    sample_targets,
+    solve,
+    target_tensors,
+)
 from trimtab.spaces.refactor import fitted_factors, rectified_layers
 from trimtab.spaces.space import Space
 
-__all__ = ["Calibration", "compress", "settle"]
+__all__ = ["Calibration", "Repairs", "compress", "settle"]
 
 #: Batch-norm re-estimation changes a channel's scale by at most this factor.
 LARGEST_RESCALE = 8.0
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """What is made good before a candidate is judged.
+
+    `reconstruct`: every dense layer is fitted to what the untouched one did (`trimtab.spaces.reconstruct`), on
+    `samples` output positions per input of the layer, where the images have as many; with `block_steps` the float
+    layers of each residual block are then fitted together, in so many steps (`trimtab.spaces.blocks`).
+    `batch_norm`: layers that had a batch norm get the mean and standard deviation that they used to have; `bias`: all
+    others get the mean (bias correction; Nagel et al. 2019, arXiv:1906.04721, section 4.2).
+    """
+
+    reconstruct: bool = True
+    batch_norm: bool = True
+    bias: bool = True
+    block_steps: int = 0
+    samples: int = SAMPLES_PER_INPUT
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Images (N, C, H, W) for repairs, and what the untouched network does on them.
 
-    `moments` are per layer the output's (mean, std), (O,); `samples` are per dense layer the values that
-    reconstruction fits, none where reconstruction is off. `quantisation` is how candidates are rounded.
+    `moments` are per layer the output's (mean, std), (O,); `samples` are per dense layer the values that reconstruction
+    fits, `sums` the whole tensors (N, O, H, W) that residual blocks are fitted to. `quantisation` is how candidates are
+    rounded.
     """
 
     images: Tensor
+    repairs: Repairs
     moments: Mapping[str, tuple[Tensor, Tensor]]
     samples: Mapping[str, Sample] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
     quantisation: Quantisation = field(default_factory=Quantisation)
 
     @classmethod
     def of(
-        cls, space: Space, images: Array, reconstruct: bool = True, quantisation: Quantisation | None = None
+        cls, space: Space, images: Array, repairs: Repairs | None = None, quantisation: Quantisation | None = None
     ) -> Calibration:
         """Record the untouched network on float32 images (N, C, H, W)."""
+        repairs, network = repairs or Repairs(), space.network
         moments: dict[str, tuple[Tensor, Tensor]] = {}
         samples: dict[str, Sample] = {}
-        fitted = {tensor: (name, other) for name, (tensor, other) in target_tensors(space.network).items()}
+        sums: dict[str, Tensor] = {}
+        fitted = {tensor: (name, other) for name, (tensor, other) in target_tensors(network).items()}
 
         def observe(op: Op, y: Tensor) -> None:
             if op.is_layer:
                 moments[op.name] = _moments(y)
-            if reconstruct and op.name in fitted:
+            if repairs.reconstruct and op.name in fitted:
                 name, other = fitted[op.name]
-                samples[name] = sample_targets(space.network.op(name), y, other, seed=len(samples))
+                rectified = is_rectified(network, op.name)
+                samples[name] = sample_targets(network.op(name), y, other, len(samples), rectified, repairs.samples)
+                if other is not None and repairs.block_steps:
+                    sums[name] = y
 
         x = torch.from_numpy(np.array(images, dtype=np.float32))
-        run(space.network, x, observe)
-        return cls(x, moments, samples, quantisation or Quantisation())
+        run(network, x, observe)
+        return cls(x, repairs, moments, samples, sums, quantisation or Quantisation())
 
 
 def compress(space: Space, policy: Policy, calibration: Calibration) -> Candidate:
     """Apply a policy and repair it in one pass over the calibration images, from input to output.
 
-    Every dense layer's weights are fitted to what the untouched layer did (`trimtab.spaces.reconstruct`), then
-    quantised. Every layer's output gets the mean that the untouched network had there (bias correction; Nagel et al.
-    2019, arXiv:1906.04721, section 4.2); one that is fitted to a sum makes up for the sum's mean. A layer that had a
-    batch norm, and is not part of a sum, gets the standard deviation too. That is batch-norm re-estimation relative to
-    the untouched network's statistics *on the same images*: so a policy that changes nothing is repaired to exactly
-    what it was, whatever the images.
+    Every dense layer's weights are fitted, then quantised; what of its output's mean and standard deviation is still
+    missing is given back. All of it is relative to what the untouched network did *on the same images*: so a policy
+    that changes nothing is repaired to exactly what it was, whatever the images and the repairs.
     """
     space.check(policy)
     return _Repair(space, policy, calibration).run()
@@ -93,7 +125,9 @@ class _Repair:
         self.samples = {} if self.untouched else dict(calibration.samples)
         after_relu = space.options.factors == "nonlinear"
         self.rectified = rectified_layers(space.network) if after_relu else frozenset[str]()
+        self.blocks = self._float_blocks()
         self.values = {self.network.input: calibration.images}
+        self.ops: dict[str, Op] = {}
         self.int8: dict[str, tuple[Array, Array]] = {}
         self.ranges: dict[str, tuple[float, float]] = {}
         # Sums and products are stored in 8 bits, whatever the layers that read them ask for.
@@ -101,23 +135,49 @@ class _Repair:
         self.stored: dict[int, dict[str, tuple[float, float]]] = {b: {} for b in sorted({*bits, 8} if bits else bits)}
 
     def run(self) -> Candidate:
-        last = self._last_readers()
+        order = eager_order(self.network)
+        last = self._last_readers(order)
         self._measure(self.network.input, self.calibration.images)
-        ops = []
+        executed: dict[str, list[str]] = {}
         with torch.no_grad():
-            for i, op in enumerate(self.network.ops):
+            for i, op in enumerate(order):
                 parts = self._executed_as(op)
+                executed[op.name] = [part.name for part in parts]
                 for part in parts:
-                    repaired, y = self._layer(part) if part.is_layer else (part, self._output(part))
-                    ops.append(repaired)
-                    self.values[part.name] = y
-                    self._measure(part.name, y)
+                    self._keep(*(self._layer(part) if part.is_layer else (part, self._output(part))))
+                if op.name in self.blocks:
+                    self._tune(self.blocks[op.name])
                 read = [name for name, reader in last.items() if reader == i]
-                for name in [*read, *(part.name for part in parts[:-1])]:
+                for name in [*read, *executed[op.name][:-1]]:
                     self.values.pop(name, None)
-        network = replace(self.network, ops=tuple(ops))
+        ops = tuple(self.ops[name] for op in self.network for name in executed[op.name])
+        network = replace(self.network, ops=ops)
         decisions = layer_decisions(network, self.policy)
         return Candidate(self.policy, network, decisions, self.int8, self.ranges, self.stored)
+
+    def _keep(self, op: Op, y: Tensor) -> None:
+        self.ops[op.name], self.values[op.name] = op, y
+        self._measure(op.name, y)
+
+    def _float_blocks(self) -> dict[str, tuple[Op, ...]]:
+        """By their last layers, the residual blocks of which every weight may still move."""
+        if self.untouched:
+            return {}
+        free = {name for name, decision in self.policy.layers.items() if decision == LayerDecision()}
+        blocks = {name: block_of(self.network, name) for name in self.calibration.sums}
+        return {
+            name: block for name, block in blocks.items() if free.issuperset(op.name for op in block if op.is_layer)
+        }
+
+    def _tune(self, block: tuple[Op, ...]) -> None:
+        """Fit a block's layers together, once each has been fitted on its own."""
+        last = block[-1].name
+        sample, steps = self.calibration.samples[last], self.calibration.repairs.block_steps
+        x, other = self.values[block[0].inputs[0]], self.values[str(sample.other)]
+        wanted = self.calibration.sums[last][:, torch.from_numpy(self.channels[last])]
+        tuned = tune([self.ops[op.name] for op in block], x, other, wanted, sample.rectified, steps)
+        for op, y in zip(tuned, run_block(tuned, x), strict=True):
+            self._keep(op, y)
 
     def _executed_as(self, op: Op) -> list[Op]:
         """The operator itself, or the factors of a factorised layer."""
@@ -136,12 +196,14 @@ class _Repair:
         """Whether a layer is fitted behind its ReLU."""
         return op.name in self.rectified and self._decision(op).rank is not None
 
-    def _last_readers(self) -> dict[str, int]:
+    def _last_readers(self, order: Sequence[Op]) -> dict[str, int]:
         """The index of the last operator that needs a tensor; a layer fitted to a sum needs the other operand."""
         last: dict[str, int] = {}
-        for i, op in enumerate(self.network.ops):
+        for i, op in enumerate(order):
             sample = self.calibration.samples.get(op.name)
-            needed = [*op.inputs, sample.other] if sample is not None and sample.other else op.inputs
+            needed = [*op.inputs, sample.other] if sample is not None and sample.other else list(op.inputs)
+            if op.name in self.blocks:
+                needed.append(self.blocks[op.name][0].inputs[0])
             last.update(dict.fromkeys(needed, i))
         return last
 
@@ -169,41 +231,41 @@ class _Repair:
     def _layer(self, op: Op) -> tuple[Op, Tensor]:
         """Fit, quantise and correct one layer; return it with its output."""
         sample = self.samples.get(op.name)
-        x = self._input(op)
-        gram = None
-        if sample is not None:
-            weight, bias, gram = solve(op, x, sample, self.channels[op.name], self.values)
-            op = replace(op, weight=weight, bias=bias)
-        covariance = None if gram is None else gram.numpy()
-        rounding = self.calibration.quantisation.rounding
-        op = narrowed(op, self._decision(op), self.int8, covariance, rounding)
+        x, decision, rounding = self._input(op), self._decision(op), self.calibration.quantisation.rounding
+        if sample is None:
+            op = narrowed(op, decision, self.int8, None, rounding)
+            y = apply_op(op, [x])
+            return (op, y) if self.untouched else self._settled(op, y)
+        weight, bias, gram = solve(op, x, sample, self.channels[op.name], self.values)
+        fitted = replace(op, weight=weight, bias=bias)
+        op = narrowed(fitted, decision, self.int8, gram.numpy(), rounding)
         y = apply_op(op, [x])
-        return (op, y) if self.untouched else self._settled(op, y, sample)
+        # What a fitted layer owes is what the fit gave: before a sum or a ReLU it has to differ from what it was.
+        return (op, y) if op is fitted else self._corrected(op, y, _moments(apply_op(fitted, [x])))
 
-    def _settled(self, op: Op, y: Tensor, sample: Sample | None) -> tuple[Op, Tensor]:
-        """A layer and its output, both corrected; inner factors have nothing to be compared with."""
+    def _settled(self, op: Op, y: Tensor) -> tuple[Op, Tensor]:
+        """A layer and its output with the moments that it used to have; inner factors have none to compare with."""
         if op.name not in self.calibration.moments:
             return op, y
-        factor, shift = self._correction(op, y, sample)
-        return self._corrected(op, factor, shift), y * _per_channel(factor, y) + _per_channel(shift, y)
-
-    def _correction(self, op: Op, y: Tensor, sample: Sample | None) -> tuple[Tensor, Tensor]:
-        """Per-channel factor and shift that bring the output's moments to the untouched network's."""
-        mean, std = _moments(y)
-        factor = torch.ones_like(mean)
         kept = torch.from_numpy(self.channels[op.name])
-        target_mean, target_std = (moment[kept] for moment in self.calibration.moments[op.name])
-        if sample is not None and (sample.other is not None or self._is_fitted_behind_relu(op)):
-            # A layer fitted to a sum, or behind a ReLU, has to differ from what it was: the mean there is what it owes.
-            beside = sample.at(self.values[sample.other]) if sample.other is not None else 0
-            return factor, (sample.values[:, kept] - beside - sample.at(y)).mean(0)
-        if op.name in self.space.normalised:
-            alive = (std > 1e-6) & (target_std > 1e-6)
-            ratio = (target_std / std.clamp(min=1e-12)).clamp(1 / LARGEST_RESCALE, LARGEST_RESCALE)
-            factor = torch.where(alive, ratio, factor)
-        return factor, target_mean - mean * factor
+        mean, std = self.calibration.moments[op.name]
+        return self._corrected(op, y, (mean[kept], std[kept]))
 
-    def _corrected(self, op: Op, factor: Tensor, shift: Tensor) -> Op:
+    def _corrected(self, op: Op, y: Tensor, wanted: tuple[Tensor, Tensor]) -> tuple[Op, Tensor]:
+        """A layer and its output with each channel's mean, and standard deviation behind a batch norm, as wanted."""
+        repairs, (mean, std), (wanted_mean, wanted_std) = self.calibration.repairs, _moments(y), wanted
+        normalised = op.name in self.space.normalised
+        if not (repairs.batch_norm and normalised) and not repairs.bias:
+            return op, y
+        factor = torch.ones_like(mean)
+        if repairs.batch_norm and normalised:
+            alive = (std > 1e-6) & (wanted_std > 1e-6)
+            ratio = (wanted_std / std.clamp(min=1e-12)).clamp(1 / LARGEST_RESCALE, LARGEST_RESCALE)
+            factor = torch.where(alive, ratio, factor)
+        shift = wanted_mean - mean * factor
+        return self._moved(op, factor, shift), y * _per_channel(factor, y) + _per_channel(shift, y)
+
+    def _moved(self, op: Op, factor: Tensor, shift: Tensor) -> Op:
         """The layer with the correction folded in; int8 values stay, their scales change."""
         scale = factor.numpy()
         bias = shift.numpy() if op.bias is None else op.bias * scale + shift.numpy()
@@ -223,6 +285,7 @@ class _Settling(_Repair):
     def __init__(self, space: Space, candidate: Candidate, calibration: Calibration) -> None:
         super().__init__(space, candidate.policy, calibration)
         self.candidate, self.network, self.int8 = candidate, candidate.network, dict(candidate.int8)
+        self.blocks = {}
 
     def run(self) -> Candidate:
         settled = super().run()
@@ -237,7 +300,7 @@ class _Settling(_Repair):
 
     def _layer(self, op: Op) -> tuple[Op, Tensor]:
         y = apply_op(op, [self.values[op.inputs[0]]])
-        return (op, y) if self.untouched else self._settled(op, y, None)
+        return (op, y) if self.untouched else self._settled(op, y)
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from trimtab.evaluators.steps import StepPlan
 from trimtab.kernels import Graph, Session, fuse
 from trimtab.kernels.passes import legalise
 from trimtab.kernels.validate import is_integer
-from trimtab.spaces import Calibration, Options, Space, build_space, compress
+from trimtab.spaces import Calibration, Options, Repairs, Space, build_space, compress
 from trimtab.spaces.candidate import apply
 from trimtab.spaces.execute import run
 from trimtab.spaces.select import kept_channels, prune, zero_channels
@@ -93,7 +93,7 @@ def test_in_float32_a_network_is_pytorch_s(name: str) -> None:
 def test_pruned_and_in_integers_every_step_is_the_reference_s(name: str) -> None:
     space = space_of(name)
     rng = np.random.default_rng(0)
-    calibration = Calibration.of(space, pictures(4, 1).numpy(), reconstruct=False)
+    calibration = Calibration.of(space, pictures(4, 1).numpy(), repairs=Repairs(reconstruct=False))
     vector = [int(rng.integers(len(knob.choices))) for knob in space.knobs]
     for policy in (space.int8(), space.decode(vector)):
         graph = lower(compress(space, policy, calibration))

@@ -13,7 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trimtab.spaces import Calibration, Candidate, LayerDecision, Network, Policy, Space, apply, build_space, compress
+from trimtab.spaces import (
+    Calibration,
+    Candidate,
+    LayerDecision,
+    Network,
+    Policy,
+    Repairs,
+    Space,
+    apply,
+    build_space,
+    compress,
+)
 from trimtab.spaces.execute import run
 from trimtab.spaces.network import Array
 from trimtab.spaces.repair import LARGEST_RESCALE
@@ -59,7 +70,7 @@ def calibrated(space: Space, images: Tensor) -> Calibration:
 
 
 def moments_only(space: Space, images: Tensor) -> Calibration:
-    return Calibration.of(space, images.numpy(), reconstruct=False)
+    return Calibration.of(space, images.numpy(), repairs=Repairs(reconstruct=False))
 
 
 def outputs(network: Network, x: Tensor) -> dict[str, Tensor]:

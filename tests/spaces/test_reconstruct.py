@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.spaces import Calibration, Op, Space, compress
+from trimtab.spaces import Calibration, Op, Repairs, Space, compress
 from trimtab.spaces import reconstruct as module
 from trimtab.spaces.execute import apply_op, run
-from trimtab.spaces.reconstruct import Sample, receptive_fields, sample_targets, solve, target_tensors
+from trimtab.spaces.reconstruct import (
+    Sample,
+    eager_order,
+    is_rectified,
+    receptive_fields,
+    sample_targets,
+    solve,
+    target_tensors,
+)
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
@@ -103,6 +111,65 @@ def test_only_the_later_operand_of_a_residual_sum_is_fitted_to_it(space_of: Spac
         assert order.index(str(other)) < order.index(name)
 
 
+def test_every_sum_of_option_a_is_fitted_by_the_block_s_last_layer(space_of: SpaceOf) -> None:
+    # Where the image shrinks the shortcut comes last in the trace, though it could be computed before the block.
+    network = space_of("residual-a").network
+    fitted = {name: tensor for name, (tensor, other) in target_tensors(network).items() if other is not None}
+    assert set(fitted) == {f"layer{stage}.0.conv2" for stage in (1, 2, 3)}
+    order = [op.name for op in eager_order(network)]
+    assert sorted(order) == sorted(op.name for op in network)
+    for i, name in enumerate(order):
+        assert set(network.op(name).inputs) <= {network.input, *order[:i]}
+
+
+def rectified_loss(op: Op, x: Tensor, target: Tensor) -> float:
+    """What `solve` makes small in front of a ReLU: below zero, only what is above zero is an error."""
+    y = apply_op(op, [x])
+    error = torch.where(target > 0, y - target, y.clamp(min=0))
+    return float(error.double().square().mean())
+
+
+@pytest.mark.parametrize("steps", [10, 400])
+def test_in_front_of_a_relu_only_its_output_counts(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RECTIFIED_STEPS", steps)
+    monkeypatch.setattr(module, "RIDGE", 1e-6)
+    torch.manual_seed(0)
+    op, x = convolution(), torch.randn(8, 4, 9, 9)
+    target = apply_op(op, [x]) * 0.5 + torch.randn(8, 5, 9, 9)
+    losses = {}
+    for rectified in (False, True):
+        sample = sample_targets(op, target, None, 1, rectified)
+        weight, bias, _ = solve(op, x, sample, np.arange(5), {})
+        losses[rectified] = rectified_loss(Op("conv2d", "c", ("x",), (5, 9, 9), op.attrs, weight, bias), x, target)
+    # The convex problem's optimum by L-BFGS.
+    fields = F.unfold(x, 3, padding=1).double().transpose(1, 2).reshape(-1, 36)
+    fields = torch.cat([fields, torch.ones(len(fields), 1)], 1)
+    wanted = target.double().permute(0, 2, 3, 1).reshape(-1, 5)
+    coefficients = torch.zeros(37, 5, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([coefficients], max_iter=300, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        y = fields @ coefficients
+        value = torch.where(wanted > 0, y - wanted, y.clamp(min=0)).square().mean()
+        value.backward()
+        return value
+
+    search.step(loss)
+    best = float(loss().detach())
+    slack = 1.05 if steps == 10 else 1.002
+    assert best * 0.999 <= losses[True] <= slack * best
+    assert losses[True] < 0.9 * losses[False]
+
+
+def test_what_a_relu_alone_reads_is_rectified(space_of: SpaceOf) -> None:
+    network = space_of("residual-b").network
+    sums = [op.name for op in network if op.kind == "add"]
+    assert all(is_rectified(network, name) for name in ["conv1", *sums])
+    assert not is_rectified(network, "layer1.0.conv2")
+    assert not is_rectified(network, network.output)
+
+
 @pytest.mark.parametrize("name", ["residual-a", "residual-b", "inverted", "concat"])
 @pytest.mark.parametrize("bits", [(32, 32), (8, 8)])
 def test_reconstruction_reduces_the_error_on_fresh_images(
@@ -113,7 +180,7 @@ def test_reconstruction_reduces_the_error_on_fresh_images(
     expected = run(space.network, fresh)
     errors = []
     for fit in (False, True):
-        calibration = Calibration.of(space, image(128, 12).numpy(), reconstruct=fit)
+        calibration = Calibration.of(space, image(128, 12).numpy(), repairs=Repairs(reconstruct=fit))
         found = run(compress(space, policy, calibration).network, fresh)
         errors.append(float((found - expected).square().mean()))
     assert errors[1] < 0.9 * errors[0]
