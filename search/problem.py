@@ -80,7 +80,7 @@ def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     calibration = Calibration.of(space, splits.calibration, config.repairs.value(), config.quantisation.value())
     judge = Judge(space, calibration, *splits.selection, by=config.judge)
     if config.proxy == "layers":
-        few = Calibration.of(space, splits.calibration[:SETTLING], reconstruct=False)
+        few = Calibration.of(space, splits.calibration[:SETTLING], replace(config.repairs.value(), reconstruct=False))
         judge = replace(judge, database=open_database(space, calibration), few=few)
     return Problem(config, space, splits, judge)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import BadInput
-from trimtab.spaces import Calibration, LayerDecision, Policy, Space, apply
+from trimtab.spaces import Calibration, LayerDecision, Policy, Repairs, Space, apply
 from trimtab.spaces.candidate import prune_network
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.execute import apply_op, run
@@ -250,7 +250,7 @@ def test_two_processes_stitch_the_same_bytes(tmp_path: Path) -> None:
 
 def test_settling_gives_every_layer_the_untouched_means(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
     space, x = space_of("residual-b"), image(24)
-    calibration = Calibration.of(space, x.numpy(), reconstruct=False)
+    calibration = Calibration.of(space, x.numpy(), Repairs(reconstruct=False))
     base = database(space, x, tmp_path)
     assert settle(space, base.stitch(space.base()), calibration).network.weights_hash() == space.network.weights_hash()
     policy = space.uniform(0.6, (4, 8), "svd 0.5")
