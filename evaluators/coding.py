@@ -28,12 +28,14 @@ class Coded:
     rate: float
 
     @classmethod
-    def of(cls, op: Op, bits: int) -> Coded:
-        """Estimate them from the untouched layer."""
+    def of(cls, op: Op, bits: int, zeros: float = 0.0) -> Coded:
+        """Estimate them from the untouched layer, of which a share `zeros`, the smallest weights, becomes 0."""
         whole = op.folded().weight
         if whole is None:
             return cls(bits, 0.0, bits / 8)
-        weight = _narrowed(whole[:: -(-whole.size // SAMPLE)], bits)
+        some = whole[:: -(-whole.size // SAMPLE)]
+        size = np.abs(some)
+        weight = _narrowed(np.where(size < np.quantile(size, zeros), np.float32(0), some), bits)
         once, twice = estimate(weight), estimate(np.concatenate([weight, weight]))
         return cls(bits, 2 * once - twice, (twice - once) / weight.size)
 

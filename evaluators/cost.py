@@ -18,6 +18,7 @@ from trimtab.evaluators.steps import Call, Step, StepPlan
 from trimtab.evaluators.table import LatencyTable
 from trimtab.kernels.packing import bytes_of
 from trimtab.spaces.factorisation import Geometry, parts_of
+from trimtab.spaces.forms import parse_form
 from trimtab.spaces.network import Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.sharing import parameters
@@ -117,16 +118,21 @@ class CostModel:
 
         They are fewer where a small layer happens to use fewer values than its bits allow, and after entropy coding.
         """
-        return self._size(policy, lambda op, bits, weights: bytes_of(weights, bits))
+        return self._size(policy, lambda op, decision, weights: bytes_of(weights, decision.w_bits))
 
     def coded_size(self, policy: Policy) -> int:
         """Return the bytes expected after entropy coding: what coding saves of each layer as it was given.
 
         A prediction from shapes and untouched weights; `kernels.stored_bytes` of the candidate is exact.
         """
-        return self._size(policy, lambda op, bits, weights: self._coded(op, bits).bytes(weights))
 
-    def _size(self, policy: Policy, stored: Callable[[Op, int, int], float]) -> int:
+        def stored(op: Op, decision: LayerDecision, weights: int) -> float:
+            zeros = parse_form(decision.pattern).amount if decision.pattern else 0.0
+            return self._coded(op, decision.w_bits, zeros).bytes(weights)
+
+        return self._size(policy, stored)
+
+    def _size(self, policy: Policy, stored: Callable[[Op, LayerDecision, int], float]) -> int:
         untouched = policy == self.space.base()
         total = float(self._constants)
         for shape in self.space.layer_shapes(policy):
@@ -135,7 +141,7 @@ class CostModel:
             # Bias correction gives every repaired layer a bias.
             biases = shape.outputs if shape.op.name in self._biased or not untouched else 0
             bits = shape.decision.w_bits
-            dense = sum(stored(shape.op, bits, part.weights) for part in parts)
+            dense = sum(stored(shape.op, shape.decision, part.weights) for part in parts)
             total += min(dense, _shared_bytes(layer, shape.decision)) + 4 * biases
             total += 4 * sum(part.outputs for part in parts) if bits <= 8 else 0
         return math.ceil(total)

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from trimtab.errors import TrimtabError
 from trimtab.evaluators import Cost, CostModel, LatencyTable, count_macs, lower
 from trimtab.evaluators.accuracy import timing_candidate
+from trimtab.evaluators.coding import Coded
 from trimtab.evaluators.cost import TableFit, peak_memory
 from trimtab.evaluators.steps import Call, Step, StepPlan
 from trimtab.kernels import packing, stored_bytes
+from trimtab.kernels.packing import estimate
 from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.validate import check_graph
 from trimtab.spaces import Candidate, LayerDecision, Options, Policy, Space, build_space
 from trimtab.spaces.forms import applies, parse_form
+from trimtab.spaces.quantise import quantise_weight
 
 
 def model_for(space: Space, fit: TableFit | None = None) -> CostModel:
@@ -75,6 +78,16 @@ def test_coded_size_is_about_what_is_stored(bits: tuple[int, int]) -> None:
     model, stored = model_for(space), stored_bytes(lower(timing_candidate(space, policy)))
     assert stored <= model.coded_size(policy) <= min(1.03 * stored, model.size(policy))
     assert model.get(policy, "size") == model.cost(policy).size == model.coded_size(policy)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 32])
+def test_what_coding_leaves_of_a_sparse_layer(bits: int) -> None:
+    op = max(space_of("resnet20").network.layers, key=lambda op: op.weight.size)
+    weight = op.folded().weight
+    sparse = np.where(np.abs(weight) < np.median(np.abs(weight)), np.float32(0), weight)
+    stored = estimate(sparse if bits == 32 else quantise_weight(sparse, bits)[0])
+    assert Coded.of(op, bits, 0.5).bytes(weight.size) == pytest.approx(stored, rel=0.03)
+    assert Coded.of(op, bits, 0.5).bytes(weight.size) <= Coded.of(op, bits).bytes(weight.size)
 
 
 @pytest.mark.parametrize("how", ["hashed 0.25", "circulant 4", "kernels 32", "product 8"])
