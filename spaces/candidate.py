@@ -68,7 +68,7 @@ def narrowed(
     decision: LayerDecision,
     int8: dict[str, tuple[Array, Array]],
     gram: Array | None = None,
-    rounding: str = "gptq",
+    rounding: str = "descent",
 ) -> Op:
     """Return a layer whose float32 weights hold only what the decision's bits can: 1 to 8, 16 (bf16) or 32.
 

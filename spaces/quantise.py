@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from trimtab.errors import unknown_name
 from trimtab.spaces.grids import fit_grid, nearest
 from trimtab.spaces.network import Array
 from trimtab.spaces.ranges import RANGES
-from trimtab.spaces.rounding import ROUNDINGS, adaround, gptq
+from trimtab.spaces.rounding import ROUNDINGS, adaround, descent, gptq
 
 __all__ = ["Quantisation", "dequantise", "quantise_weight", "round_to_bf16"]
 
@@ -30,7 +31,7 @@ class Quantisation:
     tensor's values its bits store (`trimtab.spaces.ranges.RANGES`). Another name is a `BadInput`.
     """
 
-    rounding: str = "gptq"
+    rounding: str = "descent"
     ranges: str = "mse"
 
     def __post_init__(self) -> None:
@@ -41,13 +42,13 @@ class Quantisation:
 
 
 def quantise_weight(
-    weight: Array, bits: int = 8, grid: str = "uniform", gram: Array | None = None, rounding: str = "gptq"
+    weight: Array, bits: int = 8, grid: str = "uniform", gram: Array | None = None, rounding: str = "descent"
 ) -> tuple[Array, Array]:
     """Return (int8 weight, float32 scale (O,)) of 1 to 8 bits on a grid of `trimtab.spaces.grids.fit_grid`.
 
     A channel without weights becomes zeros, on a grid without zero as small as SMALLEST_SHARE lets it. With the
     covariance of the layer's inputs `gram` (I, I), positive definite, weights of fewer than 8 bits are rounded so that
-    the layer's output is nearest, not the weights, by "gptq" or "adaround" (`trimtab.spaces.rounding`).
+    the layer's output is nearest, not the weights (`trimtab.spaces.rounding`).
     """
     rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
     levels, scale = fit_grid(rows, bits, grid)
@@ -58,8 +59,15 @@ def quantise_weight(
     if gram is None or bits == 8 or rounding == "nearest":
         rounded = nearest(rows / scale[:, None], levels)
     else:
-        rounded = (gptq if rounding == "gptq" else adaround)(rows, scale, levels, gram)
+        rounded = _COMPENSATED[rounding](rows, scale, levels, gram)
     return rounded.astype(np.int8).reshape(weight.shape), scale
+
+
+_COMPENSATED: Mapping[str, Callable[[Array, Array, Array, Array], Array]] = {
+    "gptq": gptq,
+    "descent": descent,
+    "adaround": adaround,
+}
 
 
 def dequantise(quantised: Array, scale: Array) -> Array:

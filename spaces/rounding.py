@@ -17,16 +17,19 @@ from torch import Tensor
 from trimtab.spaces.grids import nearest
 from trimtab.spaces.network import Array
 
-__all__ = ["ROUNDINGS", "adaround", "gptq"]
+__all__ = ["ROUNDINGS", "adaround", "descent", "gptq"]
 
 #: What a layer of fewer than 8 bits may be rounded by; "nearest" needs no covariance.
-ROUNDINGS = ("nearest", "gptq", "adaround")
+ROUNDINGS = ("nearest", "gptq", "descent", "adaround")
 
 #: Inputs that are rounded before their errors reach all the later ones.
 BLOCK = 64
 
 #: Errors are made up for among at most so many inputs: the decomposition takes the cube of their number.
 GROUP = 2048
+
+#: How often coordinate descent goes over a layer's inputs.
+SWEEPS = 4
 
 #: AdaRound: steps of Adam, its rate, the share of steps without the regulariser, the regulariser's weight and how its
 #: exponent falls (section 4 and appendix of the paper, with full gradients in place of batches and fewer steps).
@@ -73,6 +76,28 @@ def _inverse_factor(gram: Array) -> Array:
     lower = torch.linalg.cholesky(opposite)
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(gram), dtype=torch.float64), upper=False)
     return np.asarray(inverse.flip(0, 1).numpy(), np.float32)
+
+
+def descent(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
+    """Round weights (O, I) to levels by `gptq`, then, input by input, to the best level given all the others'.
+
+    QuantEase (Behdin et al. 2023, arXiv:2309.01885, algorithm 1), in blocks of inputs: the output's error only falls.
+    """
+    gram = gram.astype(np.float32)
+    rounded = gptq(rows, scale, levels, gram)
+    for _ in range(SWEEPS):
+        # What each weight is off by times its input's variance, as far as the others' errors do not make up for it.
+        missing = (rows - rounded * scale[:, None]) @ gram
+        for start in range(0, rows.shape[1], BLOCK):
+            end = min(start + BLOCK, rows.shape[1])
+            changes = np.empty((len(rows), end - start), np.float32)
+            for i in range(start, end):
+                best = nearest(rounded[:, i] + missing[:, i] / (gram[i, i] * scale), levels)
+                changes[:, i - start] = (best - rounded[:, i]) * scale
+                rounded[:, i] = best
+                missing[:, i + 1 : end] -= changes[:, i - start, None] * gram[i, i + 1 : end]
+            missing[:, end:] -= changes @ gram[start:end, end:]
+    return rounded
 
 
 def adaround(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:

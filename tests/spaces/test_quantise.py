@@ -144,7 +144,7 @@ def test_bf16_is_pytorch_s(weight: Array) -> None:
 
 
 def test_a_method_that_is_not_known_is_refused() -> None:
-    assert Quantisation() == Quantisation("gptq", "mse")
+    assert Quantisation() == Quantisation("descent", "mse")
     with pytest.raises(BadInput, match="did you mean 'adaround'"):
         Quantisation(rounding="adarond")
     with pytest.raises(BadInput, match="known: kl, min-max, mse, percentile"):

@@ -12,7 +12,7 @@ from trimtab.spaces import rounding
 from trimtab.spaces.grids import fit_grid, largest_integer, nearest
 from trimtab.spaces.network import Array
 from trimtab.spaces.quantise import dequantise, quantise_weight
-from trimtab.spaces.rounding import adaround, gptq
+from trimtab.spaces.rounding import adaround, descent, gptq
 
 
 def covariance(inputs: int) -> Array:
@@ -28,7 +28,7 @@ def test_rounding_makes_up_for_each_error_as_well_as_the_inputs_left_can(bits: i
     """The weights left after each rounding are the least-squares solution given those that are fixed."""
     gram = covariance(inputs)
     weight = np.random.default_rng(3).normal(size=(3, inputs)).astype(np.float32)
-    found, scale = quantise_weight(weight, bits, gram=gram)
+    found, scale = quantise_weight(weight, bits, gram=gram, rounding="gptq")
     assert (scale == quantise_weight(weight, bits)[1]).all()
     top, exact = largest_integer(bits), gram.astype(np.float64)
     for row, integers, s in zip(weight.astype(np.float64), found, scale.astype(np.float64), strict=True):
@@ -52,7 +52,9 @@ def test_compensated_rounding_brings_the_output_nearer(bits: int) -> None:
         error = (dequantise(*found) - weight).astype(np.float64)
         return float(np.einsum("oi,ij,oj->", error, gram, error))
 
-    assert output_error(quantise_weight(weight, bits, gram=gram)) < 0.85 * output_error(quantise_weight(weight, bits))
+    assert output_error(quantise_weight(weight, bits, gram=gram, rounding="gptq")) < 0.85 * output_error(
+        quantise_weight(weight, bits)
+    )
 
 
 def layer(outputs: int, inputs: int, bits: int, grid: str = "uniform") -> tuple[Array, Array, Array, Array]:
@@ -89,6 +91,22 @@ def test_large_layers_are_rounded_in_groups(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     parts = [gptq(rows[:, s], scale, levels, gram[s, s]) for s in (slice(0, 7), slice(7, 14), slice(14, 21))]
     assert (found == np.concatenate(parts, axis=1)).all()
+
+
+@pytest.mark.parametrize("grid", ["uniform", "power2", "codebook", "bases"])
+def test_descent_ends_where_no_weight_alone_can_do_better(monkeypatch: pytest.MonkeyPatch, grid: str) -> None:
+    rows, scale, levels, gram = layer(4, 70, 3, grid)
+    first = objective(rows, scale, descent(rows, scale, levels, gram), gram)
+    assert (first <= objective(rows, scale, gptq(rows, scale, levels, gram), gram) * (1 + 1e-6)).all()
+    monkeypatch.setattr(rounding, "SWEEPS", 60)
+    found = descent(rows, scale, levels, gram)
+    least = objective(rows, scale, found, gram)
+    assert (least <= first * (1 + 1e-6)).all()
+    for i in range(rows.shape[1]):
+        for level in levels:
+            tried = found.copy()
+            tried[:, i] = level
+            assert (objective(rows, scale, tried, gram) >= least * (1 - 1e-4)).all()
 
 
 @pytest.mark.parametrize(
