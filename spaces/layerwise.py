@@ -136,10 +136,8 @@ class _Layer:
         return [*first, narrowed(last, self.decision, self.int8, inner + _ridge(inner), self.rounding)], seen
 
     def _factors(self, op: Op, gram: Array, in_shape: tuple[int, ...]) -> Sequence[Op]:
-        name, plain = (
-            self.decision.factorisation,
-            plain_factors(op, self.decision.factorisation, self.decision.rank or 0),
-        )
+        name = self.decision.factorisation
+        plain = plain_factors(op, name, self.decision.rank or 0)
         return factor_ops(op, name, fit_outputs(name, plain, kernel_of(op), gram), in_shape)
 
     def _note_ranges(self, first: Sequence[Op], op: Op) -> None:

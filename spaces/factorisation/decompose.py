@@ -39,13 +39,13 @@ def tucker2(weight: Array, out_rank: int, in_rank: int) -> tuple[Array, Array, A
     captured = 0.0
     for _ in range(TUCKER_ROUNDS):
         inputs = _leading_rows(narrow, in_rank)
-        projected = np.einsum("oiyx,ip->opyx", weight, inputs, optimize=True)
+        projected = np.einsum("oiyx,ip->opyx", weight, inputs, optimize="optimal")
         outputs = _leading_rows(projected, out_rank)
-        core = np.einsum("opyx,oq->qpyx", projected, outputs, optimize=True)
+        core = np.einsum("opyx,oq->qpyx", projected, outputs, optimize="optimal")
         before, captured = captured, float((core**2).sum())
         if captured - before <= TUCKER_TOLERANCE * captured:
             break
-        narrow = np.einsum("oiyx,oq->iqyx", weight, outputs, optimize=True)
+        narrow = np.einsum("oiyx,oq->iqyx", weight, outputs, optimize="optimal")
     return np.ascontiguousarray(inputs.T), core, outputs
 
 

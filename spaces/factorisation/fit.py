@@ -23,10 +23,11 @@ __all__ = ["Rectified", "fit_outputs", "fit_rectified", "output_error"]
 ROUNDS = 3
 STEPS = 6
 
-#: How strongly the auxiliary values are held to the ReLU's input, round by round. Zhang et al. take 25 rounds of 0.01
-#: and 25 of 1: on ResNet-20, singular values at half the MACs, six rounds of 1 left 83.1 % of 2,000 images, three of
-#: 0.01 and three of 1 82.0 %, and fifteen rising from 0.01 to 1 81.7 %.
-HOLDS = (1.0,) * 6
+#: How strongly the auxiliary values are held to the ReLU's input, and for how many rounds. Zhang et al. take 25 rounds
+#: of 0.01 and 25 of 1: on ResNet-20, singular values at half the MACs, six rounds of 1 left 83.1 % of 2,000 images,
+#: three of 0.01 and three of 1 82.0 %, and fifteen rising from 0.01 to 1 81.7 %.
+HOLD = 1.0
+RECTIFIED_ROUNDS = 6
 
 
 def output_error(weight: Array, dense: Array, gram: Array) -> float:
@@ -64,7 +65,7 @@ def _improved(name: str, factors: Sequence[Array], k: int, weight: Array, gram: 
 
     def gradient(missing: Array) -> Array:
         weighted = (missing.reshape(len(missing), -1) @ gram).reshape(missing.shape)
-        return np.asarray(np.einsum(back, weighted, *others, optimize=True))
+        return np.asarray(np.einsum(back, weighted, *others, optimize="optimal"))
 
     factor = factors[k]
     return factor + _conjugate_gradients(lambda f: gradient(dense(f)), gradient(weight - dense(factor)))
@@ -129,14 +130,14 @@ def fit_rectified(
     """Return factors, in float64, and a bias (O,) that are nearest to what is wanted behind a ReLU, and its input then.
 
     They start from the factors that `fit_outputs` makes of `weight` and from `bias`. After Zhang et al. 2016
-    (arXiv:1505.06798, section 3.2): auxiliary values z take the place of the ReLU's input, and z, and the factors that
-    come nearest to z, are solved for in turn, while what holds the two together grows. The best factors on the way are
-    returned, so they are never worse than the first ones.
+    (arXiv:1505.06798, section 3.2): auxiliary values z take the place of the ReLU's input, to which they are held; z and
+    the factors that come nearest to z are solved for in turn. The best factors on the way are returned, so they are
+    never worse than the first ones.
     """
     sums = layer.sums(compose(name, factors), bias)
     best, least = (list(factors), bias, sums), layer.error(sums)
-    for hold in HOLDS:
-        z = _auxiliary(np.maximum(layer.wanted, 0), sums, hold)
+    for _ in range(RECTIFIED_ROUNDS):
+        z = _auxiliary(np.maximum(layer.wanted, 0), sums, HOLD)
         factors = fit_outputs(name, factors, layer.nearest(z, weight), layer.gram)
         bias = (z - layer.sums(compose(name, factors), np.zeros_like(bias))).mean(0)
         sums = layer.sums(compose(name, factors), bias)
@@ -147,7 +148,7 @@ def fit_rectified(
 
 
 def _auxiliary(rectified: Array, outputs: Array, hold: float) -> Array:
-    """The z of the smallest (rectified - relu(z))^2 + hold (z - outputs)^2, element by element (equation 8)."""
+    """The z of the smallest (rectified - relu(z))^2 + hold (z - outputs)^2, element by element."""
     below = np.minimum(outputs, 0)
     above = np.maximum((hold * outputs + rectified) / (hold + 1), 0)
     cost_below = rectified**2 + hold * (below - outputs) ** 2

@@ -177,7 +177,7 @@ def pays(layer: Geometry, factorisation: str, rank: int, in_shape: tuple[int, ..
 
 def compose(factorisation: str, factors: Sequence[Array]) -> Array:
     """Return the dense weight (O, I, kh, kw) that factors stand for."""
-    dense: Array = np.einsum(FACTORISATIONS[factorisation].equation, *factors, optimize=True)
+    dense: Array = np.einsum(FACTORISATIONS[factorisation].equation, *factors, optimize="optimal")
     return dense
 
 
