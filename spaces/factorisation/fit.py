@@ -130,9 +130,9 @@ def fit_rectified(
     """Return factors, in float64, and a bias (O,) that are nearest to what is wanted behind a ReLU, and its input then.
 
     They start from the factors that `fit_outputs` makes of `weight` and from `bias`. After Zhang et al. 2016
-    (arXiv:1505.06798, section 3.2): auxiliary values z take the place of the ReLU's input, to which they are held; z and
-    the factors that come nearest to z are solved for in turn. The best factors on the way are returned, so they are
-    never worse than the first ones.
+    (arXiv:1505.06798, section 3.2): auxiliary values z, held to the ReLU's input, take its place; z and the factors
+    that come nearest to z are solved for in turn. The best factors on the way are returned, so they are never worse
+    than the first ones.
     """
     sums = layer.sums(compose(name, factors), bias)
     best, least = (list(factors), bias, sums), layer.error(sums)
