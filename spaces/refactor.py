@@ -18,16 +18,11 @@ from trimtab.spaces.factorisation import (
     one_thread,
     plain_factors,
 )
-from trimtab.spaces.network import Array, Network, Op
+from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision
-from trimtab.spaces.reconstruct import Sample, is_rectified, receptive_fields, solve, target_tensors
+from trimtab.spaces.reconstruct import Sample, receptive_fields, solve
 
-__all__ = ["fitted_factors", "rectified_layers"]
-
-
-def rectified_layers(network: Network) -> frozenset[str]:
-    """Return the layers that are fitted to a tensor which nothing but a ReLU reads."""
-    return frozenset(name for name, (tensor, _) in target_tensors(network).items() if is_rectified(network, tensor))
+__all__ = ["fitted_factors"]
 
 
 def fitted_factors(

@@ -26,7 +26,7 @@ from trimtab.spaces.reconstruct import (
     solve,
     target_tensors,
 )
-from trimtab.spaces.refactor import fitted_factors, rectified_layers
+from trimtab.spaces.refactor import fitted_factors
 from trimtab.spaces.space import Space
 
 __all__ = ["Calibration", "Repairs", "compress", "settle"]
@@ -123,8 +123,6 @@ class _Repair:
         self.network, self.channels = prune_network(space, policy)
         self.untouched = policy.id == space.base().id
         self.samples = {} if self.untouched else dict(calibration.samples)
-        after_relu = space.options.factors == "nonlinear"
-        self.rectified = rectified_layers(space.network) if after_relu else frozenset[str]()
         self.blocks = self._float_blocks()
         self.values = {self.network.input: calibration.images}
         self.ops: dict[str, Op] = {}
@@ -188,13 +186,9 @@ class _Repair:
         if sample is None or self.space.options.factors == "plain":
             factors = plain_factors(op, decision.factorisation, decision.rank)
             return factor_ops(op, decision.factorisation, factors, tuple(x.shape[1:]))
-        rectified, kept = self._is_fitted_behind_relu(op), self.channels[op.name]
+        rectified, kept = sample.rectified and self.space.options.factors == "nonlinear", self.channels[op.name]
         parts, self.samples[op.name] = fitted_factors(op, decision, x, sample, kept, self.values, rectified)
         return parts
-
-    def _is_fitted_behind_relu(self, op: Op) -> bool:
-        """Whether a layer is fitted behind its ReLU."""
-        return op.name in self.rectified and self._decision(op).rank is not None
 
     def _last_readers(self, order: Sequence[Op]) -> dict[str, int]:
         """The index of the last operator that needs a tensor; a layer fitted to a sum needs the other operand."""

@@ -25,7 +25,6 @@ from trimtab.spaces.factorisation import (
 )
 from trimtab.spaces.factorisation.fit import _auxiliary
 from trimtab.spaces.network import Op
-from trimtab.spaces.refactor import rectified_layers
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
@@ -145,18 +144,6 @@ def test_the_nearest_weight_is_that_of_ridge_regression() -> None:
     targets = np.concatenate([(missing - missing.mean(0)) / np.sqrt(800), np.zeros((INPUTS, 9))])
     change = np.linalg.lstsq(rows, targets, rcond=None)[0].T
     assert np.allclose(found, weight + 0.1 + change.reshape(SHAPE), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("residual-a", {"conv1", *(f"layer{stage}.0.conv{i}" for stage in (1, 2, 3) for i in (1, 2))}),
-        ("inverted", {"stem.0"}),
-        ("pre-activation", {"conv0a", "conv1a"}),
-    ],
-)
-def test_layers_before_a_relu(name: str, expected: set[str], space_of: SpaceOf) -> None:
-    assert rectified_layers(space_of(name).network) == expected
 
 
 def ranked(space: Space, name: str, only: str | None = None) -> Policy:
