@@ -132,8 +132,6 @@ class _Converter:
     def _add(self, node: fx.Node, kind: str, inputs: tuple[str, ...], **fields: Any) -> None:
         name = str(node.target) if node.op == "call_module" else node.name
         if self._is_taken(name):
-            if "weight" in fields:
-                raise UnsupportedNetwork(f"layer {name!r} is used more than once in a forward pass")
             name = node.name
         self.ops.append(Op(kind, name, inputs, _shape(node), **fields))
         self.names[node] = name
@@ -249,8 +247,6 @@ class _Converter:
         if module.bias_k is not None or module.add_zero_attn:
             raise self._unsupported(node, "MultiheadAttention with bias_k or add_zero_attn")
         source, path = self._tensor(given["query"]), str(node.target)
-        if self._is_taken(f"{path}.q"):
-            raise UnsupportedNetwork(f"layer {path!r} is used more than once in a forward pass")
         features, length = module.embed_dim, _raw_shape(given["query"])[0]
         weights = np.split(_array(module.in_proj_weight), 3)
         biases = [None] * 3 if module.in_proj_bias is None else np.split(_array(module.in_proj_bias), 3)

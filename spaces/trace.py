@@ -44,6 +44,7 @@ def trace_module(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     graph = module.graph
     graph.eliminate_dead_code(lambda node: node.is_impure() or is_in_place(node, modules.get(str(node.target))))
     _make_channel_pads_modules(module)
+    _give_every_use_a_layer(module)
     try:
         with torch.no_grad():
             model(example.clone())
@@ -73,6 +74,20 @@ def _make_channel_pads_modules(module: fx.GraphModule) -> None:
             replacement = module.graph.call_module(name, (node.args[0],))
         node.replace_all_uses_with(replacement)
         module.graph.erase_node(node)
+    module.recompile()
+
+
+def _give_every_use_a_layer(module: fx.GraphModule) -> None:
+    """Turn a layer that is used several times into as many layers with the same weights, each decided on its own."""
+    uses: dict[str, int] = {}
+    for node in list(module.graph.nodes):
+        if node.op != "call_module" or not list(module.get_submodule(node.target).parameters()):
+            continue
+        name = node.target
+        uses[name] = uses.get(name, 0) + 1
+        if uses[name] > 1:
+            node.target = f"{name}_use{uses[name]}"
+            module.add_submodule(node.target, copy.deepcopy(module.get_submodule(name)))
     module.recompile()
 
 

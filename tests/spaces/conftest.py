@@ -231,6 +231,23 @@ class Tokens(nn.Module):
         return result
 
 
+class Twice(nn.Module):
+    """A block that is used twice, on a stream that both uses add to, as in recurrent ResNets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = _block(3, 8), _block(8, 6)
+        self.outer = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.head = _head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for _ in range(2):
+            x = F.relu(x + self.outer(self.inner(x)))
+        result: Tensor = self.head(x)
+        return result
+
+
 def _dense() -> nn.Module:
     return DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, bn_size=2, num_classes=5)
 
@@ -249,6 +266,7 @@ TOYS: dict[str, Callable[[], nn.Module]] = {
     "gated": Gated,
     "shuffled": Shuffled,
     "tokens": Tokens,
+    "twice": Twice,
 }
 
 

@@ -20,7 +20,7 @@ from trimtab.spaces.zoo import CifarResNet
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
 TOYS = ["residual-a", "residual-b", "concat", "concat-flatten", "pre-activation", "inverted", "grouped", "dense"]
-TOYS += ["concat-added", "concat-flatten-sum", "gated", "shuffled", "tokens"]
+TOYS += ["concat-added", "concat-flatten-sum", "gated", "shuffled", "tokens", "twice"]
 
 
 def random_kept(space: Space, seed: int) -> dict[str, Array]:
@@ -204,6 +204,14 @@ def test_a_gate_goes_with_what_it_multiplies(space_of: SpaceOf) -> None:
         "squeeze0": (5, {"squeeze0"}),
         "expand1.0": (12, {"expand1.0", "excite1"}),
         "squeeze1": (5, {"squeeze1"}),
+    }
+
+
+def test_a_layer_that_is_used_twice_has_a_group_for_each_use(space_of: SpaceOf) -> None:
+    assert members(space_of("twice")) == {
+        "stem.0": (8, {"stem.0", "outer.0", "outer.0_use2"}),
+        "inner.0": (6, {"inner.0"}),
+        "inner.0_use2": (6, {"inner.0_use2"}),
     }
 
 

@@ -206,7 +206,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "pad by a size": (lambda net, x: net.conv(F.pad(x, (0, x.shape[1]))), r"depends on the input at 'pad'"),
     "channel pad by a size": (lambda net, x: F.pad(x, (0, 0, 0, 0, 0, x.shape[1])), r"depends on the input"),
     "crop": (lambda net, x: net.conv(x)[:, :, 1:], r"indexing"),
-    "a layer used twice": (lambda net, x: net.conv(net.conv(x)), r"'conv' is used more than once"),
     "two outputs": (lambda net, x: (net.conv(x), x), r"more than one output"),
     "control flow": (lambda net, x: net.conv(x) if x.sum() > 0 else x, r"control flow"),
     "a parameter as a tensor": (lambda net, x: x + net.norm.weight.reshape(1, 3, 1, 1), r"norm.weight"),
@@ -223,6 +222,15 @@ UNSUPPORTED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
 def test_what_cannot_be_compressed_is_named(forward: Callable[[Any, Tensor], Any], text: str) -> None:
     with pytest.raises(UnsupportedNetwork, match=text):
         trace(Net(forward), torch.randn(1, 3, 12, 12))
+
+
+def test_each_use_of_a_layer_is_a_layer_of_its_own() -> None:
+    model = Net(lambda net, x: net.norm(net.conv(F.relu(net.norm(net.conv(x))))))
+    network = trace(model, torch.randn(1, 3, 12, 12))
+    assert [op.name for op in network.layers] == ["conv", "conv_use2"]
+    first, second = network.layers
+    assert torch.equal(torch.from_numpy(first.weight), torch.from_numpy(second.weight))
+    assert "conv_use2" not in dict(model.named_modules())
 
 
 def test_two_inputs_are_refused() -> None:
