@@ -9,6 +9,7 @@ import numpy as np
 from trimtab.kernels.packing import bytes_of, estimate
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.quantise import quantise_weight, round_to_bf16
+from trimtab.spaces.sparsity import sparsify
 
 __all__ = ["Coded"]
 
@@ -28,14 +29,13 @@ class Coded:
     rate: float
 
     @classmethod
-    def of(cls, op: Op, bits: int, zeros: float = 0.0) -> Coded:
-        """Estimate them from the untouched layer, of which a share `zeros`, the smallest weights, becomes 0."""
+    def of(cls, op: Op, bits: int, pattern: str | None = None) -> Coded:
+        """Estimate them from the untouched layer, with the smallest weights zero where there is a sparsity pattern."""
         whole = op.folded().weight
         if whole is None:
             return cls(bits, 0.0, bits / 8)
         some = whole[:: -(-whole.size // SAMPLE)]
-        size = np.abs(some)
-        weight = _narrowed(np.where(size < np.quantile(size, zeros), np.float32(0), some), bits)
+        weight = _narrowed(some if pattern is None else sparsify(some, pattern), bits)
         once, twice = estimate(weight), estimate(np.concatenate([weight, weight]))
         return cls(bits, 2 * once - twice, (twice - once) / weight.size)
 

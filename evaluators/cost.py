@@ -18,7 +18,6 @@ from trimtab.evaluators.steps import Call, Step, StepPlan
 from trimtab.evaluators.table import LatencyTable
 from trimtab.kernels.packing import bytes_of
 from trimtab.spaces.factorisation import Geometry, parts_of
-from trimtab.spaces.forms import parse_form
 from trimtab.spaces.network import Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.sharing import parameters
@@ -127,8 +126,7 @@ class CostModel:
         """
 
         def stored(op: Op, decision: LayerDecision, weights: int) -> float:
-            zeros = parse_form(decision.pattern).amount if decision.pattern else 0.0
-            return self._coded(op, decision.w_bits, zeros).bytes(weights)
+            return self._coded(op, decision.w_bits, decision.pattern).bytes(weights)
 
         return self._size(policy, stored)
 

@@ -20,6 +20,7 @@ from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import round_to_bf16
 from trimtab.spaces.space import Space
+from trimtab.spaces.sparsity import sparsify
 
 __all__ = ["Step", "StepPlan", "step_graph"]
 
@@ -41,7 +42,8 @@ _OUT_QUANT = Quant(0.07, 120)
 @dataclass(frozen=True)
 class Step:
     """One kernel call: what its time depends on. Shapes are (C, H, W) or (F,); `in_int8` and `out_int8` say whether the
-    input and the output are stored as uint8, `w_bits` and `a_bits` which values a layer's weights and input have.
+    input and the output are stored as uint8, `w_bits` and `a_bits` which values a layer's weights and input have,
+    `pattern` which of the weights are zero.
     Kind "chain": `members`, two or more, run together, band by band."""
 
     kind: str
@@ -50,6 +52,7 @@ class Step:
     attrs: tuple[tuple[str, object], ...] = ()
     w_bits: int = 32
     a_bits: int = 32
+    pattern: str | None = None
     in_int8: bool = False
     out_int8: bool = False
     residual: bool = False
@@ -227,7 +230,9 @@ class _Calls:
             attrs["kernel"] = part.kernel
         residual = last and op.name in self.fusion.residual
         bits, integer = _bits(part, decision), is_integer(decision)
-        return Step(part.kind, in_shape, part.out_shape(in_shape), _items(attrs), *bits, integer, out_int8, residual)
+        out_shape = part.out_shape(in_shape)
+        pattern = decision.pattern
+        return Step(part.kind, in_shape, out_shape, _items(attrs), *bits, pattern, integer, out_int8, residual)
 
     def _other(self, op: Op, final: str) -> None:
         in_int8, out_int8 = op.inputs[0] in self.stored, final in self.stored
@@ -356,7 +361,7 @@ def _node(
         size: tuple[int, ...] = (step.out_shape[0], step.in_shape[0])
         if kernel is not None:
             size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
-        weights = _random_weights(rng, size, step.w_bits)
+        weights = _random_weights(rng, size, step.w_bits, step.pattern)
         attrs["precision"] = "bf16" if step.a_bits == 16 else "fp32"
     if step.residual and _add_residual(f"{name}.residual", image, step.out_shape, beside, quant):
         inputs = (source, f"{name}.residual")
@@ -438,7 +443,14 @@ def _add_residual(
     return True
 
 
-def _random_weights(rng: np.random.Generator, size: tuple[int, ...], bits: int) -> dict[str, np.ndarray]:
+def _random_weights(
+    rng: np.random.Generator, size: tuple[int, ...], bits: int, pattern: str | None
+) -> dict[str, np.ndarray]:
+    weights = _dense_weights(rng, size, bits)
+    return weights if pattern is None else {**weights, "weight": sparsify(weights["weight"], pattern)}
+
+
+def _dense_weights(rng: np.random.Generator, size: tuple[int, ...], bits: int) -> dict[str, np.ndarray]:
     bias = rng.normal(size=size[0]).astype(np.float32)
     if bits > 8:
         weight = rng.normal(size=size).astype(np.float32)

@@ -124,7 +124,7 @@ class _Pricer:
             why = "" if choice == knob.choices[-1] else self._why_pointless(knob, i, policies)
             steps = self.model.plan.steps(policy)
             seconds = self.model.fit(self.model.table.total(steps), len(steps))
-            size = self.model.size(policy)
+            size = int(self.model.get(policy, "size"))
             found.append(Offer(knob.name, choice_text(choice), seconds, size, self._gain(policy, finer), why))
         return found
 
@@ -170,7 +170,7 @@ class _Pricer:
         """Why nothing that a budget limits is cheaper under `policy` than under `finer`; empty where something is."""
         reasons = []
         if "size" in self.costs:
-            if self.model.size(policy) < self.model.size(finer):
+            if self.model.get(policy, "size") < self.model.get(finer, "size"):
                 return ""
             reasons.append("not smaller")
         if "latency" in self.costs:

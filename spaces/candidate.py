@@ -13,6 +13,7 @@ from trimtab.spaces.quantise import dequantise, quantise_weight, round_to_bf16
 from trimtab.spaces.select import kept_channels, prune
 from trimtab.spaces.sharing import share, share_integers
 from trimtab.spaces.space import Space
+from trimtab.spaces.sparsity import sparsify
 
 __all__ = ["Candidate", "apply", "layer_decisions", "narrowed", "prune_network", "reshape_network"]
 
@@ -70,20 +71,24 @@ def narrowed(
     gram: Array | None = None,
     rounding: str = "descent",
 ) -> Op:
-    """Return a layer whose float32 weights hold only what the decision's bits can: 1 to 8, 16 (bf16) or 32.
+    """Return a layer with the decision's zeros, and weights that its bits can hold: 1 to 8, 16 (bf16) or 32.
 
     The integers of 8 bits and fewer are added to `int8`; `gram` (I, I) is the covariance of the layer's inputs, for
     rounding that makes up for its own errors.
     """
-    if op.weight is None:
+    weight = op.weight
+    if weight is None:
         return op
     if decision.sharing is not None:
         return _shared(op, decision, decision.sharing, int8)
+    if decision.pattern is not None:
+        # Rounding that makes up for its errors would give weights to places that are to have none.
+        weight, gram = sparsify(weight, decision.pattern, gram), None
     if decision.w_bits == 32:
-        return op
+        return replace(op, weight=weight)
     if decision.w_bits == 16:
-        return replace(op, weight=round_to_bf16(op.weight))
-    int8[op.name] = quantise_weight(op.weight, decision.w_bits, decision.grid, gram, rounding)
+        return replace(op, weight=round_to_bf16(weight))
+    int8[op.name] = quantise_weight(weight, decision.w_bits, decision.grid, gram, rounding)
     return replace(op, weight=dequantise(*int8[op.name]))
 
 

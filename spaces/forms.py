@@ -13,8 +13,10 @@ from functools import partial
 
 from trimtab.errors import BadInput
 from trimtab.spaces import factorisation as low_rank
+from trimtab.spaces import sparsity
 from trimtab.spaces.network import Op
 from trimtab.spaces.sharing import SHARINGS, check_amount
+from trimtab.spaces.sparsity import parse_pattern
 
 __all__ = ["DENSE", "FACTORISATIONS", "PATTERNS", "SHARINGS", "Form", "applies", "parse_form"]
 
@@ -24,7 +26,7 @@ DENSE = "dense"
 FACTORISATIONS: Mapping[str, Callable[[Op], bool]] = {
     name: partial(low_rank.factorises, each) for name, each in low_rank.FACTORISATIONS.items()
 }
-PATTERNS: Mapping[str, Callable[[Op], bool]] = {}
+PATTERNS: Mapping[str, Callable[[Op], bool]] = {name: lambda op: op.groups == 1 for name in sparsity.PATTERNS}
 
 _TEXT = re.compile(r"([a-z-]+) (\d*\.?\d+)|(\d+):(\d+)")
 
@@ -47,13 +49,11 @@ def parse_form(text: str) -> Form:
     match = _TEXT.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise BadInput(f"{text!r} is not a form of a layer; write it like 'svd 0.25', '2:4' or 'block 0.5'")
-    if match[3]:
-        kept, of = int(match[3]), int(match[4])
-        if "n:m" in PATTERNS and 0 < kept < of:
-            return Form("pattern", "n:m", 1 - kept / of, text)
-        raise BadInput(f"{text!r}: of M weights N stay, 0 < N < M")
+    if match[3] or match[1] in PATTERNS:
+        pattern = parse_pattern(text)
+        return Form("pattern", pattern.name, pattern.zeros, text)
     name, amount = match[1], float(match[2])
-    for kind, known in (("factorisation", FACTORISATIONS), ("pattern", PATTERNS), ("sharing", SHARINGS)):
+    for kind, known in (("factorisation", FACTORISATIONS), ("sharing", SHARINGS)):
         if name in known:
             wrong = check_amount(name, amount) if kind == "sharing" else None
             if wrong or (kind != "sharing" and not 0 < amount < 1):

@@ -349,6 +349,10 @@ class Space:
             raise BadInput(
                 f"layer {op.name!r}: {decision.w_bits}-bit weights have no grid {decision.grid!r} ({_other_grids()})"
             )
+        if decision.pattern is not None and not _has_zero(decision):
+            raise BadInput(
+                f"layer {op.name!r}: {decision.w_bits}-bit weights ({decision.grid}) have no zero to be sparse by"
+            )
         given = [what for what in (decision.rank, decision.pattern, decision.sharing) if what is not None]
         if len(given) > 1:
             raise BadInput(f"layer {op.name!r} has more than one of rank, pattern and sharing")
@@ -447,14 +451,14 @@ class Space:
         return rank if pays(layer, form.name, rank, self.network.shape_of(op.inputs[0])) else None
 
     def _decision(self, op: Op, widths: Mapping[str, int], bits: Bits, text: str) -> LayerDecision:
-        """A layer's decision; a rank that costs no less than the dense layer is dropped."""
+        """A layer's decision; dropped are a rank that costs no less than the dense layer, and zeros that bits lack."""
         form = parse_form(text)
         decision = LayerDecision(*bits[:2], grid=bits[2] if len(bits) > 2 else "uniform")
         if form.kind == "factorisation":
             rank = self._rank(op, Geometry.of(op, widths[op.inputs[0]], widths[op.name]), form)
             return decision if rank is None else replace(decision, rank=rank, factorisation=form.name)
         if form.kind == "pattern":
-            return replace(decision, pattern=form.text)
+            return replace(decision, pattern=form.text) if _has_zero(decision) else decision
         return replace(decision, sharing=form.text) if form.kind == "sharing" else decision
 
     @cached_property
@@ -474,6 +478,11 @@ class Space:
         """The bits of layers that have one choice left, and so no knob."""
         knobs = [self._without_removed(knob) for knob in self._layer_knobs() if knob.kind == "bits"]
         return {knob.target: knob.choices[0] for knob in knobs if len(knob.choices) == 1}  # type: ignore[misc]
+
+
+def _has_zero(decision: LayerDecision) -> bool:
+    """Whether the values that a layer's weights may have contain zero."""
+    return decision.w_bits > 1 and decision.grid in ("uniform", "power2")
 
 
 def _as_bits(bits: Sequence[Any]) -> Bits:
