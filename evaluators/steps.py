@@ -52,10 +52,10 @@ class Step:
     attrs: tuple[tuple[str, object], ...] = ()
     w_bits: int = 32
     a_bits: int = 32
-    pattern: str | None = None
     in_int8: bool = False
     out_int8: bool = False
     residual: bool = False
+    pattern: str | None = None
     members: tuple[Step, ...] = ()
 
     @property
@@ -232,7 +232,7 @@ class _Calls:
         bits, integer = _bits(part, decision), is_integer(decision)
         out_shape = part.out_shape(in_shape)
         pattern = decision.pattern
-        return Step(part.kind, in_shape, out_shape, _items(attrs), *bits, pattern, integer, out_int8, residual)
+        return Step(part.kind, in_shape, out_shape, _items(attrs), *bits, integer, out_int8, residual, pattern)
 
     def _other(self, op: Op, final: str) -> None:
         in_int8, out_int8 = op.inputs[0] in self.stored, final in self.stored

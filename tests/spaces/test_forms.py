@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trimtab.errors import BadInput
-from trimtab.spaces.forms import DENSE, parse_form
+from trimtab.spaces.forms import DENSE, Form, parse_form
 
 
 def test_a_form_is_read_from_its_text() -> None:
@@ -21,3 +21,9 @@ def test_a_form_is_read_from_its_text() -> None:
 def test_what_is_not_a_form_is_bad_input(text: str) -> None:
     with pytest.raises(BadInput, match=text.split(" ")[0]):
         parse_form(text)
+
+
+def test_patterns_and_ways_of_sharing_are_forms() -> None:
+    assert parse_form("2:4") == Form("pattern", "n:m", 0.5, "2:4")
+    assert parse_form("block 0.75").kind == "pattern"
+    assert parse_form("hashed 0.25").kind == "sharing"
