@@ -86,8 +86,8 @@ def test_what_coding_leaves_of_a_sparse_layer(bits: int) -> None:
     weight = op.folded().weight
     sparse = np.where(np.abs(weight) < np.median(np.abs(weight)), np.float32(0), weight)
     stored = estimate(sparse if bits == 32 else quantise_weight(sparse, bits)[0])
-    assert Coded.of(op, bits, 0.5).bytes(weight.size) == pytest.approx(stored, rel=0.03)
-    assert Coded.of(op, bits, 0.5).bytes(weight.size) <= Coded.of(op, bits).bytes(weight.size)
+    assert Coded.of(op, bits, "weights 0.5").bytes(weight.size) == pytest.approx(stored, rel=0.03)
+    assert Coded.of(op, bits, "weights 0.5").bytes(weight.size) <= Coded.of(op, bits).bytes(weight.size)
 
 
 @pytest.mark.parametrize("how", ["hashed 0.25", "circulant 4", "kernels 32", "product 8"])
