@@ -70,7 +70,7 @@ def test_fitting_a_block_as_a_whole_brings_its_sum_nearer(name: str, space_of: S
             wanted, y = wanted.relu(), y.relu()
         errors.append(float((y - wanted).square().mean()))
     assert errors[1] == errors[2]
-    assert errors[1] < 0.97 * errors[0]
+    assert errors[1] < 0.99 * errors[0]
 
 
 def test_blocks_with_a_layer_in_few_bits_are_left_to_their_layers(space_of: SpaceOf, image: Image) -> None:
