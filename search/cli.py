@@ -203,7 +203,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="kernels, engines or measure.")],
+    what: Annotated[str, typer.Argument(help="kernels, engines, measure or proxy.")],
     networks: Annotated[
         str, typer.Option(help="engines, measure: comma-separated zoo or torchvision names; measure takes the first.")
     ] = "resnet20,resnet56",
@@ -227,10 +227,16 @@ def bench(
     repetitions: Annotated[int, typer.Option(min=2, help="measure: how often.")] = 20,
     minutes: Annotated[float, typer.Option(min=0.0, help="measure: spread over so many minutes.")] = 0.0,
     load: Annotated[bool, typer.Option("--load", help="measure: keep all cores busy in bursts meanwhile.")] = False,
+    config: Annotated[Optional[Path], typer.Option(help="proxy: a YAML file; the embedded default without it.")] = None,  # noqa: UP045
+    set_: Setting = None,
+    policies: Annotated[int, typer.Option(min=3, help="proxy: random policies to judge and fine-tune.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="proxy: steps of each fine-tuning.")] = 100,
+    workers: Annotated[int, typer.Option(min=0, help="proxy: processes.")] = 0,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the kernels layer by layer, whole networks on every engine, or how well measurements repeat."""
+    """Measure the kernels layer by layer, whole networks on every engine, how well measurements repeat, or
+    how well the proxy ranks."""
     from trimtab.search.bench import BenchOptions, run
     from trimtab.search.tables import markdown_rows, print_rows
 
@@ -246,6 +252,10 @@ def bench(
         repetitions=repetitions,
         minutes=minutes,
         load=load,
+        config=_config(config, set_ or []) if what == "proxy" else None,
+        policies=policies,
+        steps=steps,
+        workers=workers,
     )
     rows = run(what, options)
     if as_json:

@@ -118,11 +118,11 @@ class _Trainable:
             if op.is_layer:
                 with torch.no_grad():
                     weight = self._weight(op.name)
-                op = replace(op, weight=weight.numpy(), bias=self.biases[op.name].detach().numpy())
+                op = replace(op, weight=weight.detach().numpy(), bias=self.biases[op.name].detach().numpy())
                 if op.name in int8:
                     scale = int8[op.name][1]
                     shape = (-1, *[1] * (weight.ndim - 1))
-                    values = np.rint(weight.numpy() / scale.reshape(shape)).astype(np.int8)
+                    values = np.rint(weight.detach().numpy() / scale.reshape(shape)).astype(np.int8)
                     int8[op.name] = values, scale
             ops.append(op)
         return replace(self.original, network=replace(self.original.network, ops=tuple(ops)), int8=int8)

@@ -21,7 +21,7 @@ from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.repair import Calibration
 from trimtab.spaces.space import Removal, Space, build_space
 
-__all__ = ["Problem", "load_problem", "make_problem", "open_database"]
+__all__ = ["Problem", "load_problem", "make_problem", "open_database", "with_database"]
 
 #: Images on which the moments of a stitched candidate are corrected.
 SETTLING = 64
@@ -79,10 +79,15 @@ def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     count_macs(model, example, StepPlan(space).steps(space.base()))
     calibration = Calibration.of(space, splits.calibration, config.repairs.value(), config.quantisation.value())
     judge = Judge(space, calibration, *splits.selection, by=config.judge)
-    if config.proxy == "layers":
-        few = Calibration.of(space, splits.calibration[:SETTLING], replace(config.repairs.value(), reconstruct=False))
-        judge = replace(judge, database=open_database(space, calibration), few=few)
-    return Problem(config, space, splits, judge)
+    return Problem(config, space, splits, with_database(judge) if config.proxy == "layers" else judge)
+
+
+def with_database(judge: Judge) -> Judge:
+    """Return a judge of what is stitched from the layer database."""
+    calibration = judge.calibration
+    repairs = replace(calibration.repairs, reconstruct=False)
+    few = Calibration.of(judge.space, calibration.images[:SETTLING].numpy(), repairs, calibration.quantisation)
+    return replace(judge, database=open_database(judge.space, calibration), few=few)
 
 
 def open_database(space: Space, calibration: Calibration) -> LayerDatabase:

@@ -9,7 +9,9 @@ from typing import Any
 from trimtab.errors import BadInput, unknown_name
 from trimtab.search.bench.layers import bench_kernels
 from trimtab.search.bench.networks import bench_networks
+from trimtab.search.bench.proxy import bench_proxy
 from trimtab.search.bench.repeat import bench_repeat
+from trimtab.search.config import Config
 
 __all__ = ["BenchOptions", "run"]
 
@@ -28,6 +30,10 @@ class BenchOptions:
     repetitions: int
     minutes: float
     load: bool
+    config: Config | None = None
+    policies: int = 20
+    steps: int = 100
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if not self.networks or not self.engines or not self.forms or not self.threads:
@@ -55,8 +61,15 @@ def _measure(o: BenchOptions) -> list[dict[str, Any]]:
     return bench_repeat(o.networks[0], o.engines[0], o.threads[0], o.seconds, o.repetitions, o.minutes, o.load)
 
 
+def _proxy(o: BenchOptions) -> list[dict[str, Any]]:
+    if o.config is None:
+        raise BadInput("bench proxy needs a configuration: --config FILE")
+    return bench_proxy(o.config, o.policies, o.steps, o.workers)
+
+
 _BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[dict[str, Any]]]] = {
     "kernels": _kernels,
     "engines": _engines,
     "measure": _measure,
+    "proxy": _proxy,
 }

@@ -1,0 +1,161 @@
+"""How well the proxy ranks candidates: against what the same candidates are worth after a short fine-tuning."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from trimtab.agents.random import Random
+from trimtab.evaluators.accuracy import Judge, accuracy_of, judging_session
+from trimtab.evaluators.cost import CostModel
+from trimtab.evaluators.engines import make_engine
+from trimtab.evaluators.table import LatencyTable
+from trimtab.search.budgets import BudgetLimits, resolve
+from trimtab.search.config import Config
+from trimtab.search.finetune import Schedule, finetune
+from trimtab.search.problem import Problem, load_problem, with_database
+from trimtab.search.progress import ConsoleProgress, Progress
+from trimtab.spaces.policy import Policy
+from trimtab.spaces.repair import Calibration, Repairs
+
+__all__ = ["bench_proxy", "rank_correlation"]
+
+#: Draws of the bootstrap behind an interval.
+RESAMPLES = 2000
+
+#: Name -> the repairs that a candidate gets before it is judged.
+VARIANTS: Mapping[str, Repairs] = {
+    "all repairs": Repairs(),
+    "no reconstruction": Repairs(reconstruct=False),
+    "no batch norm": Repairs(batch_norm=False),
+    "no bias": Repairs(bias=False),
+    "none": Repairs(reconstruct=False, batch_norm=False, bias=False),
+}
+
+#: The variant that judges what is stitched from the layer database.
+LAYERS = "layers"
+
+
+def bench_proxy(config: Config, policies: int, steps: int, workers: int) -> list[dict[str, Any]]:
+    """Judge random feasible policies in every way, fine-tune each in so many steps, and correlate the two.
+
+    Limits are those of the budgets, by the latency table. The accuracy after fine-tuning is read on the final images,
+    which chose nothing here. Rows: Spearman's correlation with its 95 % interval (bootstrap over the policies), the
+    accuracies' means, and seconds of a judgement.
+    """
+    drawn = _draw(load_problem(config, Progress()), policies)
+    found: dict[str, dict[str, float]] = {}
+    with ConsoleProgress().bar("policies judged and tuned", len(drawn)) as bar:
+        for policy, figures in _all(config, drawn, steps, workers):
+            found[policy.id] = figures
+            bar.update(len(found))
+    rows = [found[policy.id] for policy in drawn]
+    tuned = np.array([row["tuned"] for row in rows])
+    return [_row(name, rows, tuned) for name in (*VARIANTS, LAYERS)]
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Return Spearman's correlation of two samples, and the low and high end of its 95 % interval by bootstrap."""
+    x, y = np.asarray(a), np.asarray(b)
+    rng = np.random.default_rng(seed)
+    draws = [rng.integers(len(x), size=len(x)) for _ in range(RESAMPLES)]
+    several = [draw for draw in draws if np.ptp(x[draw]) > 0 and np.ptp(y[draw]) > 0]
+    low, high = np.percentile([spearmanr(x[draw], y[draw]).statistic for draw in several], [2.5, 97.5])
+    return float(spearmanr(x, y).statistic), float(low), float(high)
+
+
+def _row(name: str, rows: Sequence[Mapping[str, float]], tuned: np.ndarray) -> dict[str, Any]:
+    proxy = [row[name] for row in rows]
+    value, low, high = rank_correlation(proxy, tuned.tolist())
+    return {
+        "repairs": name,
+        "policies": len(rows),
+        "spearman": value,
+        "spearman_low": low,
+        "spearman_high": high,
+        "proxy_accuracy": float(np.mean(proxy)),
+        "tuned_accuracy": float(tuned.mean()),
+        "seconds": float(np.mean([row[f"{name} seconds"] for row in rows])),
+    }
+
+
+def _draw(problem: Problem, count: int) -> list[Policy]:
+    """Random policies within the budgets."""
+    model = CostModel(
+        problem.space, LatencyTable(make_engine(problem.config.engine.name, problem.config.engine.threads))
+    )
+    costs = [asdict(model.cost(policy)) for policy in (problem.space.base(), problem.space.int8())]
+    limits = BudgetLimits(model, resolve(problem.config.parsed_budgets, *costs), seed=problem.config.seed)
+    return Random(problem.space, limits, problem.config.seed).ask(count)
+
+
+def _all(
+    config: Config, policies: Sequence[Policy], steps: int, workers: int
+) -> Iterator[tuple[Policy, dict[str, float]]]:
+    if workers == 0:
+        worker = _Worker(config, steps)
+        yield from ((policy, worker(policy)) for policy in policies)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _start, (config.to_yaml(), steps)) as pool:
+        waiting = {pool.submit(_work, policy.to_json()): policy for policy in policies}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class _Worker:
+    """Judges one policy in every way, and tunes it."""
+
+    def __init__(self, config: Config, steps: int) -> None:
+        torch.set_num_threads(1)
+        problem = load_problem(config, Progress())
+        space, images = problem.space, problem.splits.calibration
+        quantisation = problem.judge.calibration.quantisation
+        self.schedule = Schedule(steps=steps, seed=config.seed)
+        self.judges: dict[str, Judge] = {
+            name: replace(problem.judge, calibration=Calibration.of(space, images, repairs, quantisation))
+            for name, repairs in VARIANTS.items()
+        }
+        self.judges[LAYERS] = with_database(problem.judge)
+        self.train, self.final = problem.splits.train(), problem.splits.final()
+
+    def __call__(self, policy: Policy) -> dict[str, float]:
+        figures = {}
+        for name, judge in self.judges.items():
+            start = time.perf_counter()
+            figures[name] = judge(policy).accuracy
+            figures[f"{name} seconds"] = time.perf_counter() - start
+        repaired = self.judges["all repairs"].candidate(policy)
+        tuned = finetune(repaired, *self.train, self.schedule)
+        figures["tuned"] = accuracy_of(judging_session(tuned), *self.final)
+        return figures
+
+
+_worker: _Worker | None = None
+
+
+def _start(config: str, steps: int) -> None:
+    import yaml
+
+    from trimtab.search.config import make_config
+
+    global _worker
+    _worker = _Worker(make_config(yaml.safe_load(config)), steps)
+
+
+def _work(policy: dict[str, Any]) -> dict[str, float]:
+    if _worker is None:
+        raise RuntimeError("the worker has not been started")
+    return _worker(Policy.from_json(policy))
