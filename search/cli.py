@@ -203,7 +203,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="kernels, engines, measure or proxy.")],
+    what: Annotated[str, typer.Argument(help="kernels, engines, measure, methods or proxy.")],
     networks: Annotated[
         str, typer.Option(help="engines, measure: comma-separated zoo or torchvision names; measure takes the first.")
     ] = "resnet20,resnet56",
@@ -227,16 +227,26 @@ def bench(
     repetitions: Annotated[int, typer.Option(min=2, help="measure: how often.")] = 20,
     minutes: Annotated[float, typer.Option(min=0.0, help="measure: spread over so many minutes.")] = 0.0,
     load: Annotated[bool, typer.Option("--load", help="measure: keep all cores busy in bursts meanwhile.")] = False,
-    config: Annotated[Optional[Path], typer.Option(help="proxy: a YAML file; the embedded default without it.")] = None,  # noqa: UP045
+    config: Annotated[
+        Path | None, typer.Option(help="methods, proxy: a YAML file; the embedded default without it.")
+    ] = None,
     set_: Setting = None,
+    cases: Annotated[
+        str,
+        typer.Option(
+            help="methods: uniform policies, separated by semicolons, of parts joined by +: bits (4/8, 3/8 codebook), "
+            "keep 0.7 or macs 0.5, a form (svd 0.5, 2:4, kernels 64)."
+        ),
+    ] = "8/8; 4/8; 2/8; macs 0.5",
+    final: Annotated[bool, typer.Option("--final", help="methods: read the final images too.")] = False,
     policies: Annotated[int, typer.Option(min=3, help="proxy: random policies to judge and fine-tune.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="proxy: steps of each fine-tuning.")] = 100,
     workers: Annotated[int, typer.Option(min=0, help="proxy: processes.")] = 0,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the kernels layer by layer, whole networks on every engine, how well measurements repeat, or
-    how well the proxy ranks."""
+    """Measure the kernels layer by layer, whole networks on every engine, how well measurements repeat,
+    what methods do to a network, or how well the proxy ranks."""
     from trimtab.search.bench import BenchOptions, run
     from trimtab.search.tables import markdown_rows, print_rows
 
@@ -252,7 +262,9 @@ def bench(
         repetitions=repetitions,
         minutes=minutes,
         load=load,
-        config=_config(config, set_ or []) if what == "proxy" else None,
+        config=_config(config, set_ or []) if what in ("methods", "proxy") else None,
+        cases=tuple(case for case in cases.split(";") if case.strip()),
+        final=final,
         policies=policies,
         steps=steps,
         workers=workers,

@@ -2,11 +2,13 @@
 
 Weights and activations are rounded in the forward pass to what the candidate stores, and gradients pass straight
 through (Bengio et al. 2013, arXiv:1308.3432). Pruned channels and ranks are gone from the network, so they stay gone;
-weights that a pattern made zero stay zero; shared weights stay as they are.
+weights that a pattern made zero stay zero; shared weights stay as they are. Layers that had a batch norm get one back
+while they are trained: without, a network of folded norms moves only at rates at which it takes ages.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,14 +23,19 @@ from trimtab.kernels.graph import Quant
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import apply_layer, apply_op
 from trimtab.spaces.network import Array, Op
+from trimtab.spaces.quantise import dequantise, round_to_bf16
 
 __all__ = ["Schedule", "finetune"]
 
 #: Pixels by which training images are shifted at most.
 SHIFT = 4
 
-#: The largest norm of a step's gradient: a network without batch norms that was just cut has steep places.
-LARGEST_GRADIENT = 1.0
+#: Images that batch norms are measured on before the first step, and what keeps a dead channel's finite.
+MEASURED = 256
+EPSILON = 1e-5
+
+#: Scales are positive: the sign of a norm's factor goes into the integers.
+SMALLEST_SCALE = 1e-20
 
 
 @dataclass(frozen=True)
@@ -37,19 +44,21 @@ class Schedule:
 
     steps: int = 100
     batch: int = 64
-    learning_rate: float = 0.01
+    learning_rate: float = 1e-3
     momentum: float = 0.9
-    weight_decay: float = 1e-4
     seed: int = 0
 
 
-def finetune(candidate: Candidate, images: Images, labels: Labels, schedule: Schedule) -> Candidate:
-    """Return the candidate with weights fitted to training images (N, C, H, W) and labels (N,), on one thread."""
+def finetune(
+    candidate: Candidate, normalised: Collection[str], images: Images, labels: Labels, schedule: Schedule
+) -> Candidate:
+    """Return the candidate with weights fitted to training images (N, C, H, W) and labels (N,), on one thread.
+
+    `normalised` names the layers that had a batch norm (`Space.normalised`).
+    """
     torch.set_num_threads(1)
-    model = _Trainable(candidate)
-    optimiser = torch.optim.SGD(
-        model.parameters, schedule.learning_rate, schedule.momentum, weight_decay=schedule.weight_decay
-    )
+    model = _Trainable(candidate, normalised, torch.from_numpy(images[:MEASURED].copy()))
+    optimiser = torch.optim.SGD(model.parameters, schedule.learning_rate, schedule.momentum)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, schedule.steps)
     rng = np.random.default_rng(schedule.seed)
     for _ in range(schedule.steps):
@@ -58,7 +67,6 @@ def finetune(candidate: Candidate, images: Images, labels: Labels, schedule: Sch
         optimiser.zero_grad()
         loss = F.cross_entropy(model(x), torch.from_numpy(labels[batch]))
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters, LARGEST_GRADIENT)
         optimiser.step()
         falling.step()
     return model.candidate()
@@ -76,10 +84,28 @@ def _augmented(images: Images, rng: np.random.Generator) -> Images:
     return out
 
 
+class _Norm:
+    """A batch norm that at first gives the outputs that it is measured on back as they are."""
+
+    def __init__(self, y: Tensor) -> None:
+        columns = y.transpose(0, 1).flatten(1)
+        self.mean, self.variance = columns.mean(1), columns.var(1, correction=0)
+        self.weight = (self.variance + EPSILON).sqrt().requires_grad_()
+        self.bias = self.mean.clone().requires_grad_()
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return F.batch_norm(y, self.mean, self.variance, self.weight, self.bias, training=True, eps=EPSILON)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return the factor and the shift of every channel."""
+        factor = self.weight.detach() / (self.variance + EPSILON).sqrt()
+        return factor, self.bias.detach() - self.mean * factor
+
+
 class _Trainable:
     """A candidate whose weights and biases are parameters."""
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, normalised: Collection[str], images: Tensor) -> None:
         self.original = candidate
         self.network, self.quant = simulated(candidate)
         self.weights: dict[str, Tensor] = {}
@@ -97,16 +123,27 @@ class _Trainable:
             name: (torch.from_numpy(_levels(values, candidate.decisions[name].w_bits)), torch.from_numpy(scale))
             for name, (values, scale) in candidate.int8.items()
         }
+        self.norms: dict[str, _Norm] = {}
+        with torch.no_grad():
+            self._run(images, set(normalised))
 
     @property
     def parameters(self) -> list[Tensor]:
-        return [p for p in (*self.weights.values(), *self.biases.values()) if p.requires_grad]
+        norms = [p for norm in self.norms.values() for p in (norm.weight, norm.bias)]
+        own = [*self.weights.values(), *(bias for name, bias in self.biases.items() if name not in self.norms)]
+        return [p for p in (*own, *norms) if p.requires_grad]
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self._run(x)
+
+    def _run(self, x: Tensor, measured: Collection[str] = ()) -> Tensor:
+        """Compute the output; layers in `measured` get their norm, as what they give now is distributed."""
         values = {self.network.input: self._stored(self.network.input, x)}
         for op in self.network:
             inputs = [values[name] for name in op.inputs]
             y = self._layer(op, inputs[0]) if op.is_layer else apply_op(op, inputs)
+            if op.name in measured:
+                self.norms[op.name] = _Norm(y)
             values[op.name] = self._stored(op.name, y)
         return values[self.network.output]
 
@@ -116,19 +153,29 @@ class _Trainable:
         ops: list[Op] = []
         for op in self.original.network:
             if op.is_layer:
-                with torch.no_grad():
-                    weight = self._weight(op.name)
-                op = replace(op, weight=weight.detach().numpy(), bias=self.biases[op.name].detach().numpy())
+                weight, bias = self._weight(op.name).detach(), self.biases[op.name].detach()
+                factor = torch.ones_like(bias)
+                if op.name in self.norms:
+                    factor, shift = self.norms[op.name].folded()
+                    bias = bias * factor + shift
+                column = factor.reshape(-1, *[1] * (weight.ndim - 1))
                 if op.name in int8:
-                    scale = int8[op.name][1]
-                    shape = (-1, *[1] * (weight.ndim - 1))
-                    values = np.rint(weight.detach().numpy() / scale.reshape(shape)).astype(np.int8)
-                    int8[op.name] = values, scale
+                    scale = torch.from_numpy(int8[op.name][1])
+                    values = torch.round(weight / scale.reshape(column.shape)) * torch.where(column < 0, -1, 1)
+                    scale = (scale * factor.abs()).clamp(min=SMALLEST_SCALE)
+                    int8[op.name] = values.to(torch.int8).numpy(), scale.numpy()
+                    folded = dequantise(*int8[op.name])
+                else:
+                    folded = (weight * column).numpy()
+                    if self.original.decisions[op.name].w_bits == 16:
+                        folded = round_to_bf16(folded)
+                op = replace(op, weight=folded, bias=bias.numpy())
             ops.append(op)
         return replace(self.original, network=replace(self.original.network, ops=tuple(ops)), int8=int8)
 
     def _layer(self, op: Op, x: Tensor) -> Tensor:
-        return apply_layer(op, x, self._weight(op.name), self.biases[op.name])
+        y = apply_layer(op, x, self._weight(op.name), self.biases[op.name])
+        return self.norms[op.name](y) if op.name in self.norms else y
 
     def _weight(self, name: str) -> Tensor:
         """The weight as it is stored; its gradient is that of the parameter."""
@@ -141,7 +188,7 @@ class _Trainable:
             return weight
         levels, scale = self.levels[name]
         column = scale.reshape(-1, *[1] * (weight.ndim - 1))
-        nearest = torch.bucketize((weight / column).detach(), (levels[1:] + levels[:-1]) / 2)
+        nearest = torch.bucketize((weight / column).detach().contiguous(), (levels[1:] + levels[:-1]) / 2)
         return weight + (levels[nearest] * column - weight).detach()
 
     def _stored(self, name: str, y: Tensor) -> Tensor:

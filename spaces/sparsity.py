@@ -58,7 +58,7 @@ PATTERNS: Mapping[str, str] = {
 }
 
 #: Layers with more inputs than this get all of their zeros at once: one by one takes their third power in time.
-SURGEON_INPUTS = 1200
+SURGEON_INPUTS = 300
 
 #: Steps of conjugate gradients in place of a solution.
 CONJUGATE_STEPS = 40

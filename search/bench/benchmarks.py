@@ -8,6 +8,7 @@ from typing import Any
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.search.bench.layers import bench_kernels
+from trimtab.search.bench.methods import bench_methods
 from trimtab.search.bench.networks import bench_networks
 from trimtab.search.bench.proxy import bench_proxy
 from trimtab.search.bench.repeat import bench_repeat
@@ -31,6 +32,8 @@ class BenchOptions:
     minutes: float
     load: bool
     config: Config | None = None
+    cases: tuple[str, ...] = ()
+    final: bool = False
     policies: int = 20
     steps: int = 100
     workers: int = 0
@@ -61,6 +64,12 @@ def _measure(o: BenchOptions) -> list[dict[str, Any]]:
     return bench_repeat(o.networks[0], o.engines[0], o.threads[0], o.seconds, o.repetitions, o.minutes, o.load)
 
 
+def _methods(o: BenchOptions) -> list[dict[str, Any]]:
+    if o.config is None or not o.cases:
+        raise BadInput("bench methods needs a configuration and cases: --config FILE --cases '4/8; keep 0.7; svd 0.5'")
+    return bench_methods(o.config, o.cases, o.final)
+
+
 def _proxy(o: BenchOptions) -> list[dict[str, Any]]:
     if o.config is None:
         raise BadInput("bench proxy needs a configuration: --config FILE")
@@ -71,5 +80,6 @@ _BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[dict[str, Any]]]] = {
     "kernels": _kernels,
     "engines": _engines,
     "measure": _measure,
+    "methods": _methods,
     "proxy": _proxy,
 }

@@ -138,7 +138,7 @@ class _Worker:
             figures[name] = judge(policy).accuracy
             figures[f"{name} seconds"] = time.perf_counter() - start
         repaired = self.judges["all repairs"].candidate(policy)
-        tuned = finetune(repaired, *self.train, self.schedule)
+        tuned = finetune(repaired, self.judges["all repairs"].space.normalised, *self.train, self.schedule)
         figures["tuned"] = accuracy_of(judging_session(tuned), *self.final)
         return figures
 

@@ -1,0 +1,141 @@
+"""What single methods do to a real network: uniform policies, written as text, repaired and judged."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trimtab.errors import BadInput
+from trimtab.evaluators.accuracy import judging_session
+from trimtab.evaluators.data import Images, Labels
+from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.steps import StepPlan
+from trimtab.kernels import stored_bytes
+from trimtab.search.config import Config
+from trimtab.search.problem import Problem, load_problem
+from trimtab.search.progress import ConsoleProgress
+from trimtab.spaces.candidate import Candidate
+from trimtab.spaces.forms import DENSE, parse_form
+from trimtab.spaces.policy import Policy
+from trimtab.spaces.space import Bits, Space, check_bits
+
+__all__ = ["Case", "bench_methods", "parse_case"]
+
+#: Keep ratios tried for a share of the MACs.
+RATIOS = 257
+
+
+@dataclass(frozen=True)
+class Case:
+    """A uniform policy: `bits`, `form`, and either the ratio of channels kept or the largest `macs` of the base's."""
+
+    text: str
+    bits: Bits = (32, 32)
+    form: str = DENSE
+    keep: float = 1.0
+    macs: float | None = None
+
+    def policy(self, space: Space) -> Policy:
+        """Return the policy; for a share of MACs, the widest that stays within it."""
+        if self.macs is None:
+            return space.uniform(self.keep, self.bits, self.form)
+        plan = StepPlan(space)
+        limit = self.macs * _macs(plan, space.base())
+        for keep in np.linspace(1.0, 0.0, RATIOS):
+            policy = space.uniform(float(keep), self.bits, self.form)
+            if _macs(plan, policy) <= limit:
+                return policy
+        raise BadInput(f"case {self.text!r}: the narrowest network of this space has more MACs")
+
+
+def parse_case(text: str) -> Case:
+    """Read parts joined by "+": bits ("4/8", "3/8 codebook"), "keep 0.7" or "macs 0.5", and a form ("svd 0.5")."""
+    given: dict[str, Any] = {}
+    for part in (part.strip() for part in text.split("+")):
+        bits = re.fullmatch(r"(\d+)/(\d+)(?: ([a-z0-9]+))?", part)
+        share = re.fullmatch(r"(keep|macs) (0?\.\d+|1)", part)
+        if bits:
+            given["bits"] = (int(bits[1]), int(bits[2]), *bits.groups()[2:][: bits[3] is not None])
+            check_bits(given["bits"])
+        elif share:
+            given[share[1]] = float(share[2])
+        else:
+            given["form"] = parse_form(part).text
+    return Case(text.strip(), **given)
+
+
+def bench_methods(config: Config, cases: Sequence[str], final: bool) -> list[dict[str, Any]]:
+    """Judge uniform policies on the images that methods are chosen on, and with `final` on the final ones too.
+
+    Rows: accuracies, their change from the base's (`_error`: the standard error of the paired difference), MACs and
+    stored bytes beside the base's, and seconds of the repair.
+    """
+    parsed = [parse_case(case) for case in cases]
+    problem = load_problem(_config(config, parsed), ConsoleProgress())
+    parts = {"selection": problem.splits.selection}
+    if final:
+        parts["final"] = problem.splits.final()
+    base = problem.judge.candidate(problem.space.base())
+    right = {part: _right(base, *data) for part, data in parts.items()}
+    plan, size = StepPlan(problem.space), stored_bytes(lower(base))
+    rows = [_row("base", problem, base, 0.0, parts, right, plan, size)]
+    for case in parsed:
+        start = time.perf_counter()
+        candidate = problem.judge.candidate(case.policy(problem.space))
+        seconds = time.perf_counter() - start
+        rows.append(_row(case.text, problem, candidate, seconds, parts, right, plan, size))
+    return rows
+
+
+def _row(
+    name: str,
+    problem: Problem,
+    candidate: Candidate,
+    seconds: float,
+    parts: dict[str, tuple[Images, Labels]],
+    base_right: dict[str, np.ndarray],
+    plan: StepPlan,
+    base_size: int,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": name}
+    for part, data in parts.items():
+        right = _right(candidate, *data)
+        change = right.astype(float) - base_right[part]
+        row[part] = float(right.mean())
+        row[f"{part}_change"] = float(change.mean())
+        row[f"{part}_error"] = float(change.std(ddof=1) / np.sqrt(len(change)))
+    size = stored_bytes(lower(candidate))
+    row["macs"] = _macs(plan, candidate.policy) / _macs(plan, problem.space.base())
+    return {**row, "bytes": size, "smaller": 4 * _weights(problem.space) / size, "seconds": seconds}
+
+
+def _config(config: Config, cases: Sequence[Case]) -> Config:
+    """The configuration with all choices that the cases take, and single channels as steps."""
+    forms = [parse_form(case.form) for case in cases]
+    chosen: dict[str, Any] = {"channels": 64, "min_keep": 0.02}
+    chosen["bits"] = tuple({case.bits: None for case in (*cases, Case("base"))})
+    factorised = [form for form in forms if form.kind == "factorisation"]
+    chosen["factorisations"] = tuple({form.name: None for form in factorised}) or ("svd",)
+    chosen["ranks"] = tuple({form.amount: None for form in factorised})
+    for kind, key in (("pattern", "patterns"), ("sharing", "sharing")):
+        chosen[key] = tuple({form.text: None for form in forms if form.kind == kind})
+    return config.model_copy(update={"space": config.space.model_copy(update=chosen)})
+
+
+def _right(candidate: Candidate, images: Images, labels: Labels) -> np.ndarray:
+    """Whether each image is classified rightly, on the native engine."""
+    return np.asarray(judging_session(candidate).run(images).argmax(axis=1) == labels)
+
+
+def _macs(plan: StepPlan, policy: Policy) -> int:
+    return sum(step.macs for step in plan.steps(policy))
+
+
+def _weights(space: Space) -> int:
+    """The network's parameters, biases included."""
+    return sum(array.size for op in space.network.layers for array in (op.weight, op.bias) if array is not None)
