@@ -73,10 +73,16 @@ def finetune(
 
 
 def _augmented(images: Images, rng: np.random.Generator) -> Images:
-    """Shift images by up to SHIFT pixels, and mirror half of them."""
+    """Shift images by up to SHIFT pixels, and mirror half of them; what comes in at the edges is black.
+
+    Networks are trained on crops of pictures with a black edge: their norms know it, and lose points without (grey, the
+    zero of scaled images, is no replacement).
+    """
     shift = SHIFT if min(images.shape[2:]) >= 8 * SHIFT else 0
-    padded = np.pad(images, ((0, 0), (0, 0), (shift, shift), (shift, shift)))
     height, width = images.shape[2:]
+    padded = np.empty((*images.shape[:2], height + 2 * shift, width + 2 * shift), images.dtype)
+    padded[:] = images.min((0, 2, 3), keepdims=True)
+    padded[:, :, shift : shift + height, shift : shift + width] = images
     out = np.empty_like(images)
     for i, (row, column) in enumerate(rng.integers(2 * shift + 1, size=(len(images), 2))):
         part = padded[i, :, row : row + height, column : column + width]

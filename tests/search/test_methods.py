@@ -1,0 +1,34 @@
+"""Uniform policies as text, judged."""
+
+from __future__ import annotations
+
+import pytest
+from tests.search.runs import tiny
+
+from trimtab.errors import BadInput
+from trimtab.search.bench.methods import Case, bench_methods, parse_case
+
+
+def test_a_case_is_read_from_its_parts() -> None:
+    assert parse_case("4/8") == Case("4/8", (4, 8))
+    assert parse_case(" 3/8 codebook + keep 0.7 ") == Case("3/8 codebook + keep 0.7", (3, 8, "codebook"), keep=0.7)
+    assert parse_case("macs 0.5 + 8/8 + svd 0.5") == Case("macs 0.5 + 8/8 + svd 0.5", (8, 8), "svd 0.5", macs=0.5)
+
+
+@pytest.mark.parametrize("text", ["", "9/9", "4/8 nothing", "keep 2", "svd"])
+def test_what_is_no_case_is_bad_input(text: str) -> None:
+    with pytest.raises(BadInput):
+        parse_case(text)
+
+
+def test_every_case_has_a_row_beside_the_base_s() -> None:
+    rows = bench_methods(tiny(), ["8/8", "macs 0.5", "2:4 + 8/8", "kernels 4 + 8/8"], final=True)
+    base, int8, half, sparse, shared = rows
+    assert base["selection_change"] == base["final_change"] == 0
+    assert base["macs"] == int8["macs"] == 1
+    assert 0.3 < half["macs"] <= 0.5
+    assert int8["bytes"] < base["bytes"] / 3
+    assert max(sparse["bytes"], shared["bytes"]) < int8["bytes"]
+    for row in rows[1:]:
+        assert row["selection"] - base["selection"] == pytest.approx(row["selection_change"])
+        assert row["final_error"] >= 0
