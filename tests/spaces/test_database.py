@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import BadInput
-from trimtab.spaces import Calibration, LayerDecision, Policy, Repairs, Space, apply
+from trimtab.spaces import Calibration, LayerDecision, Policy, Repairs, Space, apply, build_space
 from trimtab.spaces.candidate import prune_network
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.execute import apply_op, run
