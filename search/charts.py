@@ -285,7 +285,7 @@ def policy_figure(layers: Sequence[Values]) -> str:
             ("b2", "1- and 2-bit weights"),
             ("bmix", "8- or 16-bit weights, float activations"),
             ("b32", "fp32"),
-            ("b8 low", "hatched: factorised to a low rank"),
+            ("b8 low", "hatched: factorised, sparse, or of shared weights"),
             ("", "channels removed"),
         )
     )
@@ -294,24 +294,35 @@ def policy_figure(layers: Sequence[Values]) -> str:
 
 
 def _layer(layer: Values) -> str:
-    kept, before, rank = int(layer["outputs"]), int(layer["outputs_of"]), layer["rank"]
+    kept, before, form = int(layer["outputs"]), int(layer["outputs_of"]), _form(layer)
     w_bits, a_bits = int(layer["w_bits"]), int(layer["a_bits"])
     kernel = "×".join(f"{int(k)}" for k in layer["kernel"])
     text = tip(
         f"{layer['layer']} · {layer['kind']}" + (f" {kernel}" if kernel else ""),
         f"outputs {kept} of {before} ({kept / before:.1%}), inputs {int(layer['inputs'])} of {int(layer['inputs_of'])}",
-        f"weights {w_bits} bits, activations {a_bits} bits",
-        "dense" if rank is None else f"factorised to rank {int(rank)}",
+        f"weights {w_bits} bits{_grid(layer)}, activations {a_bits} bits",
+        form,
         *([f"runs as {layer['runs_as']}"] if layer["runs_as"] else []),
     )
-    look = _look(w_bits, a_bits) + (" low" if rank is not None else "")
+    look = _look(w_bits, a_bits) + (" low" if form != "dense" else "")
     return (
         f'<li tabindex="0" {text}><span class="name">{escape(layer["layer"])}</span><span class="track">'
         f'<span class="fill {look}" style="width:{100 * kept / before:.2f}%"></span></span>'
         f'<span class="num">{kept} of {before}</span><span class="bits">{w_bits}/{a_bits}'
-        + (f" · rank {int(rank)}" if rank is not None else "")
+        + (f" · {escape(form)}" if form != "dense" else "")
         + "</span></li>"
     )
+
+
+def _form(layer: Values) -> str:
+    """A layer's form; summaries of older runs know ranks only."""
+    rank = layer["rank"]
+    return str(layer.get("form", "dense" if rank is None else f"rank {int(rank)}"))
+
+
+def _grid(layer: Values) -> str:
+    grid = layer.get("grid", "uniform")
+    return "" if grid == "uniform" else f" ({escape(str(grid))})"
 
 
 def _look(w_bits: int, a_bits: int) -> str:

@@ -187,7 +187,9 @@ def _layers(problem: Problem, best: Winner | None, steps: Sequence[Mapping[str, 
                 "kernel": list(base.weight.shape[2:]) if base.weight is not None else [],
                 "w_bits": shape.decision.w_bits,
                 "a_bits": shape.decision.a_bits,
+                "grid": shape.decision.grid,
                 "rank": shape.decision.rank,
+                "form": shape.decision.form,
                 "runs_as": ", ".join(kernels.get(base.name, ())),
             }
         )

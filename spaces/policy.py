@@ -39,6 +39,13 @@ class LayerDecision:
     sharing: str | None = None
 
     @property
+    def form(self) -> str:
+        """The layer's form as people read it: "dense", "svd of rank 12", "2:4", "kernels 64"."""
+        if self.rank is not None:
+            return f"{self.factorisation} of rank {self.rank}"
+        return self.pattern or self.sharing or "dense"
+
+    @property
     def is_integer(self) -> bool:
         """Whether the layer computes in integers."""
         return self.w_bits <= 8 and self.a_bits <= 8

@@ -288,6 +288,16 @@ def test_every_layer_has_a_bar(layers: int) -> None:
     assert all(f"rank {layer['rank']}" in found.words for layer in low)
 
 
+def test_forms_and_grids_of_layers_are_told() -> None:
+    summary = make_summary(layers=2)
+    summary["layers"][0] |= {"rank": None, "form": "2:4", "grid": "uniform", "w_bits": 4}
+    summary["layers"][1] |= {"rank": None, "form": "dense", "grid": "codebook", "w_bits": 4}
+    found = Page(render(summary))
+    assert "2:4" in found.words
+    assert len(found.all("span", "fill low")) == 1
+    assert sum("4 bits (codebook)" in attrs.get("data-tip", "") for attrs in found.all("li")) == 1
+
+
 def test_factors_of_a_layer_are_summed_and_totals_given() -> None:
     summary = make_summary()
     names = [step["layer"] for step in summary["profile"]["winner"]]
