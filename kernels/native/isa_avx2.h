@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "isa_vector.h"
 
 namespace trimtab {
@@ -65,6 +67,12 @@ struct Avx2 : Vector<Lanes8> {
   TRIMTAB_INLINE U8 lookup(U8 table, U8 i) { return (U8)_mm256_shuffle_epi8((__m256i)table, (__m256i)i); }
 };
 
+// The upper eight bytes. _mm_storeh_pd would promise an address that a double may have.
+TRIMTAB_INLINE void store_high(uint8_t* p, __m128i bytes) {
+  const long long high = _mm_extract_epi64(bytes, 1);
+  std::memcpy(p, &high, sizeof(high));
+}
+
 // Numbers too small for an int32 become the least one, so the lower bound can wait until two vectors have become one.
 TRIMTAB_INLINE void store_clamped(Avx2, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c) {
   const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(c.zero));
@@ -79,9 +87,9 @@ TRIMTAB_INLINE void store_clamped(Avx2, uint8_t* p, size_t step, const Avx2::F* 
   const __m256i bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), first);
-  _mm_storeh_pd(reinterpret_cast<double*>(p + step), _mm_castsi128_pd(first));
+  store_high(p + step, first);
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 2 * step), second);
-  _mm_storeh_pd(reinterpret_cast<double*>(p + 3 * step), _mm_castsi128_pd(second));
+  store_high(p + 3 * step, second);
 }
 
 }  // namespace
