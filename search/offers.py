@@ -63,10 +63,7 @@ def find_removals(problem: Problem, table: LatencyTable, progress: Progress) -> 
     """Return the choices that are pointless under a problem's budgets; none where its configuration keeps them all."""
     if not problem.config.space.drop_pointless:
         return ()
-    model = CostModel(problem.space, table)
-    with progress.bar("pricing the choices") as bar:
-        table.filled = bar.update
-        removed = removals(measure_offers(model, problem.config.budgets))
+    removed = removals(_priced(CostModel(problem.space, table), problem.config.budgets, progress))
     if removed:
         progress.line(f"{len(removed)} choices gain nothing on this engine and are not offered (trimtab space tells)")
     return removed
@@ -78,9 +75,7 @@ def describe_space(problem: Problem, progress: Progress) -> dict[str, Any]:
     config, space = problem.config, problem.space
     table = LatencyTable(make_engine(config.engine.name, config.engine.threads))
     model = CostModel(space, table)
-    with progress.bar("pricing the choices") as bar:
-        table.filled = bar.update
-        offers = measure_offers(model, config.budgets)
+    offers = _priced(model, config.budgets, progress)
     kept = space.without(removals(offers)) if config.space.drop_pointless else space
     base = space.base()
     return {
@@ -98,6 +93,12 @@ def describe_space(problem: Problem, progress: Progress) -> dict[str, Any]:
     }
 
 
+def _priced(model: CostModel, budgets: Collection[str], progress: Progress) -> list[Offer]:
+    with progress.bar("pricing the choices") as bar:
+        model.table.filled = bar.update
+        return measure_offers(model, budgets)
+
+
 def _layer(space: Space, op: Op) -> dict[str, Any]:
     return {
         "layer": op.name,
@@ -112,19 +113,17 @@ class _Pricer:
     def __init__(self, model: CostModel, costs: frozenset[str]) -> None:
         self.model, self.costs = model, costs
         self.space: Space = model.space
-        self.bits = self._usual_bits()
+        usual = self._usual_bits()
+        self.vectors = {keep: self.space.encode(self.space.uniform(keep, usual)) for keep in WIDTHS}
 
     def offers(self, knob: Knob) -> list[Offer]:
         policies = [self._with(knob, choice) for choice in knob.choices]
         found = []
         for i, choice in enumerate(knob.choices):
-            policy, finer = policies[i], policies[min(i + 1, len(policies) - 1)]
-            if knob.kind == "form":
-                finer = policies[-1]
+            policy = policies[i]
+            finer = policies[-1] if knob.kind == "form" else policies[min(i + 1, len(policies) - 1)]
             why = "" if choice == knob.choices[-1] else self._why_pointless(knob, i, policies)
-            steps = self.model.plan.steps(policy)
-            seconds = self.model.fit(self.model.table.total(steps), len(steps))
-            size = int(self.model.get(policy, "size"))
+            seconds, size = self.model.get(policy, "latency"), int(self.model.get(policy, "size"))
             found.append(Offer(knob.name, choice_text(choice), seconds, size, self._gain(policy, finer), why))
         return found
 
@@ -135,25 +134,21 @@ class _Pricer:
         return usual if not offered or any(usual in choices for choices in offered) else offered[0][-1]  # type: ignore[return-value]
 
     def _with(self, knob: Knob, choice: Choice, keep: float = 1.0) -> Policy:
-        vector = self.space.encode(self.space.uniform(keep, self.bits))
+        vector = list(self.vectors[keep])
         vector[self.space.knobs.index(knob)] = knob.choices.index(choice)
         return self.space.decode(vector)
 
     def _why_pointless(self, knob: Knob, i: int, policies: Sequence[Policy]) -> str:
-        if knob.kind == "form" and str(knob.choices[i]).split()[0] in self._factorisations:
+        if knob.kind == "form" and str(knob.choices[i]).split()[0] in self.space.options.factorisations:
             return self._why_no_rank(knob, knob.choices[i]) if "latency" in self.costs else ""
-        for j in range(i + 1, len(policies)):
-            if knob.kind == "form" and j < len(policies) - 1:
-                continue  # only the dense layer takes less away
+        last = len(policies) - 1
+        # Of a layer's forms only the dense one takes less away.
+        for j in [last] if knob.kind == "form" else range(i + 1, last + 1):
             if knob.kind == "bits" and not _finer(knob.choices[j], knob.choices[i]):
                 continue
             if why := self._why_not_cheaper(policies[i], policies[j]):
                 return f"{why} than {choice_text(knob.choices[j])}"
         return ""
-
-    @property
-    def _factorisations(self) -> tuple[str, ...]:
-        return self.space.options.factorisations
 
     def _why_no_rank(self, knob: Knob, choice: Choice) -> str:
         gains = []

@@ -19,17 +19,17 @@ from functools import cached_property
 import numpy as np
 import torch
 from sklearn.linear_model import lars_path_gram
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces.execute import LayerGradient, layer_gradients, run
+from trimtab.spaces.factorisation import one_thread
 from trimtab.spaces.groups import ChannelGroup, propagate
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.reconstruct import draw_positions, receptive_fields
 
-__all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "own_loss", "weight_gradients"]
+__all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "drawn_loss", "own_loss", "weight_gradients"]
 
 #: Images that are differentiated at once.
 BATCH = 16
@@ -143,6 +143,20 @@ def own_loss(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, logits.argmax(1), reduction="sum")
 
 
+def drawn_loss(seed: int) -> Callable[[Tensor], Tensor]:
+    """Return the cross-entropy of logits (N, classes) against classes drawn from them, summed over images.
+
+    The mean square of its gradients is the diagonal of Fisher's information. Every call goes on drawing.
+    """
+    sampler = torch.Generator().manual_seed(seed)
+
+    def loss(logits: Tensor) -> Tensor:
+        drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
+        return F.cross_entropy(logits, drawn, reduction="sum")
+
+    return loss
+
+
 def _readers(op: Op, gram: Array, channel: Array) -> list[Reader]:
     weight = op.weight.astype(np.float64)  # type: ignore[union-attr]
     taps = weight[0, 0].size
@@ -224,12 +238,7 @@ def _taylor(evidence: Evidence) -> dict[str, Array]:
 
 
 def _hessian(evidence: Evidence) -> dict[str, Array]:
-    network, sampler = evidence.network, torch.Generator().manual_seed(0)
-
-    def loss(logits: Tensor) -> Tensor:
-        drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
-        return F.cross_entropy(logits, drawn, reduction="sum")
-
+    network, loss = evidence.network, drawn_loss(0)
     votes: dict[str, Array] = {}
     for x in evidence.batches:
         for name, at in layer_gradients(network, x, loss).items():
@@ -344,7 +353,7 @@ class _Surgeon:
 
 
 def _of_readers(evidence: Evidence, score: Callable[[ChannelGroup, Sequence[Reader]], Array]) -> dict[str, Array]:
-    with threadpool_limits(1, "blas"):  # the same bits whatever the number of threads
+    with one_thread():
         return {
             group.name: score(group, evidence.readers[group.name])
             for group in evidence.groups

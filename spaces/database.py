@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,10 @@ from safetensors.numpy import save as to_bytes
 
 from trimtab.errors import BadInput
 from trimtab.spaces.candidate import Candidate, layer_decisions, prune_network
-from trimtab.spaces.layerwise import CompressedLayer, compress_layer, is_row_wise
+from trimtab.spaces.layerwise import CompressedLayer, LayerCompressor, is_row_wise
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation, dequantise
-from trimtab.spaces.select import sliced
 from trimtab.spaces.space import Space
 from trimtab.spaces.statistics import LayerStatistics, NetworkRanges, layer_statistics, network_ranges
 
@@ -118,7 +117,7 @@ class LayerDatabase:
         found: dict[LayerTask, None] = {}
         for counts in widths:
             _, channels = prune_network(self.space, replace(base, channels=counts))
-            for layer, decision in self._decisions(counts):
+            for layer, decision in self.space.decisions(counts):
                 op = self.space.network.op(layer)
                 task = self._task(op, decision, {**channels, op.name: np.arange(op.shape[0])})
                 found[task] = None
@@ -133,15 +132,12 @@ class LayerDatabase:
         """Make a task's entry, and put it into the folder."""
         whole = self.space.network.op(task.layer)
         inputs, outputs = np.array(task.inputs), np.array(task.outputs)
-        pruned = sliced(whole, inputs, outputs)
         source = whole.inputs[0]
-        in_shape = (len(inputs), *self.space.network.shape_of(source)[1:])
         bits = task.decision.a_bits if task.decision.is_integer else 8
-        stored = self._ranges.stored[bits][source]
-        statistics = self._statistics[task.layer]
-        layer = compress_layer(
-            whole, pruned, inputs, outputs, task.decision, statistics, stored, in_shape, self.quantisation.rounding
-        )
+        stored, statistics = self._ranges.stored[bits][source], self._statistics[task.layer]
+        rounding = self.quantisation.rounding
+        compressor = LayerCompressor(whole, inputs, outputs, task.decision, statistics, stored, rounding)
+        layer = compressor.compress((len(inputs), *self.space.network.shape_of(source)[1:]))
         _write(self._path(task), layer)
         return layer
 
@@ -164,18 +160,6 @@ class LayerDatabase:
             if whole.is_depthwise:
                 inputs = np.arange(self.space.network.shape_of(whole.inputs[0])[0])
         return LayerTask(whole.name, tuple(inputs.tolist()), tuple(outputs.tolist()), decision)
-
-    def _decisions(self, counts: Mapping[str, int]) -> Iterator[tuple[str, LayerDecision]]:
-        """Every (layer, decision) of the space at these widths."""
-        space = self.space
-        choices: dict[str, list[list[Any]]] = {op.name: [[None], [None]] for op in space.network.layers}
-        for knob in space.knobs:
-            if knob.kind != "channels":
-                choices[knob.target][knob.kind == "form"] = list(knob.choices)
-        for layer, (bits, forms) in choices.items():
-            for pair in bits:
-                for form in forms:
-                    yield layer, space.decision(layer, counts, pair, form)
 
     def _entry(self, task: LayerTask) -> CompressedLayer:
         known = self._remembered.get(task)

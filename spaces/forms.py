@@ -16,7 +16,6 @@ from trimtab.spaces import factorisation as low_rank
 from trimtab.spaces import sparsity
 from trimtab.spaces.network import Op
 from trimtab.spaces.sharing import SHARINGS, check_amount
-from trimtab.spaces.sparsity import parse_pattern
 
 __all__ = ["DENSE", "FACTORISATIONS", "PATTERNS", "SHARINGS", "Form", "applies", "parse_form"]
 
@@ -50,7 +49,7 @@ def parse_form(text: str) -> Form:
     if match is None:
         raise BadInput(f"{text!r} is not a form of a layer; write it like 'svd 0.25', '2:4' or 'block 0.5'")
     if match[3] or match[1] in PATTERNS:
-        pattern = parse_pattern(text)
+        pattern = sparsity.parse_pattern(text)
         return Form("pattern", pattern.name, pattern.zeros, text)
     name, amount = match[1], float(match[2])
     for kind, known in (("factorisation", FACTORISATIONS), ("sharing", SHARINGS)):

@@ -16,9 +16,10 @@ from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.ranges import activation_quant
 from trimtab.spaces.reconstruct import RIDGE
+from trimtab.spaces.select import sliced
 from trimtab.spaces.statistics import LayerStatistics
 
-__all__ = ["CompressedLayer", "compress_layer", "is_row_wise"]
+__all__ = ["CompressedLayer", "LayerCompressor", "is_row_wise"]
 
 Range = tuple[float, float]
 
@@ -44,33 +45,18 @@ def is_row_wise(decision: LayerDecision) -> bool:
     return not coupled and decision.grid == "uniform"
 
 
-def compress_layer(
-    whole: Op,
-    pruned: Op,
-    inputs: Array,
-    outputs: Array,
-    decision: LayerDecision,
-    statistics: LayerStatistics,
-    stored: Range,
-    in_shape: tuple[int, ...],
-    rounding: str = "gptq",
-) -> CompressedLayer:
-    """Compress one layer.
+class LayerCompressor:
+    """Compresses one layer.
 
-    `whole` is the untouched layer and `pruned` what is left of it: its input channels `inputs` and output channels
-    `outputs`, ascending, of the untouched ones. It reads a tensor of `in_shape`, of which `stored` is the range that
-    the decision's bits hold. The weights that are left make up, by least squares, for the input channels that are gone
-    and for the rounding of narrow activations; factors, weights and the bias then make up for what came before them.
+    Of the untouched layer `whole` the input channels `inputs` and the output channels `outputs`, ascending, are left;
+    of the tensor that it reads the decision's bits hold the range `stored`. The weights that are left make up, by least
+    squares, for the input channels that are gone and for the rounding of narrow activations; factors, weights and the
+    bias then make up for what came before them.
     """
-    with one_thread():
-        return _Layer(whole, pruned, inputs, outputs, decision, statistics, stored, rounding).compress(in_shape)
 
-
-class _Layer:
     def __init__(
         self,
         whole: Op,
-        pruned: Op,
         inputs: Array,
         outputs: Array,
         decision: LayerDecision,
@@ -78,6 +64,7 @@ class _Layer:
         stored: Range,
         rounding: str,
     ) -> None:
+        pruned = sliced(whole, inputs, outputs)
         self.pruned, self.decision, self.rounding = pruned, decision, rounding
         self.int8: dict[str, tuple[Array, Array]] = {}
         self.ranges: dict[str, Range] = {}
@@ -96,6 +83,11 @@ class _Layer:
         self.fields = statistics.fields[:, self.kept] if whole.groups == 1 else None
 
     def compress(self, in_shape: tuple[int, ...]) -> CompressedLayer:
+        """Return what stands for the layer, which reads a tensor of this shape."""
+        with one_thread():
+            return self._compressed(in_shape)
+
+    def _compressed(self, in_shape: tuple[int, ...]) -> CompressedLayer:
         if self._untouched:
             return CompressedLayer((self.pruned,), {}, {}, np.zeros(len(self.target)))
         if self.pruned.groups != 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimtab.spaces.network import Array
 
-__all__ = ["RANGES", "activation_quant", "activation_range", "sampled", "whole_range"]
+__all__ = ["RANGES", "activation_quant", "activation_range", "note_ranges", "sampled", "whole_range"]
 
 #: Ranges tried, as shares of the whole range.
 SHARES = np.geomspace(0.03, 1.0, 48)
@@ -64,6 +64,20 @@ def activation_range(values: Array, low: float, high: float, bits: int, method: 
       inference with TensorRT).
     """
     return RANGES[method](np.asarray(values, np.float32).ravel(), low, high, bits)
+
+
+def note_ranges(
+    tensor: str,
+    values: Tensor,
+    whole: dict[str, tuple[float, float]],
+    stored: Mapping[int, dict[str, tuple[float, float]]],
+    method: str,
+) -> None:
+    """Note a tensor's whole range, and what of it each of the bits in `stored` hold."""
+    whole[tensor] = low, high = whole_range(values)
+    sample = sampled(values)
+    for bits, ranges in stored.items():
+        ranges[tensor] = activation_range(sample, low, high, bits, method)
 
 
 def _min_max(values: Array, low: float, high: float, bits: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from trimtab.spaces.factorisation import factor_ops, layer_of, plain_factors
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation, dequantise, round_to_bf16
-from trimtab.spaces.ranges import activation_quant, activation_range, sampled, whole_range
+from trimtab.spaces.ranges import activation_quant, note_ranges
 from trimtab.spaces.reconstruct import (
     SAMPLES_PER_INPUT,
     Sample,
@@ -203,10 +203,7 @@ class _Repair:
 
     def _measure(self, tensor: str, values: Tensor) -> None:
         """Note a tensor's range, and what of it each storage holds that the policy asks for anywhere."""
-        self.ranges[tensor] = low, high = whole_range(values)
-        sample = sampled(values)
-        for bits, ranges in self.stored.items():
-            ranges[tensor] = activation_range(sample, low, high, bits, self.calibration.quantisation.ranges)
+        note_ranges(tensor, values, self.ranges, self.stored, self.calibration.quantisation.ranges)
 
     def _output(self, op: Op) -> Tensor:
         return apply_op(op, [self.values[name] for name in op.inputs])

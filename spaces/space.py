@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -72,7 +72,8 @@ class Options:
     sparsity and ways of `sharing` weights, as `trimtab.spaces.forms` reads them; `fixed`: layers that stay fp32,
     unpruned and dense; `criterion`: which channels stay, one of `trimtab.spaces.criteria.CRITERIA`;
     `factors`, one of `FACTOR_FITS`: what the factors of a layer come nearest to where a candidate is repaired: its
-    weights ("plain"), its outputs, or its outputs behind the ReLU that reads them ("nonlinear"); elsewhere its weights.
+    weights ("plain"), its outputs, or its outputs behind the ReLU that reads them ("nonlinear"). Entries of the layer
+    database come nearest to its outputs, candidates that are not repaired to its weights.
     """
 
     channels: int = 8
@@ -264,6 +265,15 @@ class Space:
         """Return a layer's decision at these widths, for the choices of its knobs; None: as where there is no knob."""
         op = self.network.op(layer)
         return self._decision(op, self.widths(channels), bits or self._default_bits(layer), form or DENSE)
+
+    def decisions(self, channels: Mapping[str, int]) -> Iterator[tuple[str, LayerDecision]]:
+        """Yield every (layer, decision) that its knobs allow at these widths."""
+        widths = self.widths(channels)
+        choices = {(knob.kind, knob.target): knob.choices for knob in self.knobs}
+        for op in self.network.layers:
+            for bits in choices.get(("bits", op.name), (self._default_bits(op.name),)):
+                for form in choices.get(("form", op.name), (DENSE,)):
+                    yield op.name, self._decision(op, widths, bits, str(form))  # type: ignore[arg-type]
 
     def encode(self, policy: Policy) -> list[int]:
         """Return a vector that decodes to this policy; a policy outside the space is a `BadInput`."""

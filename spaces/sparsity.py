@@ -25,12 +25,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.linalg.blas import dger
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from trimtab.errors import BadInput
 from trimtab.spaces.criteria import BATCH, own_loss, weight_gradients
 from trimtab.spaces.execute import layer_gradients
+from trimtab.spaces.factorisation import one_thread
 from trimtab.spaces.network import Array, Network
 
 __all__ = [
@@ -105,7 +105,7 @@ def sparsify(weight: Array, pattern: str, gram: Array | None = None) -> Array:
         return np.where(pattern_mask(weight.astype(np.float64) ** 2, parsed), weight, 0).astype(weight.dtype)
     rows = weight.reshape(weight.shape[0], -1).astype(np.float64)
     cells = _cells(weight.shape, parsed)
-    with threadpool_limits(1, "blas"):  # the same bits whatever the number of threads
+    with one_thread():
         moments = _invertible(gram)
         if rows.shape[1] > SURGEON_INPUTS:
             found = _at_once(rows, moments, parsed, cells)

@@ -11,22 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from trimtab.spaces.criteria import BATCH, drawn_loss
 from trimtab.spaces.execute import layer_gradients, run
 from trimtab.spaces.network import Array, Network, Op
-from trimtab.spaces.ranges import activation_range, sampled, whole_range
+from trimtab.spaces.ranges import note_ranges
 from trimtab.spaces.reconstruct import draw_positions, receptive_fields
 
 __all__ = ["STORED_BITS", "LayerStatistics", "NetworkRanges", "layer_statistics", "network_ranges"]
 
 #: Receptive fields that are kept of every layer, for the ranges of tensors inside a factorised layer.
 KEPT_FIELDS = 256
-
-#: Images that are differentiated at once.
-BATCH = 16
 
 #: The bits in which activations may be stored.
 STORED_BITS = (1, 2, 4, 8)
@@ -74,10 +70,7 @@ def network_ranges(network: Network, images: Tensor, method: str) -> NetworkRang
     stored: dict[int, dict[str, tuple[float, float]]] = {bits: {} for bits in STORED_BITS}
 
     def note(tensor: str, values: Tensor) -> None:
-        whole[tensor] = low, high = whole_range(values)
-        sample = sampled(values)
-        for bits, ranges in stored.items():
-            ranges[tensor] = activation_range(sample, low, high, bits, method)
+        note_ranges(tensor, values, whole, stored, method)
 
     note(network.input, images)
     run(network, images, lambda op, y: note(op.name, y))
@@ -116,12 +109,7 @@ def _moments(fields: Tensor, groups: int) -> tuple[Array, Array]:
 
 def _sensitivities(network: Network, images: Tensor, seed: int) -> dict[str, Array]:
     """Fisher's information: gradients for classes drawn from the network's own predictions."""
-    sampler = torch.Generator().manual_seed(seed)
-
-    def loss(logits: Tensor) -> Tensor:
-        drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
-        return F.cross_entropy(logits, drawn, reduction="sum")
-
+    loss = drawn_loss(seed)
     total = {op.name: np.zeros(op.shape[0]) for op in network.layers}
     for start in range(0, len(images), BATCH):
         for name, at in layer_gradients(network, images[start : start + BATCH], loss).items():

@@ -82,13 +82,13 @@ def bench_methods(config: Config, cases: Sequence[str], final: bool) -> list[dic
         parts["final"] = problem.splits.final()
     base = problem.judge.candidate(problem.space.base())
     right = {part: _right(base, *data) for part, data in parts.items()}
-    plan, size = StepPlan(problem.space), stored_bytes(lower(base))
-    rows = [_row("base", problem, base, 0.0, parts, right, plan, size)]
+    plan = StepPlan(problem.space)
+    rows = [_row("base", problem, base, 0.0, parts, right, plan)]
     for case in parsed:
         start = time.perf_counter()
         candidate = problem.judge.candidate(case.policy(problem.space))
         seconds = time.perf_counter() - start
-        rows.append(_row(case.text, problem, candidate, seconds, parts, right, plan, size))
+        rows.append(_row(case.text, problem, candidate, seconds, parts, right, plan))
     return rows
 
 
@@ -100,7 +100,6 @@ def _row(
     parts: dict[str, tuple[Images, Labels]],
     base_right: dict[str, np.ndarray],
     plan: StepPlan,
-    base_size: int,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"case": name}
     for part, data in parts.items():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,6 +20,7 @@ from trimtab.search.budgets import BudgetLimits, resolve
 from trimtab.search.config import Config
 from trimtab.search.finetune import Schedule, finetune
 from trimtab.search.problem import Problem, load_problem, with_database
+from trimtab.search.processes import in_processes
 from trimtab.search.progress import ConsoleProgress, Progress
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.repair import Calibration, Repairs
@@ -54,7 +53,7 @@ def bench_proxy(config: Config, policies: int, steps: int, workers: int) -> list
     drawn = _draw(load_problem(config, Progress()), policies)
     found: dict[str, dict[str, float]] = {}
     with ConsoleProgress().bar("policies judged and tuned", len(drawn)) as bar:
-        for policy, figures in _all(config, drawn, steps, workers):
+        for policy, figures in in_processes(_Worker, (config, steps), drawn, workers):
             found[policy.id] = figures
             bar.update(len(found))
     rows = [found[policy.id] for policy in drawn]
@@ -97,24 +96,6 @@ def _draw(problem: Problem, count: int) -> list[Policy]:
     return Random(problem.space, limits, problem.config.seed).ask(count)
 
 
-def _all(
-    config: Config, policies: Sequence[Policy], steps: int, workers: int
-) -> Iterator[tuple[Policy, dict[str, float]]]:
-    if workers == 0:
-        worker = _Worker(config, steps)
-        yield from ((policy, worker(policy)) for policy in policies)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _start, (config.to_yaml(), steps)) as pool:
-        waiting = {pool.submit(_work, policy.to_json()): policy for policy in policies}
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 class _Worker:
     """Judges one policy in every way, and tunes it."""
 
@@ -129,6 +110,7 @@ class _Worker:
             for name, repairs in VARIANTS.items()
         }
         self.judges[LAYERS] = with_database(problem.judge)
+        self.normalised = space.normalised
         self.train, self.final = problem.splits.train(), problem.splits.final()
 
     def __call__(self, policy: Policy) -> dict[str, float]:
@@ -138,24 +120,6 @@ class _Worker:
             figures[name] = judge(policy).accuracy
             figures[f"{name} seconds"] = time.perf_counter() - start
         repaired = self.judges["all repairs"].candidate(policy)
-        tuned = finetune(repaired, self.judges["all repairs"].space.normalised, *self.train, self.schedule)
+        tuned = finetune(repaired, self.normalised, *self.train, self.schedule)
         figures["tuned"] = accuracy_of(judging_session(tuned), *self.final)
         return figures
-
-
-_worker: _Worker | None = None
-
-
-def _start(config: str, steps: int) -> None:
-    import yaml
-
-    from trimtab.search.config import make_config
-
-    global _worker
-    _worker = _Worker(make_config(yaml.safe_load(config)), steps)
-
-
-def _work(policy: dict[str, Any]) -> dict[str, float]:
-    if _worker is None:
-        raise RuntimeError("the worker has not been started")
-    return _worker(Policy.from_json(policy))

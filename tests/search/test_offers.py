@@ -117,11 +117,11 @@ def test_on_the_engine_what_is_offered_is_cheaper_by_the_table(budgets: tuple[st
 
     space = space_of(channels=2, ranks=(0.5,), bits=((8, 8), (32, 32)))
     model = CostModel(space, LatencyTable(make_engine("native", 1)))
-    for offer in measure_offers(model, budgets):
-        if offer.knob.startswith("channels") and not offer.why:
-            assert (
-                offer.gain >= 0.01
-                or "size" in budgets
-                or int(offer.choice)
-                == max(int(str(choice)) for knob in space.knobs if knob.name == offer.knob for choice in knob.choices)
-            )
+    widest = {knob.name: int(str(knob.choices[-1])) for knob in space.knobs if knob.kind == "channels"}
+    offers = {(offer.knob, offer.choice): offer for offer in measure_offers(model, budgets)}
+    narrower = [offer for offer in offers.values() if offer.knob in widest and int(offer.choice) != widest[offer.knob]]
+    assert narrower
+    for offer in narrower:
+        smaller = offer.size < offers[offer.knob, str(widest[offer.knob])].size
+        cheaper = offer.gain >= 0.01 or ("size" in budgets and smaller)
+        assert bool(offer.why) != cheaper, offer
