@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.spaces import Policy, Space
 
-__all__ = ["Agent", "Limits", "Score", "stable_seed"]
+__all__ = ["Agent", "Estimates", "Limits", "Score", "stable_seed"]
 
 
 class Score(Protocol):
@@ -41,6 +41,23 @@ class Limits(Protocol):
     def violations(self, policy: Policy) -> Mapping[str, float]:
         """Return for every budget cost / limit - 1: at most 0 where it is met."""
 
+    def shares(self, policy: Policy) -> Mapping[str, Mapping[str, float]]:
+        """Return budget -> layer -> the layer's cost / limit, for the budgets that are sums over layers.
+
+        The shares of a budget, and one under "" for what belongs to no layer, add up to its violation + 1. A layer's
+        share depends on the knobs of `Space.scopes`, and a little, where layers run together, on its neighbours'.
+        """
+
+
+class Estimates(Protocol):
+    """What is known of single layers before any network is run: `trimtab.spaces.database.LayerDatabase` is one."""
+
+    def errors(self, policy: Policy) -> Mapping[str, float]:
+        """Return every layer's expected increase of the loss, in nats per image, at least 0; they add up.
+
+        A layer's error depends on the knobs of `Space.scopes` and on nothing else.
+        """
+
 
 class Agent(ABC):
     """Proposes policies by `ask` and learns from `tell`; it never runs a network.
@@ -59,13 +76,19 @@ class Agent(ABC):
     #: The name in configurations; part of every proposal's seed.
     name: ClassVar[str]
 
+    #: Whether it cannot do without `Estimates`: what it is then given is complete, so that asking is quick.
+    needs_estimates: ClassVar[bool] = False
+
     #: Proposals tried for one policy before the agent counts as exhausted: small spaces repeat themselves.
     retries: ClassVar[int] = 48
 
-    def __init__(self, space: Space, limits: Limits, seed: int) -> None:
+    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
+        if self.needs_estimates and estimates is None:
+            raise ValueError(f"agent {self.name!r} needs estimates of the layers' errors")
         self.space = space
         self.limits = limits
         self.seed = seed
+        self.estimates = estimates
         self._proposals = 0
         self._seen: set[str] = set()
         self._pending: dict[str, None] = {}  # ids asked and not yet told, oldest first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.agents.base import Agent, Limits
+from trimtab.agents.base import Agent, Estimates, Limits
 from trimtab.agents.random import Random
 from trimtab.agents.tpe import Tpe
 from trimtab.agents.uniform import Uniform
@@ -14,8 +14,8 @@ __all__ = ["AGENTS", "make"]
 AGENTS: dict[str, type[Agent]] = {agent.name: agent for agent in (Uniform, Random, Tpe)}
 
 
-def make(name: str, space: Space, limits: Limits, seed: int) -> Agent:
+def make(name: str, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> Agent:
     """Return a fresh agent; an unknown name is a `BadInput` that lists the known ones."""
     if name not in AGENTS:
         raise unknown_name("agent", name, AGENTS)
-    return AGENTS[name](space, limits, seed)
+    return AGENTS[name](space, limits, seed, estimates)

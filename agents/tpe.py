@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trimtab.agents.base import Agent, Limits, Score, stable_seed
+from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
 from trimtab.agents.random import draw
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy, Space
@@ -39,8 +39,8 @@ class Tpe(Agent):
 
     name: ClassVar[str] = "tpe"
 
-    def __init__(self, space: Space, limits: Limits, seed: int) -> None:
-        super().__init__(space, limits, seed)
+    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
+        super().__init__(space, limits, seed, estimates)
         import optuna  # here, so that importing the agents stays cheap
 
         self._optuna: Any = optuna

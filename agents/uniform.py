@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trimtab.agents.base import Agent, Limits
+from trimtab.agents.base import Agent, Estimates, Limits
 from trimtab.spaces import Bits, Policy, Space
 from trimtab.spaces.forms import DENSE
 
@@ -30,8 +30,8 @@ class Uniform(Agent):
     name: ClassVar[str] = "uniform"
     retries: ClassVar[int] = 1_000_000  # the list is finite: skipping what is known must not end it early
 
-    def __init__(self, space: Space, limits: Limits, seed: int) -> None:
-        super().__init__(space, limits, seed)
+    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
+        super().__init__(space, limits, seed, estimates)
         self._made: list[Policy] = []
         self._rest = _distinct(_take_turns(self._lanes()))
 

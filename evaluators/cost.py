@@ -124,15 +124,48 @@ class CostModel:
 
         A prediction from shapes and untouched weights; `kernels.stored_bytes` of the candidate is exact.
         """
+        return self._size(policy, self._stored_coded)
 
-        def stored(op: Op, decision: LayerDecision, weights: int) -> float:
-            return self._coded(op, decision.w_bits, decision.pattern).bytes(weights)
+    def by_layer(self, policy: Policy, budget: str) -> dict[str, float]:
+        """Return each layer's part of a cost that is a sum over layers (all but memory), and under "" the rest of it.
 
-        return self._size(policy, stored)
+        A layer's part includes what follows it up to the next layer; layers that run together share their time as
+        they would need it alone.
+        """
+        if budget == "size":
+            return self._sizes(policy, self._stored_coded)
+        parts: dict[str, float] = {"": self.fit.constant if budget == "latency" else 0.0}
+        owner = self.space.network.layers[0].name
+        layers = {op.name for op in self.space.network.layers}
+        for call in self.plan.calls(policy):
+            owner = call.op if call.op in layers else owner
+            for layer, cost in self._by_member(call, owner, budget):
+                parts[layer] = parts.get(layer, 0.0) + cost
+        return parts
+
+    def _by_member(self, call: Call, owner: str, budget: str) -> Iterator[tuple[str, float]]:
+        step = call.step
+        if budget == "macs":
+            members = zip(call.members or (owner,), step.members or (step,), strict=True)
+            yield from ((layer, float(member.macs)) for layer, member in members)
+            return
+        seconds = self.fit.factor * self.table.seconds(step) + self.fit.per_step
+        if not step.members:
+            yield owner, seconds
+            return
+        alone = [self.table.seconds(member) for member in step.members]
+        for layer, own in zip(call.members, alone, strict=True):
+            yield layer, seconds * own / sum(alone)
+
+    def _stored_coded(self, op: Op, decision: LayerDecision, weights: int) -> float:
+        return self._coded(op, decision.w_bits, decision.pattern).bytes(weights)
 
     def _size(self, policy: Policy, stored: Callable[[Op, LayerDecision, int], float]) -> int:
+        return math.ceil(sum(self._sizes(policy, stored).values()))
+
+    def _sizes(self, policy: Policy, stored: Callable[[Op, LayerDecision, int], float]) -> dict[str, float]:
         untouched = policy == self.space.base()
-        total = float(self._constants)
+        sizes = {"": float(self._constants)}
         for shape in self.space.layer_shapes(policy):
             layer = Geometry.of(shape.op, shape.inputs, shape.outputs)
             parts = parts_of(layer, shape.decision.factorisation, shape.decision.rank)
@@ -140,9 +173,9 @@ class CostModel:
             biases = shape.outputs if shape.op.name in self._biased or not untouched else 0
             bits = shape.decision.w_bits
             dense = sum(stored(shape.op, shape.decision, part.weights) for part in parts)
-            total += min(dense, _shared_bytes(layer, shape.decision)) + 4 * biases
-            total += 4 * sum(part.outputs for part in parts) if bits <= 8 else 0
-        return math.ceil(total)
+            scales = sum(part.outputs for part in parts) if bits <= 8 else 0
+            sizes[shape.op.name] = min(dense, _shared_bytes(layer, shape.decision)) + 4 * biases + 4 * scales
+        return sizes
 
     def memory(self, policy: Policy) -> int:
         """Return the peak bytes of live activations for one image."""

@@ -92,12 +92,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Call:
-    """A step in its place: it writes `tensor` and reads `reads`; `op` is the network's operator that it belongs to."""
+    """A step in its place: it writes `tensor` and reads `reads`; `op` is the network's operator that it belongs to.
+
+    `members` are the operators of the steps of a chain, whose last one is `op`.
+    """
 
     op: str
     tensor: str
     reads: tuple[str, ...]
     step: Step
+    members: tuple[str, ...] = ()
 
 
 class StepPlan:
@@ -143,7 +147,7 @@ class StepPlan:
             )
         written = {call.tensor for call in calls}
         reads = tuple(name for call in calls for name in call.reads if name not in written)
-        return Call(last.op, last.tensor, reads, self._chains[members])
+        return Call(last.op, last.tensor, reads, self._chains[members], tuple(call.op for call in calls))
 
     def stored(self, policy: Policy) -> Mapping[str, int]:
         """Return the bits of the tensors that are stored as uint8."""

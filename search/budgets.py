@@ -110,12 +110,20 @@ class BudgetLimits:
         """Return for every budget predicted cost / limit - 1; at most 0 where it is met."""
         known = self._violations.get(policy.id)
         if known is None:
-            known = {}
-            for name, limit in self.limits.items():
-                allowed = limit * (1 - self.margin) if name == "latency" else limit
-                known[name] = self.model.get(policy, name) / allowed - 1
+            known = {name: self.model.get(policy, name) / self._allowed(name) - 1 for name in self.limits}
             self._violations[policy.id] = known
         return known
+
+    def shares(self, policy: Policy) -> Mapping[str, Mapping[str, float]]:
+        """Return budget -> layer -> predicted cost / limit, with "" for what is no layer's; see `agents.Limits`."""
+        return {
+            name: {layer: cost / self._allowed(name) for layer, cost in self.model.by_layer(policy, name).items()}
+            for name in self.limits
+            if name != "memory"
+        }
+
+    def _allowed(self, name: str) -> float:
+        return self.limits[name] * (1 - self.margin) if name == "latency" else self.limits[name]
 
     def feasible(self, policy: Policy) -> bool:
         """Whether every budget is met."""

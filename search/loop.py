@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from trimtab.agents import AGENTS
-from trimtab.agents.base import Agent
+from trimtab.agents.base import Agent, Estimates
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.timing import Latency
 from trimtab.search.budgets import BudgetLimits
@@ -87,15 +87,22 @@ class Searcher:
     """Drives agents one after the other over the same limits, judge and cache of results."""
 
     def __init__(
-        self, problem: Problem, ground: Ground, limits: BudgetLimits, bench: LatencyBench, pool: Pool, ledger: Ledger
+        self,
+        problem: Problem,
+        ground: Ground,
+        limits: BudgetLimits,
+        bench: LatencyBench,
+        pool: Pool,
+        ledger: Ledger,
+        estimates: Estimates | None = None,
     ) -> None:
-        self.problem, self.ground, self.limits = problem, ground, limits
+        self.problem, self.ground, self.limits, self.estimates = problem, ground, limits, estimates
         self.bench, self.pool, self.ledger = bench, pool, ledger
 
     def run(self, name: str, progress: Progress) -> AgentRun:
         """Let one agent make its trials; what the journal holds already is told again, not evaluated again."""
         trials = self.problem.config.trials
-        agent = AGENTS[name](self.problem.space, self.limits, self.problem.config.seed)
+        agent = AGENTS[name](self.problem.space, self.limits, self.problem.config.seed, self.estimates)
         run = AgentRun(name)
         replayed = list(self.ledger.batches.get(name, []))
         with progress.bar(f"{name}: evaluations", trials) as bar:

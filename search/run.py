@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import kernels
+from trimtab.agents import AGENTS
 from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.evaluators.bench import LatencyBench
@@ -27,15 +28,17 @@ from trimtab.search.budgets import BudgetLimits, describe
 from trimtab.search.config import Config, load_config
 from trimtab.search.evaluation import Evaluation, pareto
 from trimtab.search.export import ExportCheck, export_candidate, write_text
+from trimtab.search.fill import fill_database
 from trimtab.search.ground import Ground, survey
 from trimtab.search.journal import Journal
 from trimtab.search.loop import AgentRun, Ledger, Searcher
 from trimtab.search.offers import find_removals
 from trimtab.search.pool import make_pool
-from trimtab.search.problem import Problem
+from trimtab.search.problem import Problem, open_database
 from trimtab.search.progress import Progress
 from trimtab.search.summary import Winner, best_of, build_summary
 from trimtab.spaces.candidate import Candidate
+from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import BF16, Removal
 
@@ -135,16 +138,26 @@ def _search(
     ledger: Ledger,
     progress: Progress,
 ) -> list[AgentRun]:
+    estimates = _estimates(problem, progress)
     if problem.config.workers:
         progress.line(f"starting {problem.config.workers} Ray worker(s)")
     pool = make_pool(problem.judge, problem.config.workers, problem.config.engine.threads)
     try:
-        searcher = Searcher(problem, ground, limits, bench, pool, ledger)
+        searcher = Searcher(problem, ground, limits, bench, pool, ledger, estimates)
         with progress.bar("latency table") as bar:
             limits.model.table.filled = bar.update
             return [searcher.run(name, progress) for name in problem.config.agents]
     finally:
         pool.close()
+
+
+def _estimates(problem: Problem, progress: Progress) -> LayerDatabase | None:
+    """Return the layer database, filled, where an agent or the proxy needs it."""
+    config = problem.config
+    if config.proxy != "layers" and not any(AGENTS[name].needs_estimates for name in config.agents):
+        return None
+    fill_database(problem, config.workers, progress)
+    return open_database(problem.space, problem.judge.calibration)
 
 
 class _Finisher:

@@ -198,12 +198,16 @@ class Space:
         return knobs
 
     def _fixed_groups(self) -> set[str]:
+        return {group for name in self.options.fixed for group in self._groups_of[name]}
+
+    @cached_property
+    def _groups_of(self) -> dict[str, set[str]]:
+        """The channel groups that every tensor's channels belong to."""
         # Depthwise layers are no members of a group, but their channels go with it.
         number = {name: i for i, group in enumerate(self.groups) for name in group.members}
         produced = {name: np.full(op.shape[0], number.get(name, -1)) for name, op in self._producers.items()}
         labels = propagate(self.network, produced)
-        reached = {i for name in self.options.fixed for i in labels[name].tolist()}
-        return {group.name for i, group in enumerate(self.groups) if i in reached}
+        return {name: {self.groups[i].name for i in np.unique(found) if i >= 0} for name, found in labels.items()}
 
     @cached_property
     def _producers(self) -> dict[str, Op]:
@@ -229,6 +233,19 @@ class Space:
         layer = Geometry.of(op)
         worthwhile = FACTORISATIONS[form.name].full_rank(layer) >= SMALLEST_FULL_RANK
         return worthwhile and self._rank(op, layer, form) is not None
+
+    @cached_property
+    def scopes(self) -> dict[str, tuple[int, ...]]:
+        """For every layer the indices of the knobs that its costs and its error depend on, ascending.
+
+        They are those of its bits and form, and those of the channel groups that it reads and writes.
+        """
+        scopes = {}
+        for op in self.network.layers:
+            groups = self._groups_of[op.inputs[0]] | self._groups_of[op.name]
+            names = {f"bits:{op.name}", f"form:{op.name}", *(f"channels:{group}" for group in groups)}
+            scopes[op.name] = tuple(i for i, knob in enumerate(self.knobs) if knob.name in names)
+        return scopes
 
     # vectors and policies
 

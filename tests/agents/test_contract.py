@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from tests.agents.toys import ToyLimits, ToyScore, damage, python, toy_space
+from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, damage, python, toy_space
 
 from trimtab.agents import AGENTS, Agent, make
 from trimtab.errors import BadInput, InfeasibleBudget, TrimtabError
@@ -17,6 +17,7 @@ SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
 TINY = toy_space(Options(channels=2, min_keep=0.5, bits=((8, 8),), ranks=()))
 ACCURACY = damage(SPACE)
+ESTIMATES = ToyEstimates(SPACE)
 
 
 def score(policy: Policy) -> ToyScore:
@@ -39,10 +40,10 @@ def search(agent: Agent, evaluations: int, batch: int = 3) -> list[Policy]:
 @pytest.mark.parametrize("name", sorted(AGENTS))
 class TestEveryAgent:
     def test_has_the_name_it_is_registered_under(self, name: str) -> None:
-        assert make(name, SPACE, LIMITS, 0).name == name
+        assert make(name, SPACE, LIMITS, 0, ESTIMATES).name == name
 
     def test_asks_for_feasible_policies_and_never_twice(self, name: str) -> None:
-        policies = search(make(name, SPACE, LIMITS, 0), 40)
+        policies = search(make(name, SPACE, LIMITS, 0, ESTIMATES), 40)
         assert len(policies) == 40
         assert all(LIMITS.feasible(policy) for policy in policies)
         assert len({policy.id for policy in policies}) == 40
@@ -50,17 +51,19 @@ class TestEveryAgent:
             assert SPACE.decode(SPACE.encode(policy)) == policy
 
     def test_asks_for_at_most_as_many_as_wanted(self, name: str) -> None:
-        agent = make(name, SPACE, LIMITS, 0)
+        agent = make(name, SPACE, LIMITS, 0, ESTIMATES)
         assert agent.ask(0) == []
         assert len(agent.ask(1)) == 1
         assert len(agent.ask(7)) == 7
 
     def test_the_batch_does_not_change_what_is_proposed_before_it_learns(self, name: str) -> None:
-        one, other = make(name, SPACE, LIMITS, 5), make(name, SPACE, LIMITS, 5)
+        one, other = make(name, SPACE, LIMITS, 5, ESTIMATES), make(name, SPACE, LIMITS, 5, ESTIMATES)
         assert one.ask(6) == [policy for _ in range(3) for policy in other.ask(2)]
 
     def test_equal_seeds_propose_equally(self, name: str) -> None:
-        assert search(make(name, SPACE, LIMITS, 3), 30) == search(make(name, SPACE, LIMITS, 3), 30)
+        assert search(make(name, SPACE, LIMITS, 3, ESTIMATES), 30) == search(
+            make(name, SPACE, LIMITS, 3, ESTIMATES), 30
+        )
 
     def test_proposes_the_same_in_another_process(self, name: str) -> None:
         code = "from tests.agents import test_contract as t; import sys; print(*t.ids(sys.argv[1]))"
@@ -69,11 +72,11 @@ class TestEveryAgent:
 
     @pytest.mark.parametrize(("done", "in_flight"), [(0, 0), (0, 4), (13, 0), (13, 4), (28, 3)])
     def test_resumed_goes_on_as_uninterrupted(self, name: str, done: int, in_flight: int) -> None:
-        agent = make(name, SPACE, LIMITS, 11)
+        agent = make(name, SPACE, LIMITS, 11, ESTIMATES)
         finished = search(agent, done)
         flying = agent.ask(in_flight)
         state = json.loads(json.dumps(agent.state(), allow_nan=False))
-        resumed = make(name, SPACE, LIMITS, 11)
+        resumed = make(name, SPACE, LIMITS, 11, ESTIMATES)
         for policy in finished:
             resumed.tell(policy, score(policy))
         resumed.load(state)
@@ -84,11 +87,11 @@ class TestEveryAgent:
         assert search(agent, 6) == search(resumed, 6)
 
     def test_a_state_older_than_the_last_results_does_not_repeat_them(self, name: str) -> None:
-        agent = make(name, SPACE, LIMITS, 2)
+        agent = make(name, SPACE, LIMITS, 2, ESTIMATES)
         finished = search(agent, 5)
         flying = agent.ask(3)
         state = agent.state()
-        resumed = make(name, SPACE, LIMITS, 2)
+        resumed = make(name, SPACE, LIMITS, 2, ESTIMATES)
         for policy in [*finished, *flying]:
             resumed.tell(policy, score(policy))
         resumed.load(state)
@@ -97,15 +100,15 @@ class TestEveryAgent:
         assert all(policy.id not in known for policy in resumed.ask(10))
 
     def test_a_policy_that_was_told_is_not_asked_for(self, name: str) -> None:
-        first = make(name, SPACE, LIMITS, 0).ask(5)
-        agent = make(name, SPACE, LIMITS, 0)
+        first = make(name, SPACE, LIMITS, 0, ESTIMATES).ask(5)
+        agent = make(name, SPACE, LIMITS, 0, ESTIMATES)
         for policy in [*first, SPACE.base(), SPACE.int8()]:
             agent.tell(policy, score(policy))
         assert not {policy.id for policy in agent.ask(10)} & {policy.id for policy in first}
 
     def test_ends_when_there_is_nothing_left(self, name: str) -> None:
         limits = ToyLimits(TINY, size=0.9, macs=0.9)
-        agent = make(name, TINY, limits, 0)
+        agent = make(name, TINY, limits, 0, ToyEstimates(TINY))
         policies: list[Policy] = []
         while asked := agent.ask(16):
             policies += asked
@@ -114,12 +117,12 @@ class TestEveryAgent:
         assert 1 <= len({policy.id for policy in policies}) == len(policies) <= TINY.size
 
     def test_limits_that_nothing_meets_are_an_error_or_the_end(self, name: str) -> None:
-        agent = make(name, SPACE, ToyLimits(SPACE, size=1e-4), 0)
+        agent = make(name, SPACE, ToyLimits(SPACE, size=1e-4), 0, ESTIMATES)
         with suppress(InfeasibleBudget):
             assert agent.ask(1) == []
 
     def test_a_policy_of_another_network_is_refused(self, name: str) -> None:
-        agent = make(name, SPACE, LIMITS, 0)
+        agent = make(name, SPACE, LIMITS, 0, ESTIMATES)
         foreign = Policy("0" * 16, SPACE.base().channels, SPACE.base().layers)
         with pytest.raises(BadInput, match="another network"):
             agent.tell(foreign, ToyScore(0.5))
@@ -129,7 +132,7 @@ class TestEveryAgent:
         [(ToyScore(float("nan")), "accuracy"), (ToyScore(0.5, {"size": float("nan")}), "budget 'size'")],
     )
     def test_a_score_that_is_no_number_is_refused(self, name: str, bad: ToyScore, text: str) -> None:
-        agent = make(name, SPACE, LIMITS, 0)
+        agent = make(name, SPACE, LIMITS, 0, ESTIMATES)
         with pytest.raises(ValueError, match=text):
             agent.tell(SPACE.base(), bad)
 
@@ -145,13 +148,13 @@ class TestEveryAgent:
         ],
     )
     def test_a_foreign_state_is_refused(self, name: str, change: Callable[[dict[str, object]], object]) -> None:
-        agent = make(name, SPACE, LIMITS, 0)
+        agent = make(name, SPACE, LIMITS, 0, ESTIMATES)
         with pytest.raises(BadInput, match="saved state"):
             agent.load(change(agent.state()))  # type: ignore[arg-type]
 
 
 def ids(name: str) -> list[str]:
-    return [policy.id for policy in search(make(name, SPACE, LIMITS, 4), 26)]
+    return [policy.id for policy in search(make(name, SPACE, LIMITS, 4, ESTIMATES), 26)]
 
 
 def test_an_unknown_agent_is_named_with_the_nearest() -> None:
@@ -183,5 +186,5 @@ def spaces_without_some_kind() -> list[Space]:
 @pytest.mark.parametrize("space", spaces_without_some_kind(), ids=["channels", "bits", "ranks"])
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_a_space_of_one_kind_of_knob_will_do(name: str, space: Space) -> None:
-    agent = make(name, space, ToyLimits(space, size=0.99, macs=1.0), 0)
+    agent = make(name, space, ToyLimits(space, size=0.99, macs=1.0), 0, ToyEstimates(space))
     assert agent.ask(2)

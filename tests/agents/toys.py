@@ -36,16 +36,26 @@ class ToyLimits:
         self.budgets = {"size": size * base["size"], "macs": macs * base["macs"]}
 
     def costs(self, policy: Policy) -> dict[str, float]:
-        size = macs = 0.0
+        return {name: sum(costs.values()) for name, costs in self.by_layer(policy).items()}
+
+    def by_layer(self, policy: Policy) -> dict[str, dict[str, float]]:
+        size: dict[str, float] = {}
+        macs: dict[str, float] = {}
         for shape in self.space.layer_shapes(policy):
             taps = int(np.prod(shape.op.weight.shape[2:]))
             area = int(np.prod(shape.op.shape[1:]))
             weights = shape.inputs * shape.outputs * taps // shape.op.groups
             if shape.decision.rank is not None:
                 weights = shape.decision.rank * (shape.inputs * taps + shape.outputs)
-            size += weights * shape.decision.w_bits
-            macs += weights * area
+            size[shape.op.name] = weights * shape.decision.w_bits
+            macs[shape.op.name] = weights * area
         return {"size": size, "macs": macs}
+
+    def shares(self, policy: Policy) -> dict[str, dict[str, float]]:
+        return {
+            name: {layer: cost / self.budgets[name] for layer, cost in costs.items()}
+            for name, costs in self.by_layer(policy).items()
+        }
 
     def violations(self, policy: Policy) -> dict[str, float]:
         costs = self.costs(policy)
@@ -81,16 +91,30 @@ def distance_to(space: Space, target: Policy) -> Callable[[Policy], float]:
     return accuracy
 
 
+class ToyEstimates:
+    """Every compression hurts, each knob by its own amount, which the layers that the knob concerns share."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._spans = np.array([len(knob.choices) - 1 for knob in space.knobs])
+        weights = np.random.default_rng(7).exponential(size=len(self._spans))
+        self._weights = weights / weights.sum()
+        self._layers = np.zeros(len(weights))
+        for scope in space.scopes.values():
+            self._layers[list(scope)] += 1
+
+    def damage(self, policy: Policy) -> np.ndarray:
+        return self._weights * (1 - np.array(self.space.encode(policy)) / self._spans) ** 2
+
+    def errors(self, policy: Policy) -> dict[str, float]:
+        shared = self.damage(policy) / self._layers
+        return {layer: float(shared[list(scope)].sum()) for layer, scope in self.space.scopes.items()}
+
+
 def damage(space: Space) -> Callable[[Policy], float]:
-    """An additive accuracy that every compression hurts, each knob by its own amount: the budget binds."""
-    spans = np.array([len(knob.choices) - 1 for knob in space.knobs])
-    weights = np.random.default_rng(7).exponential(size=len(spans))
-
-    def accuracy(policy: Policy) -> float:
-        lost = (1 - np.array(space.encode(policy)) / spans) ** 2
-        return float(1 - (weights * lost).sum() / weights.sum())
-
-    return accuracy
+    """The accuracy of which `ToyEstimates` knows everything: the budget binds."""
+    estimates = ToyEstimates(space)
+    return lambda policy: 1 - float(estimates.damage(policy).sum())
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -319,3 +319,14 @@ def test_norms_before_their_layer_do_not_count_as_a_disagreement() -> None:
     model, example = PreNorm().eval(), torch.zeros(1, 3, 8, 8)
     space = build_space(model, example)
     assert count_macs(model, example, StepPlan(space).steps(space.base())) > 0
+
+
+@pytest.mark.parametrize("budget", ["latency", "size", "macs"])
+@pytest.mark.parametrize("name", NETS)
+def test_the_parts_of_a_cost_add_up_to_it(name: str, budget: str) -> None:
+    space = space_of(name)
+    model = CostModel(space, model_for(space).table, TableFit(1.5, 1e-6, 3e-6))
+    for policy in [space.base(), space.int8(), *random_policies(space, 3)]:
+        parts = model.by_layer(policy, budget)
+        assert set(parts) - {""} == {op.name for op in space.network.layers}
+        assert sum(parts.values()) == pytest.approx(model.get(policy, budget), abs=1 if budget == "size" else 1e-12)

@@ -282,3 +282,14 @@ def test_bits_as_lists_are_understood() -> None:
     options = Options(bits=[[8, 8], [32, 32]])  # type: ignore[arg-type]
     space = build_space(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), torch.zeros(1, 3, 8, 8), options)
     assert {knob.choices for knob in space.knobs if knob.kind == "bits"} == {((8, 8), (32, 32))}
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_layer_s_shape_depends_on_the_knobs_of_its_scope_only(name: str, space_of: SpaceOf) -> None:
+    space = space_of(name)
+    one, other = random_vector(space, 0), random_vector(space, 1)
+    for layer, scope in space.scopes.items():
+        mixed = [one[i] if i in scope else other[i] for i in range(len(space.knobs))]
+        shapes = [next(s for s in space.layer_shapes(space.decode(v)) if s.op.name == layer) for v in (one, mixed)]
+        assert len({(shape.inputs, shape.outputs, shape.decision) for shape in shapes}) == 1
+    assert {i for scope in space.scopes.values() for i in scope} == set(range(len(space.knobs)))
