@@ -1,8 +1,9 @@
-"""Networks that trimtab brings along: the CIFAR ResNets of He et al. 2016 (arXiv:1512.03385, section 4.2)."""
+"""Networks that trimtab brings along: ResNets for small images (He et al. 2016, arXiv:1512.03385, section 4.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from trimtab.errors import BadInput, unknown_name
 
-__all__ = ["ZOO", "ChannelPad", "CifarResNet", "build"]
+__all__ = ["ZOO", "ChannelPad", "CifarResNet", "TinyResNet8", "build"]
 
 DEPTHS = (8, 20, 32, 56, 110)
 
@@ -123,10 +124,42 @@ def _resnet(depth: int, option: str) -> Callable[..., nn.Module]:
     return make
 
 
+class TinyResNet8(nn.Module):
+    """The image-classification reference of MLPerf Tiny (Banbury et al. 2021, arXiv:2106.07597): three blocks.
+
+    It was trained in TensorFlow: "same" padding puts the one pixel that a stride of 2 needs to the right and the
+    bottom, convolutions have biases, norms an epsilon of 1e-3, and the 1x1 shortcuts no norm.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        widths = (16, 16, 16, 32, 32, 64, 64)
+        for i, (inputs, outputs) in enumerate(pairwise((3, *widths))):
+            halves = i in (3, 5)
+            setattr(self, f"conv{i}", nn.Conv2d(inputs, outputs, 3, 2 if halves else 1, 0 if halves else 1))
+            setattr(self, f"bn{i}", nn.BatchNorm2d(outputs, eps=1e-3))
+        self.down1 = nn.Conv2d(16, 32, 1, 2)
+        self.down2 = nn.Conv2d(32, 64, 1, 2)
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W), scaled to [0, 255], to logits (N, classes)."""
+        x = F.relu(self.bn0(self.conv0(x)))
+        y = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(y)) + x)
+        y = F.relu(self.bn3(self.conv3(F.pad(x, (0, 1, 0, 1)))))
+        x = F.relu(self.bn4(self.conv4(y)) + self.down1(x))
+        y = F.relu(self.bn5(self.conv5(F.pad(x, (0, 1, 0, 1)))))
+        x = F.relu(self.bn6(self.conv6(y)) + self.down2(x))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        logits: Tensor = self.fc(x)
+        return logits
+
+
 #: Name -> constructor; keyword arguments go to the class.
 ZOO: dict[str, Callable[..., nn.Module]] = {
     f"resnet{depth}{suffix}": _resnet(depth, option) for depth in DEPTHS for suffix, option in (("", "A"), ("-b", "B"))
-}
+} | {"resnet8-tiny": TinyResNet8}
 
 
 def build(name: str, **options: Any) -> nn.Module:

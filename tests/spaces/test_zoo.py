@@ -20,9 +20,14 @@ def test_parameters_are_those_of_the_paper(name: str, millions: float) -> None:
     assert found == pytest.approx(millions, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet20-b"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet20-b", "resnet8-tiny"])
 def test_images_become_logits(name: str) -> None:
     assert build(name, classes=7).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_the_tiny_reference_has_the_parameters_of_its_checkpoint() -> None:
+    # checkpoints of the published weights count 78,186
+    assert sum(parameter.numel() for parameter in build("resnet8-tiny").parameters()) == 78_186
 
 
 def test_the_layers_that_count_are_as_many_as_the_name_says() -> None:
@@ -53,7 +58,8 @@ def test_a_channel_pad_adds_zero_channels() -> None:
 
 
 def test_every_name_has_its_depth() -> None:
-    assert set(ZOO) == {f"resnet{depth}{suffix}" for depth in (8, 20, 32, 56, 110) for suffix in ("", "-b")}
+    resnets = {f"resnet{depth}{suffix}" for depth in (8, 20, 32, 56, 110) for suffix in ("", "-b")}
+    assert set(ZOO) == resnets | {"resnet8-tiny"}
 
 
 def test_unknown_names_and_options_are_bad_input() -> None:
