@@ -10,12 +10,12 @@ from trimtab.spaces.factorisation import factorise, layer_of
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import dequantise, quantise_weight, round_to_bf16
-from trimtab.spaces.select import kept_channels, prune
+from trimtab.spaces.select import kept_channels, prune, selected_channels
 from trimtab.spaces.sharing import share, share_integers
 from trimtab.spaces.space import Space
 from trimtab.spaces.sparsity import sparsify
 
-__all__ = ["Candidate", "apply", "layer_decisions", "narrowed", "prune_network", "reshape_network"]
+__all__ = ["Candidate", "apply", "kept_by", "layer_decisions", "narrowed", "prune_network", "reshape_network"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,17 @@ class Candidate:
 
 def prune_network(space: Space, policy: Policy) -> tuple[Network, dict[str, Array]]:
     """Return the pruned network, and which of the space's channels each tensor keeps."""
-    kept = {group.name: space.order[group.name][: policy.channels[group.name]] for group in space.groups}
-    return prune(space.network, kept_channels(space.groups, kept))
+    return prune(space.network, _kept(space, policy.channels))
+
+
+def kept_by(space: Space, channels: Mapping[str, int]) -> dict[str, Array]:
+    """Return which of the space's channels each tensor keeps where each group keeps this many."""
+    return selected_channels(space.network, _kept(space, channels))
+
+
+def _kept(space: Space, channels: Mapping[str, int]) -> dict[str, Array]:
+    kept = {group.name: space.order[group.name][: channels[group.name]] for group in space.groups}
+    return kept_channels(space.groups, kept)
 
 
 def reshape_network(space: Space, policy: Policy) -> tuple[Network, dict[str, Array]]:

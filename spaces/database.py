@@ -9,10 +9,11 @@ compressed each on its own where the method allows that, and then one entry serv
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from trimtab.errors import BadInput
-from trimtab.spaces.candidate import Candidate, layer_decisions, prune_network
+from trimtab.spaces.candidate import Candidate, kept_by, layer_decisions, prune_network
 from trimtab.spaces.layerwise import CompressedLayer, LayerCompressor, is_row_wise
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
@@ -75,10 +76,11 @@ class LayerDatabase:
         self.address = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / self.address
         self._remembered: dict[LayerTask, CompressedLayer] = {}
+        self._errors: dict[tuple[str, LayerDecision, tuple[int, ...]], float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name not in ("_statistics", "_ranges")}
-        return {**kept, "_remembered": {}}
+        return {**kept, "_remembered": {}, "_errors": {}}
 
     def stitch(self, policy: Policy) -> Candidate:
         """Return the candidate of a policy, made of entries; making those that are missing takes the most time."""
@@ -99,28 +101,35 @@ class LayerDatabase:
         return Candidate(policy, network, layer_decisions(network, policy), int8, whole, stored)
 
     def errors(self, policy: Policy) -> dict[str, float]:
-        """Return every layer's expected increase of the loss, in nats per image; their sum is the policy's."""
-        network, channels = prune_network(self.space, policy)
-        return {op.name: float(self._layer(op, policy.layers[op.name], channels).error.sum()) for op in network.layers}
+        """Return every layer's expected increase of the loss, in nats per image; their sum is the policy's.
+
+        What a layer's error is at one choice of all that it depends on is worked out once, so that asking for thousands
+        of policies takes a fraction of a millisecond each.
+        """
+        found: dict[str, float] = {}
+        channels: Mapping[str, Array] | None = None
+        for op in self.space.network.layers:
+            decision = policy.layers[op.name]
+            at = (op.name, decision, tuple(policy.channels[group] for group in self._groups[op.name]))
+            if at not in self._errors:
+                channels = channels or kept_by(self.space, policy.channels)
+                error = self._entry(self._task(op, decision, channels)).error
+                self._errors[at] = float((error[channels[op.name]] if is_row_wise(decision) else error).sum())
+            found[op.name] = self._errors[at]
+        return found
 
     def tasks(self) -> list[LayerTask]:
-        """Return what a search will ask for: every choice of every layer, at every width of each group that it reads.
+        """Return what a search will ask for: every choice of every layer, at every width of what it reads and writes.
 
-        Not every combination of widths where a layer reads several groups, and all output channels of layers whose
-        channels are not compressed each on its own; what else is asked for is made then.
+        Where a layer reads or writes channels of several groups, only at those widths at which all groups but one are
+        whole; what else is asked for is made then.
         """
-        base = self.space.base()
-        widths: list[Mapping[str, int]] = [base.channels]
-        for knob in self.space.knobs:
-            if knob.kind == "channels":
-                widths += [{**base.channels, knob.target: int(str(count))} for count in knob.choices[:-1]]
         found: dict[LayerTask, None] = {}
-        for counts in widths:
-            _, channels = prune_network(self.space, replace(base, channels=counts))
-            for layer, decision in self.space.decisions(counts):
-                op = self.space.network.op(layer)
-                task = self._task(op, decision, {**channels, op.name: np.arange(op.shape[0])})
-                found[task] = None
+        for op in self.space.network.layers:
+            for counts in self._widths(op):
+                channels = kept_by(self.space, counts)
+                for decision in self.space.decisions(op.name, counts):
+                    found[self._task(op, decision, channels)] = None
         return list(found)
 
     def missing(self, tasks: Iterable[LayerTask]) -> list[LayerTask]:
@@ -153,6 +162,18 @@ class LayerDatabase:
         alone = replace(pruned, weight=op.weight[rows], bias=bias)  # type: ignore[index]
         return CompressedLayer((alone,), int8, {}, entry.error[rows])
 
+    def _widths(self, op: Op) -> Iterator[Mapping[str, int]]:
+        """Channel counts of all groups, for every width of one group that a layer reads and of one that it writes."""
+        whole = self.space.base().channels
+        choices = {knob.target: knob.choices[:-1] for knob in self.space.knobs if knob.kind == "channels"}
+
+        def alone(tensor: str) -> list[Mapping[str, int]]:
+            groups = sorted(self.space.groups_of[tensor] & set(choices))
+            return [{}, *({group: int(str(count))} for group in groups for count in choices[group])]
+
+        for read, written in itertools.product(alone(op.inputs[0]), alone(op.name)):
+            yield {**whole, **read, **written}
+
     def _task(self, whole: Op, decision: LayerDecision, channels: Mapping[str, Array]) -> LayerTask:
         inputs, outputs = channels[whole.inputs[0]], channels[whole.name]
         if is_row_wise(decision):
@@ -174,6 +195,12 @@ class LayerDatabase:
     def _path(self, task: LayerTask) -> Path:
         text = json.dumps([task.layer, task.inputs, task.outputs, asdict(task.decision)])
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+    @cached_property
+    def _groups(self) -> Mapping[str, tuple[str, ...]]:
+        """The channel groups that a layer reads and writes."""
+        of = self.space.groups_of
+        return {op.name: tuple(sorted(of[op.inputs[0]] | of[op.name])) for op in self.space.network.layers}
 
     @cached_property
     def _statistics(self) -> Mapping[str, LayerStatistics]:

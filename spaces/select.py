@@ -11,7 +11,15 @@ from trimtab.errors import TrimtabError
 from trimtab.spaces.groups import ChannelGroup
 from trimtab.spaces.network import Array, Network, Op
 
-__all__ = ["importance_order", "kept_channels", "prune", "sliced", "smallest_kept", "zero_channels"]
+__all__ = [
+    "importance_order",
+    "kept_channels",
+    "prune",
+    "selected_channels",
+    "sliced",
+    "smallest_kept",
+    "zero_channels",
+]
 
 
 def importance_order(group: ChannelGroup, score: Array) -> Array:
@@ -63,14 +71,17 @@ def prune(network: Network, kept: Mapping[str, Array]) -> tuple[Network, dict[st
     `kept` maps producing layers and channel maps to ascending channel indices; absent ones stay whole. Inputs follow.
     The second value holds every tensor's channels (C,) in the unpruned network's numbering.
     """
+    selected = selected_channels(network, kept)
+    ops = tuple(sliced(op, selected[op.inputs[0]], selected[op.name]) for op in network)
+    return replace(network, ops=ops), selected
+
+
+def selected_channels(network: Network, kept: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what `prune` leaves of every tensor: its channels (C,), ascending, in the unpruned network's numbering."""
     selected = {network.input: np.arange(network.input_shape[0])}
-    ops = []
     for op in network:
-        sources = [selected[name] for name in op.inputs]
-        out = _selection(network, op, sources, kept)
-        selected[op.name] = out
-        ops.append(sliced(op, sources[0], out))
-    return replace(network, ops=tuple(ops)), selected
+        selected[op.name] = _selection(network, op, [selected[name] for name in op.inputs], kept)
+    return selected
 
 
 def zero_channels(network: Network, kept: Mapping[str, Array]) -> Network:
@@ -79,7 +90,7 @@ def zero_channels(network: Network, kept: Mapping[str, Array]) -> Network:
     Depthwise layers behind a pruned channel would revive it by their bias, and channel maps by their input: they
     produce zeros there too.
     """
-    _, selected = prune(network, kept)
+    selected = selected_channels(network, kept)
     return replace(network, ops=tuple(_zero(op, selected[op.name]) for op in network))
 
 

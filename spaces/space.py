@@ -198,10 +198,10 @@ class Space:
         return knobs
 
     def _fixed_groups(self) -> set[str]:
-        return {group for name in self.options.fixed for group in self._groups_of[name]}
+        return {group for name in self.options.fixed for group in self.groups_of[name]}
 
     @cached_property
-    def _groups_of(self) -> dict[str, set[str]]:
+    def groups_of(self) -> dict[str, set[str]]:
         """The channel groups that every tensor's channels belong to."""
         # Depthwise layers are no members of a group, but their channels go with it.
         number = {name: i for i, group in enumerate(self.groups) for name in group.members}
@@ -242,7 +242,7 @@ class Space:
         """
         scopes = {}
         for op in self.network.layers:
-            groups = self._groups_of[op.inputs[0]] | self._groups_of[op.name]
+            groups = self.groups_of[op.inputs[0]] | self.groups_of[op.name]
             names = {f"bits:{op.name}", f"form:{op.name}", *(f"channels:{group}" for group in groups)}
             scopes[op.name] = tuple(i for i, knob in enumerate(self.knobs) if knob.name in names)
         return scopes
@@ -283,14 +283,13 @@ class Space:
         op = self.network.op(layer)
         return self._decision(op, self.widths(channels), bits or self._default_bits(layer), form or DENSE)
 
-    def decisions(self, channels: Mapping[str, int]) -> Iterator[tuple[str, LayerDecision]]:
-        """Yield every (layer, decision) that its knobs allow at these widths."""
-        widths = self.widths(channels)
-        choices = {(knob.kind, knob.target): knob.choices for knob in self.knobs}
-        for op in self.network.layers:
-            for bits in choices.get(("bits", op.name), (self._default_bits(op.name),)):
-                for form in choices.get(("form", op.name), (DENSE,)):
-                    yield op.name, self._decision(op, widths, bits, str(form))  # type: ignore[arg-type]
+    def decisions(self, layer: str, channels: Mapping[str, int]) -> Iterator[LayerDecision]:
+        """Yield every decision about a layer that its knobs allow at these widths."""
+        op, widths = self.network.op(layer), self.widths(channels)
+        choices = {knob.kind: knob.choices for knob in self.knobs if knob.target == layer and knob.kind != "channels"}
+        for bits in choices.get("bits", (self._default_bits(layer),)):
+            for form in choices.get("form", (DENSE,)):
+                yield self._decision(op, widths, bits, str(form))  # type: ignore[arg-type]
 
     def encode(self, policy: Policy) -> list[int]:
         """Return a vector that decodes to this policy; a policy outside the space is a `BadInput`."""

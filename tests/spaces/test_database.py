@@ -43,6 +43,14 @@ def random_policy(space: Space, seed: int) -> Policy:
     return space.decode([int(rng.integers(len(knob.choices))) for knob in space.knobs])
 
 
+def is_legal(space: Space, policy: Policy) -> bool:
+    try:
+        space.check(policy)
+    except BadInput:
+        return False
+    return True
+
+
 def layer_inputs(space: Space, x: Tensor) -> dict[str, Tensor]:
     values = {space.network.input: x}
     run(space.network, x, lambda op, y: values.update({op.name: y}))  # type: ignore[func-returns-value]
@@ -181,12 +189,24 @@ def test_filling_makes_every_entry_once(space_of: SpaceOf, image: Image, tmp_pat
         again.make(task)
     times = {path: path.stat().st_mtime_ns for path in base.folder.iterdir()}
     assert len(times) == len(tasks) + 1  # and the ranges
-    # Whatever only one group's width, one layer's bits or its form differ in is there.
-    for channels in [{}, *({group.name: group.size // 2} for group in space.groups)]:
-        for name in space.base().layers:
-            layers = {**space.base().layers, name: space.decision(name, {**space.base().channels, **channels}, (8, 8))}
-            again.stitch(Policy(space.fingerprint, {**space.base().channels, **channels}, layers))
+    # Every layer here reads channels of one group, so that whatever the space offers is there.
+    for seed in range(30):
+        again.stitch(random_policy(space, seed))
+        again.errors(random_policy(space, 100 + seed))
     assert {path: path.stat().st_mtime_ns for path in base.folder.iterdir()} == times
+
+
+@pytest.mark.parametrize("name", ["residual-b", "inverted", "concat-added"])
+def test_errors_of_layers_seen_before_are_those_of_a_new_database(
+    name: str, space_of: SpaceOf, image: Image, tmp_path: Path
+) -> None:
+    space, x = space_of(name), image(4)
+    used = database(space, x, tmp_path)
+    policies = [random_policy(space, seed) for seed in range(8)]
+    policies += [replace(policy, channels=policies[0].channels) for policy in policies]
+    policies = [policy for policy in policies if is_legal(space, policy)]
+    for policy in policies:
+        assert used.errors(policy) == database(space, x, tmp_path).errors(policy)
 
 
 def test_another_network_or_other_images_have_entries_of_their_own(
