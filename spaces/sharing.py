@@ -11,16 +11,17 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from trimtab.sharing import LARGEST_CODEBOOK, SUBVECTOR, circulant_index, expand, hashed_index, subvectors
-from trimtab.spaces.factorisation import one_thread
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.quantise import quantise_weight
 
 __all__ = ["SHARINGS", "check_amount", "parameters", "share", "share_integers"]
 
-#: Rounds of k-means: later ones hardly change the error.
-ROUNDS = 20
+#: Starts of k-means, of which the best counts.
+STARTS = 4
 
 #: The largest block of channels that is made circulant.
 LARGEST_BLOCK = 1024
@@ -47,7 +48,7 @@ def share(weight: Array, how: str) -> dict[str, Array]:
     """Return the float32 parameters (and uint8 indices) whose weight is nearest to the given one.
 
     Hashed and circulant weights are exact least squares: every value is the mean of those that it stands for. Codebooks
-    are k-means' (Lloyd), from a seeded start: near the optimum.
+    are k-means', from the best of several seeded starts: near the optimum.
     """
     name, amount = how.split()
     return _SHARE[name](weight.astype(np.float64), float(amount))
@@ -119,36 +120,13 @@ def _share_product(weight: Array, amount: float) -> dict[str, Array]:
 def _k_means(vectors: Array, size: int) -> tuple[Array, Array]:
     """Return a codebook (K, D), float32, and the index (n,), uint8, of each vector's nearest entry."""
     size = min(size, len(vectors), LARGEST_CODEBOOK)
-    with one_thread():
-        book = _spread(vectors, size)
-        for _ in range(ROUNDS):
-            index = _nearest(vectors, book)
-            counts = np.bincount(index, minlength=size)
-            sums = np.stack([np.bincount(index, column, size) for column in vectors.T], 1)
-            means = sums / np.maximum(counts, 1)[:, None]
-            moved = np.where(counts[:, None] > 0, means, book)
-            if np.array_equal(moved, book):
-                break
-            book = moved
-        book = book.astype(np.float32)
-        return book, _nearest(vectors, book).astype(np.uint8)
-
-
-def _spread(vectors: Array, size: int) -> Array:
-    """Vectors to start from, each far from those before it (k-means++, Arthur and Vassilvitskii 2007), seeded."""
-    rng = np.random.default_rng(0)
-    chosen = [int(rng.integers(len(vectors)))]
-    distance = np.square(vectors - vectors[chosen[0]]).sum(1)
-    while len(chosen) < size:
-        total = distance.cumsum()
-        chosen.append(min(int(np.searchsorted(total, rng.random() * total[-1], side="right")), len(vectors) - 1))
-        distance = np.minimum(distance, np.square(vectors - vectors[chosen[-1]]).sum(1))
-    return vectors[chosen]
-
-
-def _nearest(vectors: Array, book: Array) -> Array:
-    distance = np.square(book.astype(np.float64)).sum(1) - 2 * vectors @ book.T
-    return np.asarray(distance.argmin(1))
+    distinct, index = np.unique(vectors, axis=0, return_inverse=True)
+    if len(distinct) <= size:
+        unused = np.zeros((size - len(distinct), vectors.shape[1]))
+        return np.concatenate([distinct, unused]).astype(np.float32), index.reshape(-1).astype(np.uint8)
+    with threadpool_limits(1):  # the order of sums would show in the last bits
+        means = KMeans(size, n_init=STARTS, random_state=0, tol=0.0).fit(vectors)
+    return means.cluster_centers_.astype(np.float32), means.labels_.astype(np.uint8)
 
 
 _SHARE: Mapping[str, Callable[[Array, float], dict[str, Array]]] = {

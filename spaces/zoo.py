@@ -144,16 +144,19 @@ class TinyResNet8(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W), scaled to [0, 255], to logits (N, classes)."""
-        x = F.relu(self.bn0(self.conv0(x)))
-        y = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(y)) + x)
-        y = F.relu(self.bn3(self.conv3(F.pad(x, (0, 1, 0, 1)))))
-        x = F.relu(self.bn4(self.conv4(y)) + self.down1(x))
-        y = F.relu(self.bn5(self.conv5(F.pad(x, (0, 1, 0, 1)))))
-        x = F.relu(self.bn6(self.conv6(y)) + self.down2(x))
+        x = F.relu(self._normed(0, x))
+        x = F.relu(self._normed(2, F.relu(self._normed(1, x))) + x)
+        y = F.relu(self._normed(3, F.pad(x, (0, 1, 0, 1))))
+        x = F.relu(self._normed(4, y) + self.down1(x))
+        y = F.relu(self._normed(5, F.pad(x, (0, 1, 0, 1))))
+        x = F.relu(self._normed(6, y) + self.down2(x))
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)
         logits: Tensor = self.fc(x)
         return logits
+
+    def _normed(self, i: int, x: Tensor) -> Tensor:
+        y: Tensor = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(x))
+        return y
 
 
 #: Name -> constructor; keyword arguments go to the class.

@@ -108,17 +108,18 @@ def test_a_circulant_block_multiplies_by_fft(rng: np.random.Generator) -> None:
     )
 
 
-def test_two_kernels_by_brute_force(rng: np.random.Generator) -> None:
-    """The best of all partitions of six kernels into two: k-means finds it, or a little worse."""
-    weight = normal(rng, (3, 2, 3, 3)) + np.sign(normal(rng, (3, 2, 1, 1)))
-    kernels = weight.reshape(6, 9)
-    best = min(
-        sum(np.square(part - part.mean(0)).sum() for part in (kernels[list(mask)], kernels[~np.array(mask)]))
-        for mask in itertools.product([False, True], repeat=6)
-        if 0 < sum(mask) < 6
-        for mask in [np.array(mask)]
-    )
-    assert best - 1e-5 <= np.square(dense("kernels 2", weight) - weight).sum() <= 1.1 * best
+@pytest.mark.parametrize(("how", "shape"), [("kernels 2", (3, 2, 3, 3)), ("product 3", (7, 4))])
+def test_codebooks_by_brute_force(how: str, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Of all partitions of few vectors, k-means finds the best, or one little worse."""
+    weight = normal(rng, shape)
+    vectors = weight.reshape(-1, 9) if how.startswith("kernels") else weight
+    labels = itertools.product(range(int(how.split()[1])), repeat=len(vectors))
+    best = min(sum(_spread(vectors[np.array(mask) == k]) for k in set(mask)) for mask in labels)
+    assert 0.9999 * best <= np.square(dense(how, weight) - weight).sum() <= 1.15 * best
+
+
+def _spread(vectors: np.ndarray) -> float:
+    return float(np.square(vectors - vectors.mean(0)).sum())
 
 
 def test_integers_are_those_of_one_scale(rng: np.random.Generator) -> None:
