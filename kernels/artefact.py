@@ -22,7 +22,7 @@ from safetensors.numpy import save as to_bytes
 from trimtab.errors import BadInput
 from trimtab.kernels.errors import ArtefactError
 from trimtab.kernels.graph import Array, Graph, Node, Quant
-from trimtab.kernels.packing import FORMS, Packed, pack, unpack
+from trimtab.kernels.packing import FORMS, Packed, pack, packed_size, unpack
 from trimtab.kernels.session import MEMORY_LIMIT, Session
 from trimtab.kernels.validate import MAX_ELEMENTS, check_graph
 from trimtab.sharing import expand, find
@@ -63,8 +63,12 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 
 def stored_bytes(graph: Graph) -> int:
     """Return the bytes of a program's weights in its file, their tables included."""
-    own, vectors = _stored(graph)
-    return sum(map(_size, own.values())) + _size(vectors)
+    parts, vectors = _arrays(graph)
+    total = sum(map(packed_size, vectors.values()))
+    for own in parts.values():
+        sizes = {part: packed_size(array) for part, array in own.items()}
+        total += sum(sizes[part] for part in _smaller(sizes, own[_DENSE].size))
+    return total
 
 
 def read_graph(path: str | os.PathLike[str]) -> Graph:
@@ -105,31 +109,39 @@ def _stored(graph: Graph) -> tuple[dict[str, dict[str, Packed]], dict[str, Packe
 
     A weight is one array, `dense`, or the parameters that it shares values through, whichever takes fewer bytes.
     """
-    weights = {node.name: node.weights["weight"] for node in graph.nodes if "weight" in node.weights}
-    arrays = {(name, _DENSE): weight for name, weight in weights.items()}
+    parts, vectors = _arrays(graph)
+    packed = iter(pack([*(array for own in parts.values() for array in own.values()), *vectors.values()]))
+    own = {name: {part: next(packed) for part in arrays} for name, arrays in parts.items()}
+    chosen = {
+        name: _smaller({part: p.data.size for part, p in each.items()}, parts[name][_DENSE].size)
+        for name, each in own.items()
+    }
+    return {name: {part: own[name][part] for part in each} for name, each in chosen.items()}, {
+        name: next(packed) for name in vectors
+    }
+
+
+def _arrays(graph: Graph) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
+    """What may be stored: by node the weight, `dense` and as what it shares values through; other arrays by name."""
+    parts: dict[str, dict[str, Array]] = {}
     for node in graph.nodes:
-        found = find(node.sharing, weights[node.name]) if node.sharing else None
-        arrays.update({(node.name, f"{found[0]} {part}"): array for part, array in found[1].items()} if found else {})
+        if "weight" not in node.weights:
+            continue
+        parts[node.name] = {_DENSE: node.weights["weight"]}
+        found = find(node.sharing, node.weights["weight"]) if node.sharing else None
+        parts[node.name].update({f"{found[0]} {part}": array for part, array in found[1].items()} if found else {})
     vectors = {
         name: np.concatenate([node.weights[name].reshape(-1) for node in graph.nodes if name in node.weights])
         for name in sorted({name for node in graph.nodes for name in node.weights} - {"weight"})
     }
-    packed = pack([*arrays.values(), *vectors.values()])
-    parts: dict[str, dict[str, Packed]] = {name: {} for name in weights}
-    for (name, part), each in zip(arrays, packed, strict=False):
-        parts[name][part] = each
-    own = {name: _smaller(parts[name], weights[name].size) for name in weights}
-    return own, dict(zip(vectors, packed[len(arrays) :], strict=True))
+    return parts, vectors
 
 
-def _smaller(parts: Mapping[str, Packed], weights: int) -> dict[str, Packed]:
-    dense = {_DENSE: parts[_DENSE]}
-    shared = {part: packed for part, packed in parts.items() if part != _DENSE}
-    return shared if shared and weights / _LARGEST_EXPANSION <= _size(shared) < _size(dense) else dense
-
-
-def _size(parts: Mapping[str, Packed]) -> int:
-    return sum(packed.data.size for packed in parts.values())
+def _smaller(sizes: Mapping[str, int], weights: int) -> list[str]:
+    """Which parts of a layer are stored, given their bytes: those of the form that takes fewer."""
+    shared = [part for part in sizes if part != _DENSE]
+    total = sum(sizes[part] for part in shared)
+    return shared if shared and weights / _LARGEST_EXPANSION <= total < sizes[_DENSE] else [_DENSE]
 
 
 def _describe(graph: Graph, own: Mapping[str, Mapping[str, Packed]], vectors: Mapping[str, Packed]) -> dict[str, Any]:

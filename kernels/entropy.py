@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from trimtab.kernels.bits import pack_bits, packed_bytes, unpack_bits
 
-__all__ = ["LANE", "decode", "encode", "estimate"]
+__all__ = ["LANE", "decode", "encode", "estimate", "size"]
 
 Bytes = npt.NDArray[np.uint8]
 _Longs = npt.NDArray[np.uint64]
@@ -46,19 +46,32 @@ class _Table:
     frequencies: _Longs
     stored: Bytes
 
-    def bits(self, counts: npt.NDArray[np.int64]) -> float:
-        """Return the bits of an array with these counts (256,) of its symbols."""
-        return float(counts[self.symbols] @ (_PRECISION - np.log2(self.frequencies.astype(np.float64))))
-
 
 def estimate(symbols: Bytes) -> int:
     """Return about how many bytes `encode` makes of an array, in much less time."""
-    return _estimate(symbols)[0]
+    return _Fit(symbols).estimate
+
+
+def size(symbols: Bytes, most: int) -> int:
+    """Return how many bytes `encode` makes of an array, exactly, in much less time.
+
+    `most`, where that or the estimate is not below it.
+    """
+    fit = _Fit(symbols)
+    if fit.estimate >= most:
+        return most
+    frequency, first, bits = np.ones(256, np.int64), np.zeros(256, np.int64), np.zeros(256)
+    frequency[fit.present] = fit.frequencies
+    first[fit.present] = np.cumsum(fit.frequencies) - fit.frequencies
+    bits[fit.present] = _BITS[fit.frequencies]
+    lanes = np.split(symbols, np.cumsum(_shares(len(symbols)))[:-1])
+    words = sum(_words(lane, frequency, first, bits) for lane in lanes)
+    return min(most, fit.stored_size + 2 * ((1 + _HEAD) * len(lanes) + words))
 
 
 def encode(arrays: Sequence[Bytes]) -> list[Bytes]:
     """Return each array (n,) of uint8, n > 0, in about as many bytes as its entropy says, and its table."""
-    tables = [_estimate(array)[1] for array in arrays]
+    tables = [_read_table(_Fit(array).stored) for array in arrays]
     streams: list[Bytes] = []
     for group in _groups([len(array) for array in arrays]):
         streams += _encode([arrays[i] for i in group], [tables[i] for i in group])
@@ -96,39 +109,62 @@ def _groups(counts: Sequence[int]) -> Iterator[list[int]]:
 # tables
 
 
-def _estimate(symbols: Bytes) -> tuple[int, _Table]:
-    counts = np.bincount(symbols, minlength=256)
-    heads = 3 * _lanes(len(symbols))  # of a state's 6 bytes about 5 hold symbols
-    found = [(len(t.stored) + heads + int(t.bits(counts) / 8), t) for t in map(_Tables(counts), range(_FINEST + 1))]
-    return min(found, key=lambda pair: pair[0])
+class _Fit:
+    """The table with which an array's code is smallest: `present` symbols (k,), their `frequencies` (k,)."""
 
+    def __init__(self, symbols: Bytes) -> None:
+        counts = np.bincount(symbols, minlength=256)
+        self.present = np.flatnonzero(counts)
+        self._counts = counts[self.present]
+        self._span = int(self.present[-1] - self.present[0]) + 1
+        self._listed = 9 * len(self.present) < 5 * self._span
+        self._entries = len(self.present) if self._listed else self._span
+        heads = 3 * _lanes(len(symbols))  # of a state's 6 bytes about 5 hold symbols
+        found = [(*self._at(mantissa), mantissa) for mantissa in range(_FINEST + 1)]
+        bytes_, self.frequencies, self._mantissa = min(found, key=lambda each: each[0])
+        self.estimate = bytes_ + heads
 
-class _Tables:
-    """Tables for symbols of these counts (256,), by the precision of the stored frequencies."""
+    @property
+    def stored(self) -> Bytes:
+        """The bytes that say what the table is."""
+        head = [self._mantissa | (_LISTED if self._listed else 0), self._entries - 1]
+        values = self.present if self._listed else self.present[:1]
+        logarithms = np.zeros(self._entries, np.uint8)
+        places = np.arange(self._entries) if self._listed else self.present - self.present[0]
+        logarithms[places] = self._logarithms(self._mantissa)
+        packed = pack_bits(logarithms, 4 + self._mantissa)
+        return np.concatenate([np.array(head), values, packed]).astype(np.uint8)
 
-    def __init__(self, counts: npt.NDArray[np.int64]) -> None:
-        present = np.flatnonzero(counts)
-        span = int(present[-1] - present[0]) + 1
-        self.listed = 9 * len(present) < 5 * span
-        self.symbols = present if self.listed else np.arange(present[0], present[0] + span)
-        self.counts = counts[self.symbols]
+    @property
+    def stored_size(self) -> int:
+        """Their number."""
+        return self._size(self._mantissa)
 
-    def __call__(self, mantissa: int) -> _Table:
-        """Store each frequency as a number of `mantissa` bits and an exponent of 4, 0 where there is none."""
-        levels = _level(np.arange(1, 1 << (4 + mantissa)), mantissa)
-        wanted = self.counts * (float(levels[-1]) / self.counts.max())
-        between = np.sqrt(levels[1:].astype(np.float64) * levels[:-1])
-        logarithms = np.where(self.counts > 0, 1 + np.searchsorted(between, wanted), 0).astype(np.uint8)
-        values = self.symbols if self.listed else self.symbols[:1]
-        head = [mantissa | (_LISTED if self.listed else 0), len(self.symbols) - 1]
-        stored = np.concatenate([np.array(head), values, pack_bits(logarithms, 4 + mantissa)]).astype(np.uint8)
-        return _read_table(stored)
+    def _at(self, mantissa: int) -> tuple[int, _Longs]:
+        """Bytes of the table and the symbols, and the symbols' frequencies."""
+        frequencies = _normalised(_LEVELS[mantissa][self._logarithms(mantissa)])
+        return self._size(mantissa) + int(self._counts @ _BITS[frequencies] / 8), frequencies
+
+    def _size(self, mantissa: int) -> int:
+        return 2 + (self._entries if self._listed else 1) + packed_bytes(self._entries, 4 + mantissa)
+
+    def _logarithms(self, mantissa: int) -> npt.NDArray[np.int64]:
+        """Each frequency as a number of `mantissa` bits and an exponent of 4."""
+        wanted = self._counts * (float(_LEVELS[mantissa][-1]) / self._counts.max())
+        return np.asarray(1 + np.searchsorted(_BETWEEN[mantissa], wanted))
 
 
 def _level(logarithm: npt.NDArray[np.int64], mantissa: int) -> npt.NDArray[np.int64]:
     """The number that 1 + (exponent << mantissa | digits) stands for; 0 for 0."""
     exponent, digits = (logarithm - 1) >> mantissa, (logarithm - 1) & ((1 << mantissa) - 1)
     return np.where(logarithm > 0, ((1 << mantissa) + digits) << np.maximum(exponent, 0), 0)
+
+
+_LEVELS = tuple(_level(np.arange(1 << (4 + mantissa)), mantissa) for mantissa in range(_FINEST + 1))
+_BETWEEN = tuple(np.sqrt(levels[2:].astype(np.float64) * levels[1:-1]) for levels in _LEVELS)
+
+#: The bits of a symbol, by its frequency.
+_BITS = _PRECISION - np.log2(np.maximum(np.arange((1 << _PRECISION) + 1), 1))
 
 
 def _read_table(data: Bytes) -> _Table:
@@ -191,6 +227,31 @@ class _Lanes:
 def _shares(count: int) -> npt.NDArray[np.int64]:
     lanes = _lanes(count)
     return count // lanes + (np.arange(lanes) < count % lanes)
+
+
+def _words(
+    lane: Bytes, frequency: npt.NDArray[np.int64], first: npt.NDArray[np.int64], bits: npt.NDArray[np.float64]
+) -> int:
+    """The words that a lane gives away; frequencies, their sums before a symbol, and a symbol's bits are (256,).
+
+    A state that has come to 2^32 stays between that and 2^48. A symbol multiplies it by 2^12 / frequency and a word
+    divides it by 2^16, both within 2^-20, so that the sum of the symbols' bits says how many words there are, unless
+    its error leaves two possible. Then, and until the state has come so far, the lane is coded to see.
+    """
+    state, words, at, lowest = 0, 0, len(lane), 1 << _LOWEST
+    while at:
+        if state >= lowest:
+            total = (np.log2(state) + float(bits[lane[:at]].sum()) - _LOWEST) / _WORD
+            error = 2 * np.log2(1 + 2.0**-20) * (at + 1) / _WORD
+            if int(total - error) == int(total + error):
+                return words + int(total)
+        at -= 1
+        symbol = lane[at]
+        share = int(frequency[symbol])
+        if state >= share << (_LOWEST + _WORD - _PRECISION):
+            state, words = state >> _WORD, words + 1
+        state = (state // share << _PRECISION) + state % share + int(first[symbol])
+    return words
 
 
 def _encode(arrays: Sequence[Bytes], tables: Sequence[_Table]) -> list[Bytes]:

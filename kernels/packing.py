@@ -21,7 +21,7 @@ from trimtab.kernels import entropy
 from trimtab.kernels.bits import pack_bits, packed_bytes, unpack_bits
 from trimtab.kernels.graph import Array
 
-__all__ = ["FORMS", "MAX_PACKED_BITS", "Packed", "bytes_of", "estimate", "pack", "uncoded", "unpack"]
+__all__ = ["FORMS", "MAX_PACKED_BITS", "Packed", "bytes_of", "estimate", "pack", "packed_size", "uncoded", "unpack"]
 
 #: The widest index: beyond it the table costs what the indices save.
 MAX_PACKED_BITS = 6
@@ -65,6 +65,13 @@ def estimate(array: Array) -> int:
     return min(packed.data.size, _estimate(packed, symbols)) if symbols.size else packed.data.size
 
 
+def packed_size(array: Array) -> int:
+    """Return how many bytes `pack` makes of an array, exactly, in much less time."""
+    symbols, (form, plain) = _symbols(array), _smallest(array)
+    raw = _raw(form, array.dtype.name) * symbols.size
+    return raw + entropy.size(symbols, plain - raw) if symbols.size else plain
+
+
 def pack(arrays: Sequence[Array]) -> list[Packed]:
     """Return int8, uint8 and float32 arrays each in its smallest form."""
     stored = [uncoded(array) for array in arrays]
@@ -81,7 +88,10 @@ def unpack(stored: Sequence[Packed]) -> list[Array]:
     """Return the arrays that `pack` stored; raises ValueError where one is not as long as it says, or damaged."""
     coded = [i for i, packed in enumerate(stored) if packed.form.startswith("coded")]
     counts = [prod(stored[i].shape) for i in coded]
-    split = [len(stored[i].data) - _raw(stored[i]) * count for i, count in zip(coded, counts, strict=True)]
+    split = [
+        len(stored[i].data) - _raw(stored[i].form, stored[i].dtype) * count
+        for i, count in zip(coded, counts, strict=True)
+    ]
     if min(split, default=0) < 0:
         raise ValueError("coded numbers without their fractions")
     codes = [stored[i].data[:end] for i, end in zip(coded, split, strict=True)]
@@ -95,22 +105,30 @@ def unpack(stored: Sequence[Packed]) -> list[Array]:
 
 def uncoded(array: Array) -> Packed:
     """Return an array in its smallest form without entropy coding."""
-    shape, dtype = array.shape, array.dtype.name
+    shape, dtype, (form, _) = array.shape, array.dtype.name, _smallest(array)
     flat = np.ascontiguousarray(array).reshape(-1)
-    if dtype == "float32":
-        words = flat.view(np.uint32)
-        if not (words & 0xFFFF).any():
-            return Packed("bf16", dtype, shape, (words >> 16).astype("<u2").view(np.uint8))
-        return Packed("plain", dtype, shape, flat.astype("<f4").view(np.uint8))
-    flat = flat.view(np.uint8)
+    if form == "bf16":
+        return Packed(form, dtype, shape, (flat.view(np.uint32) >> 16).astype("<u2").view(np.uint8))
+    if form == "plain":
+        little = flat.astype("<f4") if dtype == "float32" else flat
+        return Packed(form, dtype, shape, little.view(np.uint8))
+    flat, bits = flat.view(np.uint8), int(form.partition(" ")[2])
     values = _distinct(flat)
-    bits = max(1, int(len(values) - 1).bit_length())
-    if bits > MAX_PACKED_BITS or 2**bits + packed_bytes(flat.size, bits) >= flat.size:
-        return Packed("plain", dtype, shape, flat)
     table = np.concatenate([values, np.full(2**bits - len(values), values[-1], np.uint8)])
     index_of = np.zeros(256, np.uint8)
     index_of[values] = np.arange(len(values))
-    return Packed(f"table {bits}", dtype, shape, np.concatenate([table, pack_bits(index_of[flat], bits)]))
+    return Packed(form, dtype, shape, np.concatenate([table, pack_bits(index_of[flat], bits)]))
+
+
+def _smallest(array: Array) -> tuple[str, int]:
+    """The form that `uncoded` takes, and its bytes."""
+    if array.dtype == np.float32:
+        lower = np.ascontiguousarray(array).reshape(-1).view(np.uint32) & 0xFFFF
+        return ("plain", 4 * array.size) if lower.any() else ("bf16", 2 * array.size)
+    values = _distinct(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    bits = max(1, int(len(values) - 1).bit_length())
+    size = 2**bits + packed_bytes(array.size, bits)
+    return (f"table {bits}", size) if bits <= MAX_PACKED_BITS and size < array.size else ("plain", array.size)
 
 
 def _flat(packed: Packed) -> Array:
@@ -130,11 +148,11 @@ def _flat(packed: Packed) -> Array:
     return np.frombuffer(data.tobytes(), np.dtype(packed.dtype).newbyteorder("<")).astype(packed.dtype)
 
 
-def _raw(packed: Packed) -> int:
+def _raw(form: str, dtype: str) -> int:
     """Bytes of each number that are not coded: none of an integer, of a float all but its exponent."""
-    if packed.dtype != "float32":
+    if dtype != "float32":
         return 0
-    return 1 if packed.form.endswith("bf16") else 3
+    return 1 if form.endswith("bf16") else 3
 
 
 def _symbols(array: Array) -> Array:
@@ -147,7 +165,7 @@ def _symbols(array: Array) -> Array:
 
 
 def _estimate(packed: Packed, symbols: Array) -> int:
-    return entropy.estimate(symbols) + _raw(packed) * symbols.size
+    return entropy.estimate(symbols) + _raw(packed.form, packed.dtype) * symbols.size
 
 
 def _coded(array: Array, packed: Packed, code: Array) -> Packed:
@@ -155,7 +173,7 @@ def _coded(array: Array, packed: Packed, code: Array) -> Packed:
         return Packed("coded", packed.dtype, packed.shape, code)
     words = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
     rest = (words >> 24 & 0x80 | words >> 16 & 0x7F).astype(np.uint8)
-    low = [(words & 0xFFFF).astype("<u2").view(np.uint8)] if _raw(packed) == 3 else []
+    low = [(words & 0xFFFF).astype("<u2").view(np.uint8)] if _raw(packed.form, packed.dtype) == 3 else []
     form = "coded float32" if low else "coded bf16"
     return Packed(form, packed.dtype, packed.shape, np.concatenate([code, rest, *low]))
 

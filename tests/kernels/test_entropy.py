@@ -49,6 +49,7 @@ def test_any_arrays_come_back_alone_and_together(data: st.DataObject) -> None:
     coded = entropy.encode(arrays)
     for array, found in zip(arrays, entropy.decode(coded, [len(a) for a in arrays]), strict=True):
         np.testing.assert_array_equal(found, array)
+    assert [entropy.size(array, 2**30) for array in arrays] == [len(code) for code in coded]
     alone = entropy.encode([arrays[-1]])[0]
     np.testing.assert_array_equal(alone, coded[-1])
 
@@ -65,6 +66,26 @@ def test_a_short_lane_is_one_whole_number() -> None:
         frequency, first = (ones, zeros) if symbol else (zeros, 0)
         state = state // frequency * 4096 + first + state % frequency
     assert coded[-8:].tobytes() == b"\0\0" + state.to_bytes(6, "little")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_words_of_a_lane_are_known_without_coding_it(source: str, rng: np.random.Generator) -> None:
+    """Every suffix of a lane, so that many are about to give a word away: there the sum of bits does not decide."""
+    lane = SOURCES[source](rng, 4096).astype(np.uint8)
+    (coded,) = entropy.encode([lane])
+    table = entropy._read_table(coded)
+    frequency, first, bits = np.ones(256, np.int64), np.zeros(256, np.int64), np.zeros(256)
+    frequency[table.symbols] = table.frequencies
+    first[table.symbols] = np.cumsum(table.frequencies) - table.frequencies
+    bits[table.symbols] = 12 - np.log2(table.frequencies)
+    state = words = 0
+    for start in range(len(lane) - 1, -1, -1):
+        share, before = int(frequency[lane[start]]), int(first[lane[start]])
+        if state >= share << 36:
+            state, words = state >> 16, words + 1
+        state = state // share * 4096 + before + state % share
+        assert entropy._words(lane[start:], frequency, first, bits) == words
+    assert len(coded) == len(table.stored) + 2 * (4 + words)
 
 
 def test_damage_is_found(rng: np.random.Generator) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.kernels.packing import FORMS, Packed, bytes_of, pack, unpack
+from trimtab.kernels.packing import FORMS, Packed, bytes_of, pack, packed_size, unpack
 
 
 def halves(values: np.ndarray) -> np.ndarray:
@@ -31,6 +31,7 @@ EXAMPLES = {
 def test_each_form_comes_back(form: str) -> None:
     stored = pack(EXAMPLES[form])
     assert {packed.form for packed in stored} == {form}
+    assert [packed_size(array) for array in EXAMPLES[form]] == [packed.data.size for packed in stored]
     for packed, array in zip(stored, EXAMPLES[form], strict=True):
         (again,) = unpack([packed])
         assert (again.dtype, again.shape) == (array.dtype, array.shape)
@@ -55,7 +56,9 @@ def test_any_bits_come_back(data: st.DataObject) -> None:
         words &= np.uint32(data.draw(st.sampled_from([0xFFFFFFFF, 0xFFFF0000, 0x007FFFFF, 0x80FF0000, 0x01010101])))
         kind = data.draw(st.sampled_from(list(FORMS)))
         arrays.append(words.view(kind))
-    for array, again in zip(arrays, unpack(pack(arrays)), strict=True):
+    stored = pack(arrays)
+    assert [packed_size(array) for array in arrays] == [packed.data.size for packed in stored]
+    for array, again in zip(arrays, unpack(stored), strict=True):
         assert (again.dtype, again.shape, again.tobytes()) == (array.dtype, array.shape, array.tobytes())
 
 
