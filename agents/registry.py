@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trimtab.agents.base import Agent, Estimates, Limits
+from trimtab.agents.nsga2 import Nsga2
 from trimtab.agents.random import Random
 from trimtab.agents.tpe import Tpe
 from trimtab.agents.uniform import Uniform
@@ -11,7 +12,7 @@ from trimtab.spaces import Space
 
 __all__ = ["AGENTS", "make"]
 
-AGENTS: dict[str, type[Agent]] = {agent.name: agent for agent in (Uniform, Random, Tpe)}
+AGENTS: dict[str, type[Agent]] = {agent.name: agent for agent in (Uniform, Random, Tpe, Nsga2)}
 
 
 def make(name: str, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> Agent:

@@ -9,7 +9,7 @@ from tests.agents.toys import ToyLimits, ToyScore, damage, distance_to, python, 
 
 from trimtab.agents import Agent, Random, Tpe
 from trimtab.agents.random import draw
-from trimtab.agents.tpe import STARTUP
+from trimtab.agents.tpe import SHOWN
 from trimtab.spaces import LayerDecision, Options, Policy
 
 SPACE = toy_space()
@@ -49,7 +49,7 @@ def test_what_violates_a_budget_when_measured_is_avoided() -> None:
             violation = sum(policy.channels.values()) / 50 - 1
             met.append(violation <= 0)
             agent.tell(policy, ToyScore(accuracy(policy), {"latency": violation} if tell_violations else {}))
-        return float(np.mean(met[STARTUP:]))
+        return float(np.mean(met[Tpe.startup :]))
 
     agents = [Tpe(SPACE, ToyLimits(SPACE, 1.0, 1.0), seed) for seed in (0, 0, 1, 1, 2, 2)]
     told = np.mean([share_met(agent, True) for agent in agents[::2]])
@@ -65,8 +65,25 @@ def test_a_policy_outside_the_choices_is_known_but_not_modelled() -> None:
     agent.tell(narrow, ToyScore(0.9))
     odd = {**space.base().layers, "linear": LayerDecision(rank=7)}
     agent.tell(Policy(space.fingerprint, space.base().channels, odd), ToyScore(0.9))
-    assert agent._told == 0
-    assert len(agent.ask(STARTUP + 3)) == STARTUP + 3
+    assert agent._window.trials == []
+    assert len(agent.ask(Tpe.startup + 3)) == Tpe.startup + 3
+
+
+def test_many_results_are_seen_as_their_best_tenth_and_a_sample_of_the_others() -> None:
+    agent = Tpe(SPACE, LIMITS, 0)
+    rng = np.random.default_rng(0)
+    told = []
+    for _ in range(4 * SHOWN):
+        accuracy, violation = rng.random(), rng.normal()
+        agent.tell(SPACE.decode(draw(SPACE, rng)), ToyScore(accuracy, {"size": violation}))
+        told.append((violation > 0, violation if violation > 0 else 0.0, -accuracy))
+    best = sorted(range(len(told)), key=lambda number: told[number])[: SHOWN // 10]
+    one, other = ([trial.number for trial in agent._shown(seed)] for seed in (1, 2))
+    for numbers in (one, other):
+        assert len(set(numbers)) == len(numbers) == SHOWN
+        assert numbers == sorted(numbers)
+        assert set(best) <= set(numbers)
+    assert one == [trial.number for trial in agent._shown(1)] != other
 
 
 def test_optuna_is_silent_and_stays_as_talkative_as_it_was() -> None:

@@ -1,0 +1,62 @@
+"""The whole front of latency against accuracy, by a genetic algorithm of Optuna."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from trimtab.agents.base import Estimates, Limits, Score
+from trimtab.agents.sampled import Sampled
+from trimtab.spaces import Policy, Space
+
+__all__ = ["Nsga2"]
+
+#: Policies in a generation, and parents of the next one.
+POPULATION = 24
+
+#: Where Optuna's sampler looks for a trial's generation.
+GENERATION = "NSGAIISampler:generation"
+
+
+class Nsga2(Sampled):
+    """Breeds policies that none beats in accuracy and in the first budget's cost at once, spread along the front.
+
+    NSGA-II (Deb et al. 2002, IEEE Transactions on Evolutionary Computation 6(2)), as Optuna's `NSGAIISampler` has it:
+    parents are the best by constrained non-domination, then by crowding distance, of the last generation and its
+    parents; children are uniform crossovers, each knob mutated with probability 1 / knobs. The objectives are the
+    accuracy and the first budget's violation; violations of any budget are constraints.
+
+    Result k (0, 1, ...) in the order told belongs to generation k // `POPULATION`, whoever proposed it, so telling
+    again rebuilds every generation.
+    """
+
+    name: ClassVar[str] = "nsga2"
+    directions: ClassVar[tuple[str, ...]] = ("maximize", "minimize")
+    startup: ClassVar[int] = POPULATION
+
+    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
+        super().__init__(space, limits, seed, estimates)
+        self._selected = 0  # the last generation whose parents are selected
+
+    def _values(self, policy: Policy, score: Score) -> list[float]:
+        violations = score.violations or self.limits.violations(policy)
+        return [score.accuracy, next(iter(violations.values()))]
+
+    def _attributes(self) -> dict[str, Any]:
+        return {GENERATION: self._generation}
+
+    @property
+    def _generation(self) -> int:
+        return len(self._window.trials) // POPULATION
+
+    def _sample(self, seed: int) -> Mapping[str, Any]:
+        from optuna.samplers import NSGAIISampler
+
+        sampler = NSGAIISampler(population_size=POPULATION, seed=seed)
+        study = self._window.study(sampler)
+        # Selected in order and ahead of the sampling, parents come in the order of their numbers, however many
+        # generations passed since the last ask (after a resume: all of them).
+        for generation in range(self._selected + 1, self._generation + 1):
+            sampler.get_parent_population(study, generation)
+        self._selected = self._generation
+        return self._window.sample(study, {GENERATION: self._generation})
