@@ -30,7 +30,7 @@ class Limits(Protocol):
     """The budgets, as cheap prices that an agent may ask for without evaluating anything."""
 
     def feasible(self, policy: Policy) -> bool:
-        """Return whether every budget is met (about a millisecond)."""
+        """Return whether every budget is met (about a tenth of a millisecond)."""
 
     def project(self, policy: Policy) -> Policy:
         """Return a feasible policy of the space near this one, and an equal one if it is feasible already.

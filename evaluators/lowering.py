@@ -11,7 +11,7 @@ from trimtab.spaces.network import Network, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.ranges import activation_quant
 
-__all__ = ["copied_bits", "is_bf16", "is_integer", "lower", "quant_of", "storage", "stored_bits"]
+__all__ = ["Storage", "copied_bits", "is_bf16", "is_integer", "lower", "quant_of", "storage"]
 
 #: Operators that hand on values of their input: stored as uint8 they keep its scale, so integers are only moved.
 MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
@@ -45,7 +45,7 @@ def lower(candidate: Candidate) -> Graph:
     quantised copy, `<tensor>/int<bits>`.
     """
     network = candidate.network
-    stored = stored_bits(network, candidate.decisions)
+    stored = Storage(network).bits(candidate.decisions)
     quant = storage(candidate)
     nodes: list[Node] = []
     for op in network:
@@ -57,26 +57,36 @@ def lower(candidate: Candidate) -> Graph:
     return Graph(network.input, network.input_shape, tuple(nodes), network.output, quant)
 
 
-def stored_bits(network: Network, decisions: Mapping[str, LayerDecision]) -> dict[str, int]:
-    """Return the bits of every tensor that is stored as uint8.
+class Storage:
+    """Decides which tensors of a network are stored as uint8, and in how many bits."""
 
-    As many as the widest of the layers that read it asks for; 8 where anything but a layer reads it too, for a
-    residual sum that loses bits costs more accuracy than a copy costs time.
-    """
-    stored: dict[str, int] = {}
-    # Readers come after what they read, so a walk from the end knows how each reader's own output is stored.
-    for tensor in [op.name for op in reversed(network.ops)] + [network.input]:
-        readers = network.consumers(tensor)
-        if tensor == network.output or not readers:
-            continue
-        can_read = all(op.kind in READS_INT8 or is_integer(decisions.get(op.name)) for op in readers)
-        asked = [_asked_bits(op, tensor, decisions.get(op.name), stored) for op in readers]
-        if can_read and any(asked):
-            stored[tensor] = max(bits or 8 for bits in asked)
-    for op in network:
-        if op.kind in MOVES and op.name in stored and op.inputs[0] in stored:
-            stored[op.name] = stored[op.inputs[0]]
-    return stored
+    def __init__(self, network: Network) -> None:
+        # Readers come after what they read, so a walk from the end knows how each reader's own output is stored.
+        tensors = [*(op.name for op in reversed(network.ops)), network.input]
+        readers = [(tensor, network.consumers(tensor)) for tensor in tensors if tensor != network.output]
+        self._readers = [(tensor, ops) for tensor, ops in readers if ops and all(map(_might_read_int8, ops))]
+        self._moves = [(op.name, op.inputs[0]) for op in network if op.kind in MOVES]
+
+    def bits(self, decisions: Mapping[str, LayerDecision]) -> dict[str, int]:
+        """Return the bits of every tensor that is stored as uint8.
+
+        As many as the widest of the layers that read it asks for; 8 where anything but a layer reads it too, for a
+        residual sum that loses bits costs more accuracy than a copy costs time.
+        """
+        stored: dict[str, int] = {}
+        for tensor, readers in self._readers:
+            if all(not op.is_layer or is_integer(decisions.get(op.name)) for op in readers):
+                asked = [_asked_bits(op, tensor, decisions.get(op.name), stored) for op in readers]
+                if any(asked):
+                    stored[tensor] = max(bits or 8 for bits in asked)
+        for moved, source in self._moves:
+            if moved in stored and source in stored:
+                stored[moved] = stored[source]
+        return stored
+
+
+def _might_read_int8(op: Op) -> bool:
+    return op.is_layer or op.kind in READS_INT8
 
 
 def _asked_bits(reader: Op, tensor: str, decision: LayerDecision | None, stored: Mapping[str, int]) -> int | None:
@@ -92,7 +102,7 @@ def _asked_bits(reader: Op, tensor: str, decision: LayerDecision | None, stored:
 
 def storage(candidate: Candidate) -> dict[str, Quant]:
     """Return scale and zero point of every tensor that is stored as uint8."""
-    stored = stored_bits(candidate.network, candidate.decisions)
+    stored = Storage(candidate.network).bits(candidate.decisions)
     quant: dict[str, Quant] = {}
     for tensor in [candidate.network.input, *(op.name for op in candidate.network)]:
         if tensor not in stored:

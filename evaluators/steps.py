@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 
-from trimtab.evaluators.lowering import MOVES, copied_bits, is_bf16, is_integer, stored_bits
-from trimtab.kernels.chains import Link, find_chains
+from trimtab.evaluators.lowering import MOVES, Storage, copied_bits, is_bf16, is_integer
+from trimtab.kernels import chains
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
 from trimtab.spaces.grids import largest_integer
@@ -31,9 +31,6 @@ REMEMBERED = 4096
 
 #: Attributes that change no time.
 _TIMELESS = ("index", "epsilon", "scale")
-
-#: A layer that is executed: the tensor that it writes, the shape of what it reads, its geometry.
-_Part = tuple[str, tuple[int, ...], Geometry]
 
 _QUANT = Quant(0.05, 128)
 _OUT_QUANT = Quant(0.07, 120)
@@ -66,9 +63,14 @@ class Step:
     @property
     def key(self) -> str:
         """A canonical text: the operator signature under which the latency table stores the time."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
 
-    @property
+    def _fields(self) -> dict[str, object]:
+        # `dataclasses.asdict` copies what it finds, and takes ten times as long.
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**own, "members": [member._fields() for member in self.members]}
+
+    @cached_property
     def macs(self) -> int:
         """Multiply-accumulates for one image."""
         if self.members:
@@ -90,11 +92,12 @@ class Step:
         return self.macs // math.prod(self.out_shape[1:]) if self.kind in ("conv2d", "linear") else 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """A step in its place: it writes `tensor` and reads `reads`; `op` is the network's operator that it belongs to.
 
-    `members` are the operators of the steps of a chain, whose last one is `op`.
+    `members` are the operators of the steps of a chain, whose last one is `op`. One plan gives the same object wherever
+    nothing that it depends on differs.
     """
 
     op: str
@@ -103,21 +106,39 @@ class Call:
     step: Step
     members: tuple[str, ...] = ()
 
+    @cached_property
+    def size(self) -> int:
+        """Bytes of what it writes, for one image."""
+        return math.prod(self.step.out_shape) * (1 if self.step.out_int8 else 4)
+
+    @property
+    def link(self) -> chains.Link:
+        """What decides whether it joins a chain."""
+        return chains.Link(self.tensor, self.reads, self.step.kind == "conv2d", self.size)
+
 
 class StepPlan:
     """The steps of one network's policies, as the native engine fuses and orders them.
 
-    Fusion is worked out once; a policy then only fills in widths and storage.
+    Fusion is worked out once. What an operator is executed as is worked out once for all policies that agree in what it
+    depends on: its own decision and widths, and how its input and its output are stored.
     """
 
     def __init__(self, space: Space) -> None:
         self.space = space
         self.network = space.network
-        self._fusion = _Fusion.of(self.network)
+        fusion = _Fusion.of(self.network)
+        tensors = {host: tensor for tensor, host in fusion.host.items()}
+        #: In order, the operators that run, and between them (None) which of them is now to write its tensor.
+        self._order: list[tuple[str, _Operator | None]] = []
+        for op in self.network:
+            if op.name in tensors:
+                self._order.append((op.name, _Operator(self.network, fusion, op, tensors[op.name])))
+            if op.name in fusion.host:
+                self._order.append((fusion.host[op.name], None))
+        self._storage = Storage(self.network)
         self._stored: dict[tuple[int, ...], Mapping[str, int]] = {}
-        self._steps: dict[tuple[object, ...], Step] = {}
-        self._parts: dict[tuple[object, ...], Sequence[_Part]] = {}
-        self._chains: dict[tuple[Step, ...], Step] = {}
+        self._chains: dict[tuple[Call, ...], Call] = {}
 
     def steps(self, policy: Policy) -> list[Step]:
         """Return the steps of a policy in execution order."""
@@ -132,22 +153,44 @@ class StepPlan:
 
     def calls(self, policy: Policy) -> list[Call]:
         """Return the steps of a policy in execution order, with the tensors that they read and write."""
-        calls = _Calls(self, policy).all()
-        together = find_chains([_link(call) for call in calls], self.network.output)
+        calls = self._alone(policy)
+        if all(call.size < chains.CHAINED_BYTES for call in calls):
+            return calls
+        together = chains.find_chains([call.link for call in calls], self.network.output)
         return [self._joined(calls[part.start : part.stop]) for part in together]
+
+    def _alone(self, policy: Policy) -> list[Call]:
+        """Return the steps before any of them are joined to chains."""
+        widths, stored = self.space.widths(policy.channels), self.stored(policy)
+        calls: list[Call] = []
+        copied: set[str] = set()
+        last: dict[str, Call] = {}
+        for name, operator in self._order:
+            if operator is None:
+                calls.append(last[name])
+                continue
+            run = operator.run(policy.layers.get(name), widths, stored)
+            if run.copy is not None and run.copy.tensor not in copied:
+                copied.add(run.copy.tensor)
+                calls.append(run.copy)
+            calls += run.before
+            last[name] = run.last
+        return calls
 
     def _joined(self, calls: list[Call]) -> Call:
         """Return one call for convolutions that run together."""
         if len(calls) == 1:
             return calls[0]
-        members, last = tuple(call.step for call in calls), calls[-1]
-        if members not in self._chains:
-            self._chains[members] = replace(
+        key = tuple(calls)
+        if key not in self._chains:
+            members, last = tuple(call.step for call in calls), calls[-1]
+            step = replace(
                 members[-1], kind="chain", in_shape=members[0].in_shape, in_int8=members[0].in_int8, members=members
             )
-        written = {call.tensor for call in calls}
-        reads = tuple(name for call in calls for name in call.reads if name not in written)
-        return Call(last.op, last.tensor, reads, self._chains[members], tuple(call.op for call in calls))
+            written = {call.tensor for call in calls}
+            reads = tuple(name for call in calls for name in call.reads if name not in written)
+            self._chains[key] = Call(last.op, last.tensor, reads, step, tuple(call.op for call in calls))
+        return self._chains[key]
 
     def stored(self, policy: Policy) -> Mapping[str, int]:
         """Return the bits of the tensors that are stored as uint8."""
@@ -156,122 +199,98 @@ class StepPlan:
         if bits not in self._stored:
             if len(self._stored) >= REMEMBERED:
                 self._stored.clear()
-            self._stored[bits] = stored_bits(self.network, policy.layers)
+            self._stored[bits] = self._storage.bits(policy.layers)
         return self._stored[bits]
 
 
-def _link(call: Call) -> Link:
-    step = call.step
-    size = math.prod(step.out_shape) * (1 if step.out_int8 else 4)
-    return Link(call.tensor, call.reads, step.kind == "conv2d", size)
+@dataclass(frozen=True)
+class _Run:
+    """What an operator is executed as: the quantised copy that it reads, which is made once for all its readers, the
+    steps before its last one, and that one, which writes what it absorbs."""
+
+    copy: Call | None
+    before: tuple[Call, ...]
+    last: Call
 
 
-class _Calls:
-    """Walks the network under one policy."""
+class _Operator:
+    """One operator of the network, with all that it was executed as so far; it ends by writing `tensor`."""
 
-    def __init__(self, plan: StepPlan, policy: Policy) -> None:
-        self.plan, self.network, self.fusion, self.policy = plan, plan.network, plan._fusion, policy
-        self.widths = plan.space.widths(policy.channels)
-        self.stored = plan.stored(policy)
-        self.copied: set[str] = set()
-        self.calls: list[Call] = []
+    def __init__(self, network: Network, fusion: _Fusion, op: Op, tensor: str) -> None:
+        self.op, self.tensor, self.source = op, tensor, op.inputs[0]
+        self.activation = fusion.activation.get(op.name, "none")
+        self.residual = fusion.residual.get(op.name)
+        self._source_shape = network.shape_of(self.source)
+        self._gates = op.kind == "mul" and op.shape != network.shape_of(op.inputs[1])
+        self._runs: dict[tuple[object, ...], _Run] = {}
 
-    def all(self) -> list[Call]:
-        for op in self.network:
-            if op.is_layer:
-                self._before_layer(op)
-            host = self.fusion.host.get(op.name)
-            if host is not None:
-                (self._layer if self.network.op(host).is_layer else self._other)(self.network.op(host), op.name)
-        return self.calls
+    def run(self, decision: LayerDecision | None, widths: Mapping[str, int], stored: Mapping[str, int]) -> _Run:
+        """Return what it is executed as; `decision` is None where it is no layer."""
+        in_bits, out_int8 = stored.get(self.source), self.tensor in stored
+        key = (widths[self.source], widths[self.op.name], decision, in_bits, out_int8)
+        run = self._runs.get(key)
+        if run is None:
+            in_shape, outputs = (widths[self.source], *self._source_shape[1:]), widths[self.op.name]
+            if decision is None:
+                run = self._other(in_shape, outputs, in_bits is not None, out_int8)
+            else:
+                run = self._layer(in_shape, outputs, decision, in_bits, out_int8)
+            self._runs[key] = run
+        return run
 
-    def _source(self, layer: Op) -> str:
-        """The tensor that a layer reads: an integer one a quantised copy where its input is stored otherwise."""
-        source = layer.inputs[0]
-        bits = copied_bits(self.policy.layers[layer.name], self.stored.get(source))
-        return source if bits is None else f"{source}/int{bits}"
+    def _layer(
+        self, in_shape: tuple[int, ...], outputs: int, decision: LayerDecision, in_bits: int | None, out_int8: bool
+    ) -> _Run:
+        """A layer, or its factors; an integer one reads a quantised copy where its input is stored otherwise."""
+        source, copy, bits = self.source, None, copied_bits(decision, in_bits)
+        if bits is not None:
+            source = f"{source}/int{bits}"
+            copy = self._convert(source, in_shape, in_bits is not None, True)
+        *before, last = parts_of(Geometry.of(self.op, in_shape[0], outputs), decision.factorisation, decision.rank)
+        calls = []
+        for tensor, part in zip(factor_names(self.op.name, len(before) + 1), before, strict=False):
+            calls.append(self._call(tensor, (source,), _step(part, in_shape, decision, is_integer(decision))))
+            source, in_shape = tensor, part.out_shape(in_shape)
+        reads = (source,) if self.residual is None else (source, self.residual)
+        step = _step(last, in_shape, decision, out_int8, self.activation, self.residual is not None)
+        return _Run(copy, tuple(calls), self._call(self.tensor, reads, step))
 
-    def _before_layer(self, op: Op) -> None:
-        source, decision = self._source(op), self.policy.layers[op.name]
-        if source != op.inputs[0] and source not in self.copied:
-            self.copied.add(source)
-            self._convert(op, op.inputs[0], source, op.inputs[0] in self.stored, True)
-        for tensor, in_shape, part in self._parts(op)[:-1]:
-            key = (tensor, self._width(op), self.widths[op.name], decision)
-            self._add(op, tensor, (source,), key, partial(self._dense, op, part, in_shape, is_integer(decision)))
-            source = tensor
-
-    def _layer(self, op: Op, final: str) -> None:
-        decision, out_int8 = self.policy.layers[op.name], final in self.stored
-        key = (op.name, self._width(op), self.widths[op.name], decision, out_int8)
-        residual = self.fusion.residual.get(op.name)
-        beside = () if residual is None else (residual,)
-        *before, (_, in_shape, last) = self._parts(op)
-        source = before[-1][0] if before else self._source(op)
-        self._add(op, final, (source, *beside), key, partial(self._dense, op, last, in_shape, out_int8, True))
-
-    def _parts(self, op: Op) -> Sequence[_Part]:
-        """What a layer is executed as: itself, or its factors."""
-        decision, in_shape, outputs = self.policy.layers[op.name], self._in_shape(op), self.widths[op.name]
-        key = (op.name, in_shape, outputs, decision.factorisation, decision.rank)
-        if key not in self.plan._parts:
-            parts = parts_of(Geometry.of(op, in_shape[0], outputs), decision.factorisation, decision.rank)
-            found = []
-            for tensor, part in zip(factor_names(op.name, len(parts)), parts, strict=True):
-                found.append((tensor, in_shape, part))
-                in_shape = part.out_shape(in_shape)
-            self.plan._parts[key] = found
-        return self.plan._parts[key]
-
-    def _in_shape(self, op: Op) -> tuple[int, ...]:
-        return (self._width(op), *self.network.shape_of(op.inputs[0])[1:])
-
-    def _dense(self, op: Op, part: Geometry, in_shape: tuple[int, ...], out_int8: bool, last: bool = False) -> Step:
-        """One of the parts of a layer; only the last one absorbs what follows the layer."""
-        decision = self.policy.layers[op.name]
-        attrs = {**part.attrs, "activation": self.fusion.activation.get(op.name, "none") if last else "none"}
-        if part.kernel:
-            attrs["kernel"] = part.kernel
-        residual = last and op.name in self.fusion.residual
-        bits, integer = _bits(part, decision), is_integer(decision)
-        out_shape = part.out_shape(in_shape)
-        pattern = decision.pattern
-        return Step(part.kind, in_shape, out_shape, _items(attrs), *bits, integer, out_int8, residual, pattern)
-
-    def _other(self, op: Op, final: str) -> None:
-        in_int8, out_int8 = op.inputs[0] in self.stored, final in self.stored
-        inputs = op.inputs
+    def _other(self, in_shape: tuple[int, ...], outputs: int, in_int8: bool, out_int8: bool) -> _Run:
+        op, before, reads = self.op, [], self.op.inputs
         if op.kind in MOVES and in_int8 != out_int8:
-            inputs = (f"{op.name}.input",)
-            self._convert(op, op.inputs[0], inputs[0], in_int8, out_int8)
+            reads = (f"{op.name}.input",)
+            before.append(self._convert(reads[0], in_shape, in_int8, out_int8))
             in_int8 = out_int8
-        key = (op.name, self._width(op), self.widths[op.name], in_int8, out_int8)
-        self._add(op, final, inputs, key, lambda: self._plain(op, in_int8, out_int8))
-
-    def _plain(self, op: Op, in_int8: bool, out_int8: bool) -> Step:
-        out_shape = (self.widths[op.name], *op.shape[1:])
         attrs = {name: value for name, value in op.attrs.items() if name not in _TIMELESS}
         if op.kind == "add":
-            attrs["activation"] = self.fusion.activation.get(op.name, "none")
+            attrs["activation"] = self.activation
         if op.kind == "mul":
-            attrs["gate"] = op.shape != self.network.shape_of(op.inputs[1])
-        return Step(op.kind, self._in_shape(op), out_shape, _items(attrs), in_int8=in_int8, out_int8=out_int8)
+            attrs["gate"] = self._gates
+        step = Step(op.kind, in_shape, (outputs, *op.shape[1:]), _items(attrs), in_int8=in_int8, out_int8=out_int8)
+        return _Run(None, tuple(before), self._call(self.tensor, reads, step))
 
-    def _convert(self, op: Op, source: str, tensor: str, in_int8: bool, out_int8: bool) -> None:
-        shape = (self.widths[source], *self.network.shape_of(source)[1:])
-        step = Step("quantize", shape, shape, in_int8=in_int8, out_int8=out_int8)
-        self.calls.append(Call(op.name, tensor, (source,), step))
+    def _convert(self, tensor: str, shape: tuple[int, ...], in_int8: bool, out_int8: bool) -> Call:
+        return self._call(tensor, (self.source,), Step("quantize", shape, shape, in_int8=in_int8, out_int8=out_int8))
 
-    def _add(
-        self, op: Op, tensor: str, reads: tuple[str, ...], key: tuple[object, ...], make: Callable[[], Step]
-    ) -> None:
-        steps = self.plan._steps
-        if key not in steps:
-            steps[key] = make()
-        self.calls.append(Call(op.name, tensor, reads, steps[key]))
+    def _call(self, tensor: str, reads: tuple[str, ...], step: Step) -> Call:
+        return Call(self.op.name, tensor, reads, step)
 
-    def _width(self, op: Op) -> int:
-        return self.widths[op.inputs[0]]
+
+def _step(
+    part: Geometry,
+    in_shape: tuple[int, ...],
+    decision: LayerDecision,
+    out_int8: bool,
+    activation: str = "none",
+    residual: bool = False,
+) -> Step:
+    """Return the step of a layer or of one of its factors."""
+    attrs = {**part.attrs, "activation": activation}
+    if part.kernel:
+        attrs["kernel"] = part.kernel
+    bits, out_shape = _bits(part, decision), part.out_shape(in_shape)
+    integer, pattern = is_integer(decision), decision.pattern
+    return Step(part.kind, in_shape, out_shape, _items(attrs), *bits, integer, out_int8, residual, pattern)
 
 
 def _bits(part: Geometry, decision: LayerDecision) -> tuple[int, int]:

@@ -103,16 +103,11 @@ class BudgetLimits:
         self.margin = margin
         self.seed = seed
         self.confirm = confirm
-        self._violations: dict[str, dict[str, float]] = {}
         self.cheapest = self._find_cheapest()
 
     def violations(self, policy: Policy) -> Mapping[str, float]:
         """Return for every budget predicted cost / limit - 1; at most 0 where it is met."""
-        known = self._violations.get(policy.id)
-        if known is None:
-            known = {name: self.model.get(policy, name) / self._allowed(name) - 1 for name in self.limits}
-            self._violations[policy.id] = known
-        return known
+        return {name: self.model.get(policy, name) / self._allowed(name) - 1 for name in self.limits}
 
     def shares(self, policy: Policy) -> Mapping[str, Mapping[str, float]]:
         """Return budget -> layer -> predicted cost / limit, with "" for what is no layer's; see `agents.Limits`."""
@@ -227,7 +222,7 @@ class BudgetLimits:
             for choice in range(len(knob.choices) - 1):
                 trial = [*vector[:i], choice, *vector[i + 1 :]]
                 policy = self.space.decode(trial)
-                if policy.id != best.id and (value := cost(policy)) < lowest:
+                if (value := cost(policy)) < lowest:
                     vector, best, lowest = trial, policy, value
         return best
 
@@ -243,7 +238,7 @@ class BudgetLimits:
                 for choice in range(len(knob.choices)):
                     trial = [*vector[:i], choice, *vector[i + 1 :]]
                     other = self.space.decode(trial)
-                    if other.id != best.id and (value := cost(other)) < lowest:
+                    if (value := cost(other)) < lowest:
                         vector, best, lowest = trial, other, value
             if lowest == before:
                 break

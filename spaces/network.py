@@ -107,7 +107,7 @@ class Network:
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops)
 
-    @property
+    @cached_property
     def layers(self) -> tuple[Op, ...]:
         """The operators with weights, in order."""
         return tuple(op for op in self.ops if op.is_layer)

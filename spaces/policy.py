@@ -77,7 +77,7 @@ class Policy:
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
 
     def __hash__(self) -> int:
-        return hash(self.id)
+        return hash((self.network, frozenset(self.channels.items()), frozenset(self.layers.items())))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Policy, (self.network, dict(self.channels), dict(self.layers))

@@ -58,6 +58,9 @@ DEFAULT_BITS: tuple[Bits, ...] = ((2, 8), (4, 8), (8, 8), (32, 32))
 #: See `Options.factors`.
 FACTOR_FITS = ("plain", "outputs", "nonlinear")
 
+#: Widths are remembered for this many combinations of kept channels.
+REMEMBERED = 1024
+
 #: A layer of a smaller full rank has nothing to factorise.
 SMALLEST_FULL_RANK = 8
 
@@ -258,7 +261,7 @@ class Space:
         if len(vector) != len(self.knobs):
             raise BadInput(f"the vector has {len(vector)} entries, the space {len(self.knobs)} knobs")
         channels = {group.name: group.size for group in self.groups}
-        bits = {op.name: self._default_bits(op.name) for op in self.network.layers}
+        bits: dict[str, Bits] = {}
         forms: dict[str, str] = {}
         for knob, index in zip(self.knobs, vector, strict=True):
             if not 0 <= index < len(knob.choices):
@@ -272,7 +275,10 @@ class Space:
                 bits[knob.target] = choice
         widths = self.widths(channels)
         layers = {
-            op.name: self._decision(op, widths, bits[op.name], forms.get(op.name, DENSE)) for op in self.network.layers
+            op.name: self._decision(
+                op, widths, bits.get(op.name) or self._default_bits(op.name), forms.get(op.name, DENSE)
+            )
+            for op in self.network.layers
         }
         return Policy(self.fingerprint, channels, layers)
 
@@ -398,8 +404,16 @@ class Space:
 
     # shapes under a policy
 
-    def widths(self, channels: Mapping[str, int]) -> dict[str, int]:
+    def widths(self, channels: Mapping[str, int]) -> Mapping[str, int]:
         """Return the channels of every tensor when each group keeps this many."""
+        kept = tuple(channels[group.name] for group in self.groups)
+        if kept not in self._known_widths:
+            if len(self._known_widths) >= REMEMBERED:
+                self._known_widths.clear()
+            self._known_widths[kept] = self._find_widths(channels)
+        return self._known_widths[kept]
+
+    def _find_widths(self, channels: Mapping[str, int]) -> dict[str, int]:
         produced: dict[str, int] = {}
         for name, (free, group) in self._width_plan.items():
             produced[name] = free if group is None else self._kept_width(name, group, channels[group])
@@ -478,14 +492,29 @@ class Space:
 
     def _decision(self, op: Op, widths: Mapping[str, int], bits: Bits, text: str) -> LayerDecision:
         """A layer's decision; dropped are a rank that costs no less than the dense layer, and zeros that bits lack."""
+        key = (op.name, widths[op.inputs[0]], widths[op.name], bits, text)
+        decision = self._known_decisions.get(key)
+        if decision is None:
+            decision = self._known_decisions[key] = self._decide(op, *key[1:3], bits, text)
+        return decision
+
+    def _decide(self, op: Op, inputs: int, outputs: int, bits: Bits, text: str) -> LayerDecision:
         form = parse_form(text)
         decision = LayerDecision(*bits[:2], grid=bits[2] if len(bits) > 2 else "uniform")
         if form.kind == "factorisation":
-            rank = self._rank(op, Geometry.of(op, widths[op.inputs[0]], widths[op.name]), form)
+            rank = self._rank(op, Geometry.of(op, inputs, outputs), form)
             return decision if rank is None else replace(decision, rank=rank, factorisation=form.name)
         if form.kind == "pattern":
             return replace(decision, pattern=form.text) if _has_zero(decision) else decision
         return replace(decision, sharing=form.text) if form.kind == "sharing" else decision
+
+    @cached_property
+    def _known_widths(self) -> dict[tuple[int, ...], Mapping[str, int]]:
+        return {}
+
+    @cached_property
+    def _known_decisions(self) -> dict[tuple[object, ...], LayerDecision]:
+        return {}
 
     @cached_property
     def _bits(self) -> tuple[Bits, ...]:

@@ -330,3 +330,44 @@ def test_the_parts_of_a_cost_add_up_to_it(name: str, budget: str) -> None:
         parts = model.by_layer(policy, budget)
         assert set(parts) - {""} == {op.name for op in space.network.layers}
         assert sum(parts.values()) == pytest.approx(model.get(policy, budget), abs=1 if budget == "size" else 1e-12)
+
+
+def neighbours(space: Space, count: int) -> list[Policy]:
+    """A walk: every policy differs from the one before it in one knob."""
+    rng = np.random.default_rng(3)
+    vector = space.encode(random_policies(space, 1)[-1])
+    policies = []
+    for _ in range(count):
+        knob = int(rng.integers(len(vector)))
+        vector[knob] = int(rng.integers(len(space.knobs[knob].choices)))
+        policies.append(space.decode(vector))
+    return policies
+
+
+def prices(model: CostModel, policy: Policy) -> list[object]:
+    parts = [model.by_layer(policy, budget) for budget in ("latency", "size", "macs")]
+    return [model.cost(policy), model.size(policy), parts, model.plan.steps(policy), dict(model.plan.stored(policy))]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_was_priced_before_changes_no_price(name: str) -> None:
+    """What is remembered of other policies must hold for this one: to the bit, a model that knows none agrees."""
+    space = space_of(name)
+    used = model_for(space, TableFit(1.5, 1e-6, 3e-6))
+    for policy in [space.base(), space.int8(), *neighbours(space, 24)]:
+        fresh = CostModel(replace(space), used.table, used.fit)
+        assert fresh.space.decode(fresh.space.encode(policy)) == policy
+        assert prices(used, policy) == prices(fresh, policy)
+
+
+def test_a_neighbour_is_priced_by_what_is_known_of_its_other_layers() -> None:
+    space = space_of("resnet20")
+    model = model_for(space)
+    policies = neighbours(space, 400)
+    for policy in policies[:300]:
+        model.cost(policy)
+    known = len(model._layer_sizes)
+    for policy in policies[300:]:
+        model.cost(policy)
+    # A channel group concerns up to ten layers of this network, bits and forms one: nearly all are known already.
+    assert len(model._layer_sizes) - known < 0.2 * 100 * len(space.network.layers)

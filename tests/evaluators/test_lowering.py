@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from trimtab.evaluators import lower
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.native import NativeEngine
-from trimtab.evaluators.lowering import storage, stored_bits
+from trimtab.evaluators.lowering import Storage, storage
 from trimtab.kernels import Graph
 from trimtab.spaces import BITS, Calibration, Candidate, LayerDecision, build_space, compress
 from trimtab.spaces.network import Network, Op
@@ -148,7 +148,7 @@ def op(kind: str, name: str, *sources: str) -> Op:
 def stored(ops: list[Op], floats: dict[str, LayerDecision] | None = None) -> set[str]:
     network = Network("x", (4, 8, 8), tuple(ops), ops[-1].name)
     decisions = {found.name: INT8 for found in network.layers} | (floats or {})
-    return set(stored_bits(network, decisions))
+    return set(Storage(network).bits(decisions))
 
 
 RESIDUAL = [layer("a", "x"), layer("b", "a"), op("add", "sum", "b", "a"), layer("c", "sum")]
