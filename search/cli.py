@@ -202,6 +202,30 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
 
 
 @app.command()
+def mirror(
+    run: Annotated[Path, typer.Argument(help="A run directory; the run may still be going on.")],
+    storage: Annotated[str, typer.Argument(help="sqlite:///studies.db, journal:studies.log, or a database's URL.")],
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a run's journal into an Optuna storage, a study for every agent, for optuna-dashboard.
+
+    What is there already is not written again. The key 'storage' of a configuration does the same while a run goes on.
+    """
+    from trimtab.search.mirror import mirror_run
+    from trimtab.search.problem import load_problem
+    from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.run import open_run
+
+    written = mirror_run(load_problem(open_run(run), ConsoleProgress(), download), run, storage)
+    if as_json:
+        _print_json({"storage": storage, "written": written})
+        return
+    for study, trials in written.items():
+        typer.echo(f"{study}: {trials} trial(s) written")
+
+
+@app.command()
 def bench(
     what: Annotated[str, typer.Argument(help="kernels, engines, measure, methods or proxy.")],
     networks: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ __all__ = [
     "QuantisationConfig",
     "SpaceConfig",
     "TrainingConfig",
+    "check_storage",
     "default_config",
     "load_config",
     "make_config",
@@ -227,7 +229,8 @@ class Config(_Section):
 
     `trials` is the number of evaluations of every agent, the `baselines` included; `workers` counts Ray workers for
     accuracy (0: no Ray); `judge` runs accuracy on the "native" engine or in "torch"; `proxy`: what is judged is
-    repaired in "sequence", from input to output, as what is finished is, or stitched of "layers" from the database.
+    repaired in "sequence", from input to output, as what is finished is, or stitched of "layers" from the database;
+    `storage`: an Optuna storage into which every evaluation is copied, for its dashboard.
     """
 
     network: NetworkConfig
@@ -245,6 +248,7 @@ class Config(_Section):
     proxy: Literal["sequence", "layers"] = "sequence"
     measure: MeasureConfig = MeasureConfig()
     seed: int = Field(0, ge=0)
+    storage: str | None = None
 
     @field_validator("network", "engine", mode="before")
     @classmethod
@@ -257,6 +261,14 @@ class Config(_Section):
     @classmethod
     def _data_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("storage")
+    @classmethod
+    def _storage(cls, url: str | None) -> str | None:
+        try:
+            return None if url is None else check_storage(url)
+        except BadInput as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -289,6 +301,17 @@ class Config(_Section):
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         text: str = yaml.safe_dump(data, sort_keys=False)
         return text
+
+
+def check_storage(url: str) -> str:
+    """Return an Optuna storage's URL if it has a known form; any other one is a `BadInput` that shows the forms."""
+    # Not Redis: Optuna would unpickle what it finds there.
+    if not re.fullmatch(r"journal:.+|(sqlite|mysql|mariadb|postgresql)(\+\w+)?://.+", url, re.DOTALL):
+        raise BadInput(
+            f"{url!r} is not an Optuna storage: write it like sqlite:///runs/studies.db, journal:runs/studies.log, "
+            "mysql://... or postgresql://..."
+        )
+    return url
 
 
 def make_config(data: Mapping[str, Any], source: str = "configuration") -> Config:

@@ -14,6 +14,7 @@ from trimtab.search.budgets import BudgetLimits
 from trimtab.search.evaluation import Evaluation, violations
 from trimtab.search.ground import Ground
 from trimtab.search.journal import Journal, Record
+from trimtab.search.mirror import Mirror
 from trimtab.search.pool import Pool
 from trimtab.search.problem import Problem
 from trimtab.search.progress import Bar, Progress
@@ -95,9 +96,11 @@ class Searcher:
         pool: Pool,
         ledger: Ledger,
         estimates: Estimates | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.problem, self.ground, self.limits, self.estimates = problem, ground, limits, estimates
         self.bench, self.pool, self.ledger = bench, pool, ledger
+        self.mirror = mirror
 
     def run(self, name: str, progress: Progress) -> AgentRun:
         """Let one agent make its trials; what the journal holds already is told again, not evaluated again."""
@@ -110,6 +113,7 @@ class Searcher:
                 if replayed:
                     batch = replayed.pop(0)
                     self._evaluate(agent, batch.policies, run, bar)
+                    self._copy(run, progress)
                     if not replayed:
                         agent.load(batch.state)
                     continue
@@ -119,7 +123,12 @@ class Searcher:
                     break
                 self.ledger.asked(agent, policies)
                 self._evaluate(agent, policies, run, bar)
+                self._copy(run, progress)
         return run
+
+    def _copy(self, run: AgentRun, progress: Progress) -> None:
+        if self.mirror is not None:
+            self.mirror.follow(run.agent, run.evaluations, progress)
 
     def _evaluate(self, agent: Agent, policies: Sequence[Policy], run: AgentRun, bar: Bar) -> None:
         """Judge a batch, verify what would be the new best, and tell the agent everything in the order asked."""

@@ -32,6 +32,7 @@ from trimtab.search.fill import fill_database
 from trimtab.search.ground import Ground, survey
 from trimtab.search.journal import Journal
 from trimtab.search.loop import AgentRun, Ledger, Searcher
+from trimtab.search.mirror import Mirror, mirror_for
 from trimtab.search.offers import find_removals
 from trimtab.search.pool import make_pool
 from trimtab.search.problem import Problem, open_database
@@ -114,7 +115,7 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
             journal.append("ground", ground.to_json())
         _say_ground(ground, config, progress)
         ledger = Ledger(journal)
-        runs = _search(problem, ground, limits, bench, ledger, progress)
+        runs = _search(problem, ground, limits, bench, ledger, mirror_for(problem, folder, ground), progress)
         finisher = _Finisher(problem, ground, bench, model, runs, ledger, folder, progress)
         outcome = finisher.finish(time.perf_counter() - started)
         journal.append("finished", {"winner": outcome.winner.evaluation.policy.id if outcome.winner else None})
@@ -136,6 +137,7 @@ def _search(
     limits: BudgetLimits,
     bench: LatencyBench,
     ledger: Ledger,
+    mirror: Mirror | None,
     progress: Progress,
 ) -> list[AgentRun]:
     estimates = _estimates(problem, progress)
@@ -143,7 +145,7 @@ def _search(
         progress.line(f"starting {problem.config.workers} Ray worker(s)")
     pool = make_pool(problem.judge, problem.config.workers, problem.config.engine.threads)
     try:
-        searcher = Searcher(problem, ground, limits, bench, pool, ledger, estimates)
+        searcher = Searcher(problem, ground, limits, bench, pool, ledger, estimates, mirror)
         with progress.bar("latency table") as bar:
             limits.model.table.filled = bar.update
             return [searcher.run(name, progress) for name in problem.config.agents]
@@ -290,7 +292,7 @@ def _identity(problem: Problem, engine: str) -> dict[str, Any]:
     return {
         "network": network.fingerprint(),
         "weights": network.weights_hash(),
-        "config": problem.config.model_dump(mode="json", by_alias=True, exclude={"workers", "trials"}),
+        "config": problem.config.model_dump(mode="json", by_alias=True, exclude={"workers", "trials", "storage"}),
         "engine": engine,
         "cpu": cpu_name(),
         "python": platform.python_version(),
