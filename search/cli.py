@@ -258,8 +258,8 @@ def bench(
     cases: Annotated[
         str,
         typer.Option(
-            help="methods: uniform policies, separated by semicolons, of parts joined by +: bits (4/8, 3/8 codebook), "
-            "keep 0.7 or macs 0.5, a form (svd 0.5, 2:4, kernels 64)."
+            help="methods: policies, separated by semicolons, of parts joined by +: bits (4/8, 3/8 codebook), "
+            "keep 0.7 or macs 0.5, allocated (widths by the layers' errors), a form (svd 0.5, 2:4, kernels 64)."
         ),
     ] = "8/8; 4/8; 2/8; macs 0.5",
     final: Annotated[bool, typer.Option("--final", help="methods: read the final images too.")] = False,

@@ -1,4 +1,4 @@
-"""What single methods do to a real network: uniform policies, written as text, repaired and judged."""
+"""What single methods do to a real network: policies, written as text, repaired and judged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.agents.allocation import allocate_widths
 from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import judging_session
 from trimtab.evaluators.data import Images, Labels
@@ -17,7 +18,7 @@ from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.steps import StepPlan
 from trimtab.kernels import stored_bytes
 from trimtab.search.config import Config
-from trimtab.search.problem import Problem, load_problem
+from trimtab.search.problem import Problem, load_problem, open_database
 from trimtab.search.progress import ConsoleProgress
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.forms import DENSE, parse_form
@@ -32,29 +33,48 @@ RATIOS = 257
 
 @dataclass(frozen=True)
 class Case:
-    """A uniform policy: `bits`, `form`, and either the ratio of channels kept or the largest `macs` of the base's."""
+    """A policy: `bits` and `form` of every layer, and the ratio of channels kept or the largest `macs` of the base's.
+
+    All groups keep the same ratio, or are `allocated` their widths by the errors of the layer database.
+    """
 
     text: str
     bits: Bits = (32, 32)
     form: str = DENSE
     keep: float = 1.0
     macs: float | None = None
+    allocated: bool = False
 
-    def policy(self, space: Space) -> Policy:
+    def policy(self, problem: Problem) -> Policy:
         """Return the policy; for a share of MACs, the widest that stays within it."""
+        space = problem.space
         if self.macs is None:
             return space.uniform(self.keep, self.bits, self.form)
         plan = StepPlan(space)
         limit = self.macs * _macs(plan, space.base())
+        if self.allocated:
+            return self._allocated(problem, plan, limit)
         for keep in np.linspace(1.0, 0.0, RATIOS):
             policy = space.uniform(float(keep), self.bits, self.form)
             if _macs(plan, policy) <= limit:
                 return policy
         raise BadInput(f"case {self.text!r}: the narrowest network of this space has more MACs")
 
+    def _allocated(self, problem: Problem, plan: StepPlan, limit: float) -> Policy:
+        space, database = problem.space, open_database(problem.space, problem.judge.calibration)
+        narrow = allocate_widths(
+            space, lambda policy: sum(database.errors(policy).values()), lambda policy: _macs(plan, policy), limit
+        )
+        wide = space.uniform(1.0, self.bits, self.form)
+        choices = zip(space.knobs, space.encode(narrow), space.encode(wide), strict=True)
+        return space.decode([width if knob.kind == "channels" else other for knob, width, other in choices])
+
 
 def parse_case(text: str) -> Case:
-    """Read parts joined by "+": bits ("4/8", "3/8 codebook"), "keep 0.7" or "macs 0.5", and a form ("svd 0.5")."""
+    """Read parts joined by "+": bits ("4/8", "3/8 codebook"), "keep 0.7" or "macs 0.5", a form ("svd 0.5").
+
+    Beside "macs", "allocated" gives every group its own width.
+    """
     given: dict[str, Any] = {}
     for part in (part.strip() for part in text.split("+")):
         bits = re.fullmatch(r"(\d+)/(\d+)(?: ([a-z0-9]+))?", part)
@@ -64,13 +84,20 @@ def parse_case(text: str) -> Case:
             check_bits(given["bits"])
         elif share:
             given[share[1]] = float(share[2])
+        elif part == "allocated":
+            given["allocated"] = True
         else:
             given["form"] = parse_form(part).text
-    return Case(text.strip(), **given)
+    case = Case(text.strip(), **given)
+    if case.allocated and case.macs is None:
+        raise BadInput(
+            f"case {case.text!r}: widths are allocated within a share of the MACs, as in 'macs 0.5 + allocated'"
+        )
+    return case
 
 
 def bench_methods(config: Config, cases: Sequence[str], final: bool) -> list[dict[str, Any]]:
-    """Judge uniform policies on the images that methods are chosen on, and with `final` on the final ones too.
+    """Judge policies on the images that methods are chosen on, and with `final` on the final ones too.
 
     Rows: accuracies, their change from the base's (`_error`: the standard error of the paired difference), MACs and
     stored bytes beside the base's, and seconds of the repair.
@@ -85,8 +112,9 @@ def bench_methods(config: Config, cases: Sequence[str], final: bool) -> list[dic
     plan = StepPlan(problem.space)
     rows = [_row("base", problem, base, 0.0, parts, right, plan)]
     for case in parsed:
+        policy = case.policy(problem)
         start = time.perf_counter()
-        candidate = problem.judge.candidate(case.policy(problem.space))
+        candidate = problem.judge.candidate(policy)
         seconds = time.perf_counter() - start
         rows.append(_row(case.text, problem, candidate, seconds, parts, right, plan))
     return rows

@@ -1,21 +1,28 @@
-"""Uniform policies as text, judged."""
+"""Policies as text, judged."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 from tests.search.runs import tiny
 
 from trimtab.errors import BadInput
+from trimtab.evaluators.steps import StepPlan
 from trimtab.search.bench.methods import Case, bench_methods, parse_case
+from trimtab.search.problem import load_problem, open_database
+from trimtab.search.progress import ConsoleProgress
+from trimtab.spaces import Policy
 
 
 def test_a_case_is_read_from_its_parts() -> None:
     assert parse_case("4/8") == Case("4/8", (4, 8))
     assert parse_case(" 3/8 codebook + keep 0.7 ") == Case("3/8 codebook + keep 0.7", (3, 8, "codebook"), keep=0.7)
     assert parse_case("macs 0.5 + 8/8 + svd 0.5") == Case("macs 0.5 + 8/8 + svd 0.5", (8, 8), "svd 0.5", macs=0.5)
+    assert parse_case("macs 0.5 + allocated") == Case("macs 0.5 + allocated", macs=0.5, allocated=True)
 
 
-@pytest.mark.parametrize("text", ["", "9/9", "4/8 nothing", "keep 2", "svd"])
+@pytest.mark.parametrize("text", ["", "9/9", "4/8 nothing", "keep 2", "svd", "keep 0.5 + allocated"])
 def test_what_is_no_case_is_bad_input(text: str) -> None:
     with pytest.raises(BadInput):
         parse_case(text)
@@ -32,3 +39,21 @@ def test_every_case_has_a_row_beside_the_base_s() -> None:
     for row in rows[1:]:
         assert row["selection"] - base["selection"] == pytest.approx(row["selection_change"])
         assert row["final_error"] >= 0
+
+
+def test_allocated_widths_take_the_place_of_uniform_ones() -> None:
+    problem = load_problem(tiny(), ConsoleProgress())
+    space, plan = problem.space, StepPlan(problem.space)
+    policy = parse_case("macs 0.5 + allocated + 8/8").policy(problem)
+    uniform = parse_case("macs 0.5 + 8/8").policy(problem)
+    database = open_database(space, problem.judge.calibration)
+
+    def macs(policy: Policy) -> int:
+        return sum(step.macs for step in plan.steps(policy))
+
+    def error(policy: Policy) -> float:
+        return sum(database.errors(replace(policy, layers=space.base().layers)).values())
+
+    assert macs(policy) <= 0.5 * macs(space.base())
+    assert error(policy) < error(uniform)
+    assert policy.layers == uniform.layers
