@@ -1,10 +1,27 @@
 """Who decides: every agent proposes policies by `ask` and learns from `tell`."""
 
+from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits, Score
+from trimtab.agents.haq import Haq
 from trimtab.agents.nsga2 import Nsga2
 from trimtab.agents.random import Random
 from trimtab.agents.registry import AGENTS, make
 from trimtab.agents.tpe import Tpe
 from trimtab.agents.uniform import Uniform
 
-__all__ = ["AGENTS", "Agent", "Estimates", "Limits", "Nsga2", "Random", "Score", "Tpe", "Uniform", "make"]
+__all__ = [
+    "AGENTS",
+    "Agent",
+    "Amc",
+    "AmcSac",
+    "AmcTd3",
+    "Estimates",
+    "Haq",
+    "Limits",
+    "Nsga2",
+    "Random",
+    "Score",
+    "Tpe",
+    "Uniform",
+    "make",
+]

@@ -76,6 +76,9 @@ class Agent(ABC):
     #: The name in configurations; part of every proposal's seed.
     name: ClassVar[str]
 
+    #: The kinds of knobs that it decides; all others stay as the network was given.
+    decides: ClassVar[tuple[str, ...]] = ("channels", "bits", "form")
+
     #: Whether it cannot do without `Estimates`: what it is then given is complete, so that asking is quick.
     needs_estimates: ClassVar[bool] = False
 

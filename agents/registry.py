@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits
+from trimtab.agents.haq import Haq
 from trimtab.agents.nsga2 import Nsga2
 from trimtab.agents.random import Random
 from trimtab.agents.tpe import Tpe
@@ -12,7 +14,19 @@ from trimtab.spaces import Space
 
 __all__ = ["AGENTS", "make"]
 
-AGENTS: dict[str, type[Agent]] = {agent.name: agent for agent in (Uniform, Random, Tpe, Nsga2)}
+AGENTS: dict[str, type[Agent]] = {
+    agent.name: agent
+    for agent in (
+        Uniform,
+        Random,
+        Tpe,
+        Nsga2,
+        Amc,
+        AmcTd3,
+        AmcSac,
+        Haq,
+    )
+}
 
 
 def make(name: str, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> Agent:

@@ -1,0 +1,144 @@
+"""Reinforcement learning of whole policies, after AMC (He et al. 2018, arXiv:1802.03494)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
+from trimtab.agents.learner import Learner, truncated_normal
+from trimtab.agents.walk import Walk, Walker
+from trimtab.errors import BadInput
+from trimtab.spaces import Policy, Space
+from trimtab.spaces.network import Array
+
+__all__ = ["Amc", "AmcSac", "AmcTd3", "Episodic"]
+
+#: The deviation of the exploration, and how many times smaller each further episode's is.
+NOISE = 0.5
+
+
+class Episodic(Agent):
+    """An actor decides a policy step by step; when its worth is told, actor and critic learn the whole episode.
+
+    Nothing is kept between asking and telling: any policy is replayed as the episode that makes it. So many episodes
+    may be in flight, and policies that others found are learned from like one's own. Policies that no episode makes are
+    only remembered as known.
+
+    The first `warmup` policies told are not the actor's work, but random ones or what others found.
+    """
+
+    #: stable-baselines3's name of the algorithm.
+    algorithm: ClassVar[str] = "DDPG"
+
+    #: AMC takes 100 of 800 episodes; a search here has a few hundred evaluations in all.
+    warmup: ClassVar[int] = 40
+
+    #: What the exploration's deviation is multiplied by for every episode after the warm-up.
+    decay: ClassVar[float] = 0.95
+
+    #: The smallest deviation: as long as it explores, it does not repeat itself.
+    least_noise: ClassVar[float] = 0.02
+
+    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
+        super().__init__(space, limits, seed, estimates)
+        self._told = 0
+        self._waiting: list[tuple[Array, Array, float]] = []  # until there is something to train
+
+    def _propose(self, number: int) -> Policy | None:
+        rng = np.random.default_rng(stable_seed(self.seed, self.name, number))
+        if self._told < self.warmup:
+            return self._draw(rng)
+        return self._roll(rng, self.deviation)
+
+    @property
+    def deviation(self) -> float:
+        """The deviation of the exploration now; each proposal in a row that was known already widens it."""
+        decayed = NOISE * self.decay ** (self._told - self.warmup)
+        return min(max(decayed, self.least_noise) * (1 + self._repeats / 4), NOISE)
+
+    def _learn(self, policy: Policy, score: Score) -> None:
+        episode = self._replay(policy)
+        if episode is None:
+            return
+        # What breaks a budget when it is measured is worth nothing.
+        feasible = all(violation <= 0 for violation in score.violations.values())
+        self._waiting.append((*episode, score.accuracy if feasible else 0.0))
+        self._told += 1
+        if self._told >= self.warmup:
+            while self._waiting:
+                self.learner.remember(*self._waiting.pop(0))
+            self.learner.train(stable_seed(self.seed, f"{self.name} learns", self._told))
+
+    def _explore(self, state: Array, deviation: float, rng: np.random.Generator) -> Array:
+        return truncated_normal(self.learner.act(state), deviation, rng)
+
+    @property
+    @abstractmethod
+    def learner(self) -> Learner:
+        """The actor and its critic."""
+
+    @abstractmethod
+    def _draw(self, rng: np.random.Generator) -> Policy:
+        """Return a random policy for the warm-up."""
+
+    @abstractmethod
+    def _roll(self, rng: np.random.Generator, deviation: float) -> Policy:
+        """Return the policy of an episode by the actor, with exploration."""
+
+    @abstractmethod
+    def _replay(self, policy: Policy) -> tuple[Array, Array] | None:
+        """Return the states (steps + 1, features) and actions (steps, actions) of a policy's episode, if it has one."""
+
+
+class Amc(Episodic):
+    """Walks through the layers and decides channels, bits and form of each; see `Walk`."""
+
+    name: ClassVar[str] = "amc"
+
+    @cached_property
+    def walk(self) -> Walk:
+        """The walk through the layers."""
+        return Walk(self.space, self.limits)
+
+    @cached_property
+    def learner(self) -> Learner:
+        """The actor and its critic."""
+        walk = self.walk
+        seed = stable_seed(self.seed, f"{self.name} learns", 0)
+        return Learner(self.algorithm, len(walk.features), walk.slots, len(walk.steps), seed)
+
+    def _draw(self, rng: np.random.Generator) -> Policy:
+        walker = Walker(self.walk)
+        while walker.step is not None:
+            walker.act(rng.random(self.walk.slots).tolist())
+        return walker.policy()
+
+    def _roll(self, rng: np.random.Generator, deviation: float) -> Policy:
+        walker = Walker(self.walk)
+        while walker.step is not None:
+            walker.act(self._explore(walker.state(), deviation, rng).tolist())
+        return walker.policy()
+
+    def _replay(self, policy: Policy) -> tuple[Array, Array] | None:
+        try:
+            return self.walk.replay(policy)
+        except BadInput:
+            return None
+
+
+class AmcTd3(Amc):
+    """The same with TD3 (Fujimoto et al. 2018, arXiv:1802.09477): two critics, and an actor that follows later."""
+
+    name: ClassVar[str] = "amc-td3"
+    algorithm: ClassVar[str] = "TD3"
+
+
+class AmcSac(Amc):
+    """The same with SAC (Haarnoja et al. 2018, arXiv:1801.01290): the actor is also rewarded for staying random."""
+
+    name: ClassVar[str] = "amc-sac"
+    algorithm: ClassVar[str] = "SAC"

@@ -1,0 +1,166 @@
+"""Actor and critic by stable-baselines3, taught whole episodes, whose reward comes at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.spaces.network import Array
+
+__all__ = ["Learner", "Rewards", "truncated_normal"]
+
+#: AMC's constants, as its authors' implementation has them.
+HIDDEN = 300
+BATCH = 64
+SOFT_UPDATE = 0.01
+ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
+BASELINE_RATE = 0.5
+
+#: Episodes that are remembered.
+REMEMBERED = 100
+
+
+@dataclass
+class Rewards:
+    """What makes a batch's rewards comparable: less their moving average, in units of their spread.
+
+    AMC's equation 3 subtracts the average; the unit is ours. Accuracies of a few points' difference would otherwise be
+    lost in what the critic, fresh from its initialisation, says about states.
+    """
+
+    baseline: float | None = None
+
+    def relative(self, batch: Array, spread: float) -> Array:
+        """Take the mean of a batch into the moving average, and return the batch relative to it."""
+        mean = float(batch.mean())
+        self.baseline = mean if self.baseline is None else self.baseline + BASELINE_RATE * (mean - self.baseline)
+        return np.asarray((batch - self.baseline) / max(spread, 1e-6))
+
+
+class Learner:
+    """An actor and its critic: `algorithm` is "DDPG", "TD3" or "SAC".
+
+    Depends on nothing but its arguments and what it was taught, in that order: PyTorch's generator is seeded for every
+    use and left as it was found, and so is the number of threads.
+    """
+
+    def __init__(self, algorithm: str, features: int, actions: int, steps: int, seed: int) -> None:
+        self.steps = steps
+        with _deterministic(seed):
+            self._model = _model(algorithm, features, actions, steps)
+        self._actor = self._model.actor
+        self._buffer = self._model.replay_buffer
+
+    def act(self, state: Array) -> Array:
+        """Return the actor's action, (actions,) in [0, 1], for a state (features,)."""
+        with torch.no_grad(), _one_thread():
+            action = self._actor(torch.from_numpy(state[None]), **self._certain)
+        return np.asarray((action[0].numpy().astype(np.float64) + 1) / 2)
+
+    @property
+    def _certain(self) -> Mapping[str, bool]:
+        return {"deterministic": True} if hasattr(self._actor, "log_std") else {}
+
+    def remember(self, states: Array, actions: Array, reward: float) -> None:
+        """Take an episode, states (steps + 1, features) and actions (steps, actions), every step earning its reward."""
+        for step in range(self.steps):
+            done = step == self.steps - 1
+            self._buffer.add(states[step], states[step + 1], 2 * actions[step] - 1, reward, done, [{}])
+
+    def train(self, seed: int) -> None:
+        """Make one update per step of an episode."""
+        self._buffer.draws = np.random.default_rng(seed)
+        with _deterministic(seed):
+            self._model.train(gradient_steps=self.steps, batch_size=BATCH)
+            self._model.policy.set_training_mode(False)
+
+
+def truncated_normal(mean: Array, deviation: float, rng: np.random.Generator) -> Array:
+    """Draw from normal distributions around means in [0, 1], cut off outside [0, 1], by inverting their CDF."""
+    centre = torch.from_numpy(np.asarray(mean, dtype=np.float64))
+    low, high = torch.special.ndtr(-centre / deviation), torch.special.ndtr((1 - centre) / deviation)
+    uniform = low + (high - low) * torch.from_numpy(rng.random(centre.shape))
+    return np.asarray((centre + deviation * torch.special.ndtri(uniform)).clamp(0, 1).numpy())
+
+
+def _model(algorithm: str, features: int, actions: int, steps: int) -> Any:
+    import stable_baselines3
+    from stable_baselines3.common.logger import Logger
+
+    settings: dict[str, Any] = {
+        "learning_rate": CRITIC_RATE,
+        "buffer_size": REMEMBERED * steps,
+        "batch_size": BATCH,
+        "tau": SOFT_UPDATE,
+        "gamma": 1.0,
+        "policy_kwargs": {"net_arch": [HIDDEN, HIDDEN]},
+        "replay_buffer_class": _buffer_class(),
+        "device": "cpu",
+    }
+    model = getattr(stable_baselines3, algorithm)("MlpPolicy", _spaces_only(features, actions), **settings)
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    # One schedule sets all rates alike; AMC's actor learns ten times slower than its critic.
+    model._update_learning_rate = lambda optimizers: None
+    for group in model.actor.optimizer.param_groups:
+        group["lr"] = ACTOR_RATE
+    model.policy.set_training_mode(False)
+    return model
+
+
+@cache
+def _buffer_class() -> type:
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    class Buffer(ReplayBuffer):  # type: ignore[misc]  # stable-baselines3 is not followed
+        """Draws by a generator of its own, not NumPy's global one, and hands out relative rewards."""
+
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.draws = np.random.default_rng(0)
+            self.scale = Rewards()
+
+        def sample(self, batch_size: int, env: Any = None) -> Any:
+            return self._get_samples(self.draws.integers(self.size(), size=batch_size), env)
+
+        def _normalize_reward(self, reward: Array, env: Any = None) -> Array:
+            return self.scale.relative(reward, float(self.rewards[: self.size()].std())).astype(np.float32)
+
+    return Buffer
+
+
+def _spaces_only(features: int, actions: int) -> Any:
+    """An environment that tells a model its spaces, and is never stepped."""
+    import gymnasium
+    from gymnasium.spaces import Box
+
+    class Spaces(gymnasium.Env[Array, Array]):
+        observation_space = Box(0.0, 1.0, (features,), np.float32)
+        action_space = Box(0.0, 1.0, (actions,), np.float32)
+
+    return Spaces()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]), _one_thread():
+        torch.manual_seed(seed)
+        yield
