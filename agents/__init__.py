@@ -2,6 +2,7 @@
 
 from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits, Score
+from trimtab.agents.evolution import Evolution
 from trimtab.agents.haq import Haq
 from trimtab.agents.nsga2 import Nsga2
 from trimtab.agents.random import Random
@@ -16,6 +17,7 @@ __all__ = [
     "AmcSac",
     "AmcTd3",
     "Estimates",
+    "Evolution",
     "Haq",
     "Limits",
     "Nsga2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits
+from trimtab.agents.evolution import Evolution
 from trimtab.agents.haq import Haq
 from trimtab.agents.nsga2 import Nsga2
 from trimtab.agents.random import Random
@@ -19,6 +20,7 @@ AGENTS: dict[str, type[Agent]] = {
     for agent in (
         Uniform,
         Random,
+        Evolution,
         Tpe,
         Nsga2,
         Amc,

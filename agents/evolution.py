@@ -1,0 +1,127 @@
+"""Regularised evolution: the youngest results breed, and the best of a few of them becomes a parent."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import ClassVar
+
+import numpy as np
+
+from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
+from trimtab.agents.random import draw
+from trimtab.agents.uniform import Uniform
+from trimtab.errors import BadInput
+from trimtab.spaces import Policy, Space
+
+__all__ = ["Evolution"]
+
+#: The results that may become parents, and among how many of them the best one does. Real et al. take 100 and 25 for
+#: 20,000 evaluations; a search here has a few hundred.
+POPULATION = 32
+TOURNAMENT = 8
+
+#: Proposals that are nobody's children, and how many of them are founders; the others are random.
+STARTUP = 16
+FOUNDERS = 8
+
+#: How many children have two parents.
+CROSSED = 0.5
+
+#: The most knobs of a channel group that change in a child.
+CHANGES = 3
+
+
+class Evolution(Agent):
+    """Breeds policies: mutation along channel groups, crossover by stages, aging selection.
+
+    Regularised evolution (Real et al. 2019, arXiv:1802.01548): a parent is the best of a few of the youngest results,
+    and what has grown old is forgotten, however good it was. Here no generation waits for another: every proposal
+    breeds from the results told so far, so many can be in flight.
+
+    A mutation takes one channel group, and moves some of its channels, and the bits and forms of the layers that read
+    or write them, by a step or few. A crossover takes every stage (consecutive layers of one spatial size) whole from
+    one parent or the other. Children that do not fit are projected. The founders are what `milp` proposes first where
+    there are estimates, otherwise what `uniform` does.
+    """
+
+    name: ClassVar[str] = "evolution"
+
+    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
+        super().__init__(space, limits, seed, estimates)
+        self._population: deque[tuple[tuple[float, float], list[int]]] = deque(maxlen=POPULATION)
+        self._founders: list[Policy] | None = None
+        self._genes = _genes(space)
+        self._stages = _stages(space)
+
+    def _propose(self, number: int) -> Policy | None:
+        if number < FOUNDERS:
+            if self._founders is None:
+                self._founders = Uniform(self.space, self.limits, self.seed).ask(FOUNDERS)
+            if number < len(self._founders):
+                return self._founders[number]
+        rng = np.random.default_rng(stable_seed(self.seed, self.name, number))
+        if number < STARTUP or len(self._population) < TOURNAMENT:
+            return self.space.decode(draw(self.space, rng))
+        child = self._parent(rng)
+        if rng.random() < CROSSED:
+            child = self._crossed(child, self._parent(rng), rng)
+        # A child that is known already is mutated once more than the one before it.
+        for _ in range(1 + self._repeats):
+            self._mutate(child, rng)
+        return self.space.decode(child)
+
+    def _learn(self, policy: Policy, score: Score) -> None:
+        try:
+            vector = self.space.encode(policy)
+        except BadInput:
+            return  # a warm start from elsewhere: not in this space's choices
+        excess = sum(violation for violation in score.violations.values() if violation > 0)
+        self._population.append(((-excess, score.accuracy), vector))
+
+    def _parent(self, rng: np.random.Generator) -> list[int]:
+        among = rng.choice(len(self._population), TOURNAMENT, replace=False)
+        return list(max(self._population[int(i)] for i in among)[1])
+
+    def _crossed(self, one: list[int], other: list[int], rng: np.random.Generator) -> list[int]:
+        from_other = rng.random(max(self._stages) + 1) < 0.5
+        return [b if from_other[stage] else a for a, b, stage in zip(one, other, self._stages, strict=True)]
+
+    def _mutate(self, vector: list[int], rng: np.random.Generator) -> None:
+        gene = self._genes[int(rng.integers(len(self._genes)))]
+        count = int(rng.integers(min(len(gene), CHANGES))) + 1
+        for knob in rng.choice(gene, count, replace=False).tolist():
+            vector[knob] = _moved(vector[knob], len(self.space.knobs[knob].choices), rng)
+
+
+def _moved(choice: int, choices: int, rng: np.random.Generator) -> int:
+    """Return another choice, the nearer ones twice as likely as those one step further."""
+    distances = np.abs(np.arange(choices) - choice)
+    weights = np.where(distances > 0, 0.5**distances, 0.0)
+    return int(rng.choice(choices, p=weights / weights.sum()))
+
+
+def _genes(space: Space) -> list[list[int]]:
+    """Return which knobs mutate together: a group's channels with the bits and forms of all layers that have them.
+
+    Layers whose channels are no knob's make a gene each.
+    """
+    channels = {i: [i] for i, knob in enumerate(space.knobs) if knob.kind == "channels"}
+    alone = []
+    for scope in space.scopes.values():
+        own = [i for i in scope if i not in channels]
+        shared = [i for i in scope if i in channels]
+        for group in shared:
+            channels[group] += own
+        if own and not shared:
+            alone.append(own)
+    return [*channels.values(), *alone]
+
+
+def _stages(space: Space) -> list[int]:
+    """Return for every knob the number of the stage that its layer, or its group's first layer, is in."""
+    number: dict[str, int] = {}
+    stage, before = -1, None
+    for op in space.network.layers:
+        stage += op.shape[1:] != before
+        number[op.name], before = stage, op.shape[1:]
+    return [number[knob.target] for knob in space.knobs]
