@@ -4,6 +4,7 @@ from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits, Score
 from trimtab.agents.evolution import Evolution
 from trimtab.agents.haq import Haq
+from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
 from trimtab.agents.random import Random
 from trimtab.agents.registry import AGENTS, make
@@ -20,6 +21,7 @@ __all__ = [
     "Evolution",
     "Haq",
     "Limits",
+    "Milp",
     "Nsga2",
     "Random",
     "Score",

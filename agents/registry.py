@@ -6,6 +6,7 @@ from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits
 from trimtab.agents.evolution import Evolution
 from trimtab.agents.haq import Haq
+from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
 from trimtab.agents.random import Random
 from trimtab.agents.tpe import Tpe
@@ -20,6 +21,7 @@ AGENTS: dict[str, type[Agent]] = {
     for agent in (
         Uniform,
         Random,
+        Milp,
         Evolution,
         Tpe,
         Nsga2,
