@@ -31,8 +31,17 @@ from trimtab.spaces.space import Space
 
 __all__ = ["Calibration", "Repairs", "compress", "settle"]
 
+#: Mean and standard deviation of every channel, (O,) each.
+Moments = tuple[Tensor, Tensor]
+
 #: Batch-norm re-estimation changes a channel's scale by at most this factor.
 LARGEST_RESCALE = 8.0
+
+#: Settled channels have the standard deviation that they used to have times this power of their correlation with what
+#: they used to be. With 0 the scale makes errors larger too, with 1 (least squares) deep networks fade away.
+#: Over 40 random policies of ResNet-20, Spearman's correlation with the repair in sequence was 0.77 with 0, 0.83 with
+#: 0.5; with 1 accuracies were near chance.
+AGREEMENT = 0.5
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Calibration:
 
     images: Tensor
     repairs: Repairs
-    moments: Mapping[str, tuple[Tensor, Tensor]]
+    moments: Mapping[str, Moments]
     samples: Mapping[str, Sample] = field(default_factory=dict)
     sums: Mapping[str, Tensor] = field(default_factory=dict)
     quantisation: Quantisation = field(default_factory=Quantisation)
@@ -75,7 +84,7 @@ class Calibration:
     ) -> Calibration:
         """Record the untouched network on float32 images (N, C, H, W)."""
         repairs, network = repairs or Repairs(), space.network
-        moments: dict[str, tuple[Tensor, Tensor]] = {}
+        moments: dict[str, Moments] = {}
         samples: dict[str, Sample] = {}
         sums: dict[str, Tensor] = {}
         fitted = {tensor: (name, other) for name, (tensor, other) in target_tensors(network).items()}
@@ -107,10 +116,11 @@ def compress(space: Space, policy: Policy, calibration: Calibration) -> Candidat
 
 
 def settle(space: Space, candidate: Candidate, calibration: Calibration) -> Candidate:
-    """Correct the moments of every layer of a stitched candidate, as `compress` does, in one pass over the images.
+    """Scale and shift every layer's channels of a stitched candidate, in one pass over the images.
 
-    Entries of the layer database know nothing of each other: this makes up for how their errors shift what comes after
-    them, at a fraction of what fitting the weights again would cost.
+    Entries of the layer database know nothing of each other: this makes up for how their errors move what comes after
+    them, at a fraction of what fitting the weights again would cost. A layer gets the moments that it, or the sum that
+    it is added to, had at the calibration's samples; see `AGREEMENT`.
     """
     return _Settling(space, candidate, calibration).run()
 
@@ -242,9 +252,13 @@ class _Repair:
         mean, std = self.calibration.moments[op.name]
         return self._corrected(op, y, (mean[kept], std[kept]))
 
-    def _corrected(self, op: Op, y: Tensor, wanted: tuple[Tensor, Tensor]) -> tuple[Op, Tensor]:
+    def _corrected(self, op: Op, y: Tensor, wanted: Moments) -> tuple[Op, Tensor]:
         """A layer and its output with each channel's mean, and standard deviation behind a batch norm, as wanted."""
-        repairs, (mean, std), (wanted_mean, wanted_std) = self.calibration.repairs, _moments(y), wanted
+        return self._matched(op, y, _moments(y), wanted)
+
+    def _matched(self, op: Op, y: Tensor, found: Moments, wanted: Moments) -> tuple[Op, Tensor]:
+        """A layer and its output, scaled and shifted so that moments `found` in it become those that are wanted."""
+        repairs, (mean, std), (wanted_mean, wanted_std) = self.calibration.repairs, found, wanted
         normalised = op.name in self.space.normalised
         if not (repairs.batch_norm and normalised) and not repairs.bias:
             return op, y
@@ -254,7 +268,7 @@ class _Repair:
             ratio = (wanted_std / std.clamp(min=1e-12)).clamp(1 / LARGEST_RESCALE, LARGEST_RESCALE)
             factor = torch.where(alive, ratio, factor)
         shift = wanted_mean - mean * factor
-        return self._moved(op, factor, shift), y * _per_channel(factor, y) + _per_channel(shift, y)
+        return self._moved(op, factor, shift), torch.addcmul(_per_channel(shift, y), y, _per_channel(factor, y))
 
     def _moved(self, op: Op, factor: Tensor, shift: Tensor) -> Op:
         """The layer with the correction folded in; int8 values stay, their scales change."""
@@ -290,11 +304,29 @@ class _Settling(_Repair):
         """Nothing: the ranges stay."""
 
     def _layer(self, op: Op) -> tuple[Op, Tensor]:
-        y = apply_op(op, [self.values[op.inputs[0]]])
-        return (op, y) if self.untouched else self._settled(op, y)
+        y, sample = apply_op(op, [self.values[op.inputs[0]]]), self.calibration.samples.get(op.name)
+        if self.untouched:
+            return op, y
+        if sample is None:
+            return self._settled(op, y)
+        wanted = sample.values[:, torch.from_numpy(self.channels[op.name])]
+        if sample.other is not None:
+            wanted = wanted - sample.at(self.values[sample.other])
+        return self._matched(op, y, *_partly(sample.at(y), wanted))
 
 
-def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
+def _partly(found: Tensor, wanted: Tensor) -> tuple[Moments, Moments]:
+    """The moments of two samples (S, O), the deviation that is wanted times their correlation's power (`AGREEMENT`)."""
+    one, other = found.double(), wanted.double()
+    mean, wanted_mean = one.mean(0), other.mean(0)
+    one, other, size = one - mean, other - wanted_mean, len(found) ** 0.5
+    std, wanted_std = torch.linalg.vector_norm(one, dim=0) / size, torch.linalg.vector_norm(other, dim=0) / size
+    correlation = ((one * other).mean(0) / (std * wanted_std).clamp(min=1e-12)).clamp(0.01, 1)
+    wanted_std = wanted_std * correlation**AGREEMENT
+    return (mean.float(), std.float()), (wanted_mean.float(), wanted_std.float())
+
+
+def _moments(y: Tensor) -> Moments:
     """Mean and standard deviation per channel, (O,) each."""
     # Sums over planes first, which PyTorch vectorises as it does not var_mean; from there on in float64.
     planes = y.flatten(2) if y.ndim == 4 else y[:, :, None]

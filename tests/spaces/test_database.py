@@ -24,7 +24,7 @@ from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import layer_of
 from trimtab.spaces.network import Array, Op
-from trimtab.spaces.reconstruct import RIDGE, draw_positions, receptive_fields
+from trimtab.spaces.reconstruct import RIDGE, draw_positions, receptive_fields, target_tensors
 from trimtab.spaces.repair import settle
 from trimtab.spaces.statistics import layer_statistics
 from trimtab.spaces.zoo import CifarResNet
@@ -285,6 +285,32 @@ def test_settling_gives_every_layer_the_untouched_means(space_of: SpaceOf, image
     for op in space.network.layers:
         target = calibration.moments[op.name][0][torch.from_numpy(channels[op.name])]
         assert torch.allclose(means[op.name], target, atol=1e-3), op.name
+
+
+def test_settled_layers_vary_as_far_as_they_agree(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
+    """Behind every sum and layer the untouched means, and the untouched deviation times the root of the correlation."""
+    space, x = space_of("residual-b"), image(4)  # so few that the samples are all positions
+    calibration = Calibration.of(space, x.numpy(), Repairs(samples=1))
+    policy = space.uniform(0.6, (8, 8), "svd 0.5")
+    settled = settle(space, database(space, x, tmp_path).stitch(policy), calibration)
+    _, channels = prune_network(space, policy)
+    before, after = ({"x": x}, {"x": x})
+    run(space.network, x, lambda op, y: before.update({op.name: y}))  # type: ignore[func-returns-value]
+    run(settled.network, x, lambda op, y: after.update({op.name: y}))  # type: ignore[func-returns-value]
+    targets = target_tensors(space.network)
+    assert any(other is not None for _, other in targets.values())
+    for layer, (target, other) in targets.items():
+        wanted, found = before[target][:, torch.from_numpy(channels[layer])].double(), after[layer].double()
+        if other is not None:
+            wanted = wanted - after[other].double()
+        wanted, found = (each.transpose(0, 1).flatten(1).numpy() for each in (wanted, found))
+        np.testing.assert_allclose(found.mean(1), wanted.mean(1), atol=1e-3, err_msg=layer)
+        if layer in space.normalised:
+            agreement = np.array([np.corrcoef(w, f)[0, 1] for w, f in zip(wanted, found, strict=True)])
+            clear = agreement > 0.05  # next to no agreement counts as a little
+            assert clear.mean() > 0.5
+            expected = wanted.std(1) * np.sqrt(agreement.clip(0))
+            np.testing.assert_allclose(found.std(1)[clear], expected[clear], rtol=1e-2, err_msg=layer)
 
 
 def test_what_is_decided_is_in_the_address(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
