@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from trimtab.evaluators.engines.base import Engine, cpu_name
@@ -57,15 +57,26 @@ class LatencyTable:
         self._seconds: dict[Step, float] = {}
         self._reference_now = 0.0
         self._reference_at = -math.inf
-        self._read()
+        self._known_bytes = 0  # how much of the file has been read
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._append(where)
         elif not self.path.read_bytes().endswith(b"\n"):
             self._write("\n")  # a crash tore the last line: the next entry must not become part of it
+        self._read()
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def entries(self) -> dict[str, float]:
+        """Every entry by its key, for another process or machine of the same kind."""
+        return dict(self._entries)
+
+    def adopt(self, entries: Mapping[str, float]) -> None:
+        """Take over another table's entries where there are none; they are not written to the file."""
+        for key, value in entries.items():
+            self._entries.setdefault(key, value)
 
     def seconds(self, step: Step) -> float:
         """Return the step's seconds per run, measured now if it is not in the table."""
@@ -91,21 +102,29 @@ class LatencyTable:
         """Seconds of the reference step, as first measured on this machine."""
         if "reference" not in self._entries:
             with timing_slot(self.engine.threads):
-                self._add("reference", self._measure(REFERENCE), "")
+                self._read()
+                if "reference" not in self._entries:
+                    self._add("reference", self._measure(REFERENCE), "")
         return self._entries["reference"]
 
     def _relative(self, step: Step) -> float:
         if step.key not in self._entries:
             with timing_slot(self.engine.threads):
-                if time.monotonic() - self._reference_at > REFERENCE_LASTS:
-                    self._reference_now = self._measure(REFERENCE)
-                    self._reference_at = time.monotonic()
-                kernel = self.engine.layer_kernel(step_graph(step), STEP)
-                self._add(step.key, self._measure(step) / self._reference_now, kernel)
-            self.measured += 1
-            if self.filled is not None:
-                self.filled(self.measured)
+                # Searches that run beside this one price alike only if each step is measured by one of them.
+                self._read()
+                if step.key not in self._entries:
+                    self._add_step(step)
         return self._entries[step.key]
+
+    def _add_step(self, step: Step) -> None:
+        if time.monotonic() - self._reference_at > REFERENCE_LASTS:
+            self._reference_now = self._measure(REFERENCE)
+            self._reference_at = time.monotonic()
+        kernel = self.engine.layer_kernel(step_graph(step), STEP)
+        self._add(step.key, self._measure(step) / self._reference_now, kernel)
+        self.measured += 1
+        if self.filled is not None:
+            self.filled(self.measured)
 
     def _measure(self, step: Step) -> float:
         # The minimum of slices repeats best on a shared machine: interference only ever adds.
@@ -123,9 +142,13 @@ class LatencyTable:
             file.write(text)
 
     def _read(self) -> None:
-        if not self.path.exists():
-            return
-        for line in self.path.read_text(errors="replace").splitlines():
+        """Take in what has been written since the last time; of several values of a step the first one counts."""
+        with open(self.path, "rb") as file:
+            file.seek(self._known_bytes)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._known_bytes += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
@@ -133,4 +156,5 @@ class LatencyTable:
             value = entry.get("value") if isinstance(entry, dict) else None
             if isinstance(value, float) and 0 < value < math.inf:
                 key = str(entry.get("key"))
-                self._entries[key], self._kernels[key] = value, str(entry.get("kernel", ""))
+                self._entries.setdefault(key, value)
+                self._kernels.setdefault(key, str(entry.get("kernel", "")))

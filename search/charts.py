@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-__all__ = ["SERIES", "Axis", "pareto_figure", "policy_figure", "series", "time_figure", "tip", "trace_figure"]
+__all__ = [
+    "SERIES",
+    "Axis",
+    "curves_figure",
+    "pareto_figure",
+    "policy_figure",
+    "series",
+    "time_figure",
+    "tip",
+    "trace_figure",
+]
 
 #: Colours that tell agents apart; with more agents they repeat.
 SERIES = 8
@@ -63,8 +73,8 @@ class Axis:
 
 
 def series(summary: Values) -> dict[str, int]:
-    """Return each agent's colour; the chosen agent has the first."""
-    agents = sorted(summary["agents"], key=lambda row: not row["chosen"])
+    """Return each agent's colour; the chosen agent, where there is one, has the first."""
+    agents = sorted(summary["agents"], key=lambda row: not row.get("chosen", False))
     return {row["agent"]: i % SERIES for i, row in enumerate(agents)}
 
 
@@ -220,28 +230,72 @@ def trace_figure(summary: Values) -> str:
 
 
 def _trace(row: Values, colour: int, x: Axis, y: Axis) -> str:
-    line = [(i + 1, v) for i, v in enumerate(row["trace"]) if v is not None]
+    points = [(i + 1, v) for i, v in enumerate(row["trace"]) if v is not None]
     marks, best = "", -math.inf
-    for i, value in line:
+    for i, value in points:
         if value > best and y.shows(value):
             text = tip(f"{row['agent']}, evaluation {i}", f"best proxy accuracy {value:.2%}")
             place = f'cx="{x.at(i):.2f}%" cy="{100 - y.at(value):.2f}%"'
             marks += f'<circle class="dot measured s{colour}" {place} r="3" {text}/>'
         best = max(best, value)
-    return _line(line, x, y, f"trace s{colour}", steps=True) + marks
+    return _line(points, x, y, f"trace s{colour}", steps=True) + marks
+
+
+def curves_figure(summary: Values, curves: Mapping[str, Sequence[Sequence[float]]], caption: str, name: str) -> str:
+    """A line of medians in a band from the lowest to the highest, for every agent: (place, median, low, high)."""
+    colours = series(summary)
+    places = [row[0] for rows in curves.values() for row in rows]
+    medians = sorted(row[1] for rows in curves.values() for row in rows)
+    x = Axis(0, max([*places, 1e-9]))
+    tops = [row[3] for rows in curves.values() for row in rows[-1:]]
+    y = Axis.of([*medians[len(medians) // 10 :], *tops], 0.08)
+    body = ""
+    for agent, rows in sorted(curves.items(), key=lambda item: -colours[item[0]]):
+        kind = f"s{colours[agent]}"
+        # What is best stays best to the end of the picture.
+        ended = [*rows, [x.high, *rows[-1][1:]]] if rows else []
+        body += _band([(r[0], r[2]) for r in ended], [(r[0], r[3]) for r in ended], x, y, f"band {kind}")
+        body += _line([(r[0], r[1]) for r in ended], x, y, f"trace {kind}", steps=True)
+        body += "".join(_curve_mark(agent, row, kind, x, y) for row in rows if y.shows(row[1]))
+    plotted = _plot(x, y, body, ("{:.4g}", caption), name)
+    return f'<figure class="fig">{_agents_legend(summary)}<div>{plotted}</div></figure>'
+
+
+def _curve_mark(agent: str, row: Sequence[float], kind: str, x: Axis, y: Axis) -> str:
+    place, median, low, high = row
+    text = tip(agent, f"at {place:.4g}: median {median:.2%}", f"{low:.2%} to {high:.2%} over the seeds")
+    where = f'cx="{x.at(place):.2f}%" cy="{100 - y.at(median):.2f}%"'
+    return f'<circle class="dot measured {kind}" {where} r="2" {text}/>'
 
 
 def _line(points: Points, x: Axis, y: Axis, kind: str, steps: bool = False) -> str:
     """A line through points, cut off at the edge of the plot."""
+    return _lines(f'<polyline class="{kind}" points="{_path(_corners(points) if steps else points, x, y)}"/>')
+
+
+def _band(lower: Points, upper: Points, x: Axis, y: Axis, kind: str) -> str:
+    """The area between two step curves."""
+    around = [*_corners(lower), *reversed(_corners(upper))]
+    return _lines(f'<polygon class="{kind}" points="{_path(around, x, y)}"/>')
+
+
+def _corners(points: Points) -> list[tuple[float, float]]:
+    """The points of a step curve, and the corners between them."""
     corners: list[tuple[float, float]] = []
     for place in points:
-        if steps and corners:
+        if corners:
             corners.append((place[0], corners[-1][1]))
         corners.append(place)
-    path = " ".join(f"{min(x.at(a), 999):.2f},{100 - max(y.at(b), -999):.2f}" for a, b in corners)
+    return corners
+
+
+def _path(points: Points, x: Axis, y: Axis) -> str:
+    return " ".join(f"{min(x.at(a), 999):.2f},{100 - max(y.at(b), -999):.2f}" for a, b in points)
+
+
+def _lines(shapes: str) -> str:
     return (
-        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%" class="lines">'
-        f'<polyline class="{kind}" points="{path}"/></svg>'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%" class="lines">{shapes}</svg>'
     )
 
 

@@ -53,6 +53,10 @@ Setting = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads the annotation at run time on Python 3.10)
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the configuration, for example trials=50."),
 ]
+TimeLimit = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="DURATION", help="90s, 20m or 1h of search; evaluations in flight are finished."),
+]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if it is not there.")]
 
 
@@ -61,11 +65,15 @@ def search(
     config: Annotated[Optional[Path], typer.Argument(help="A YAML file; the embedded default without it.")] = None,  # noqa: UP045
     set_: Setting = None,
     out: Annotated[Optional[Path], typer.Option(help="The run directory; a new one under runs/ without it.")] = None,  # noqa: UP045
+    time_limit: TimeLimit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
     download: Download = False,
     as_json: Json = False,
 ) -> None:
-    """Search under the budgets, verify the winner by measurement, export it, and write a report."""
+    """Search under the budgets, verify the winner by measurement, export it, and write a report.
+
+    Ctrl-C ends the search early and finishes with what was found; a second one ends at once.
+    """
     from trimtab.search.problem import load_problem
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.run import default_folder, open_run, prepare_folder, run_search
@@ -73,7 +81,7 @@ def search(
 
     if resume and out is None:
         raise BadInput("--resume needs --out, the directory of the run to go on with")
-    settings = set_ or []
+    settings = [*(set_ or []), *([f"time_limit={time_limit}"] if time_limit is not None else [])]
     resolved = open_run(out, settings) if resume and out is not None and config is None else _config(config, settings)
     folder = out or default_folder(resolved)
     prepare_folder(folder, resume)
@@ -84,6 +92,80 @@ def search(
         _print_json({"folder": str(folder), **outcome.summary})
     else:
         print_summary(outcome.summary, folder)
+    if outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def compare(
+    config: Annotated[Optional[Path], typer.Argument(help="A YAML file; the embedded default without it.")] = None,  # noqa: UP045
+    agents: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Comma-separated; the configuration's agent and baselines without it."),
+    ] = None,
+    trials: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Evaluations of every trial; the configuration's trials without it."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every agent: 0, 1, ...")] = 3,
+    budgets: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Budgets to compare under, separated by semicolons: 'latency=0.5x int8; latency=0.6x int8,size=0.5x "
+            "int8'; the configuration's budgets without it."
+        ),
+    ] = None,
+    time_limit: TimeLimit = None,
+    workers: Annotated[int, typer.Option(min=0, help="Trials at a time; 0: one for every core.")] = 0,
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A Ray cluster, like 10.0.0.1:6379 or auto; without it one is started on loopback."),
+    ] = None,
+    set_: Setting = None,
+    out: Annotated[Optional[Path], typer.Option(help="The contest's folder; a new one under runs/ without it.")] = None,  # noqa: UP045
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the contest in --out; it may have grown.")
+    ] = False,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Let agents compete: equal evaluations under equal budgets, one Ray Tune trial per agent, seed and budget.
+
+    Candidates are judged by proxy: layers, unless the configuration says otherwise. Ctrl-C ends the contest early and
+    reports what there is; --resume goes on with it.
+    """
+    from trimtab.search.arena import parse_budgets
+    from trimtab.search.contest import Plan, run_contest
+    from trimtab.search.problem import load_problem
+    from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.run import default_folder, open_run, prepare_folder
+    from trimtab.search.tables import print_contest
+
+    if resume and out is None:
+        raise BadInput("--resume needs --out, the folder of the contest to go on with")
+    given = {"trials": trials, "time_limit": time_limit}
+    settings = [*(set_ or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    again = resume and out is not None and config is None
+    resolved = open_run(out, settings) if again and out is not None else _config(config, settings)
+    if "proxy" not in resolved.model_fields_set:
+        resolved = resolved.model_copy(update={"proxy": "layers"})
+    names = resolved.agents if agents is None else _names(agents)
+    asked = [resolved.budgets] if budgets is None else parse_budgets(budgets)
+    plan = Plan(tuple(names), seeds, tuple(asked), workers)
+    folder = out or default_folder(resolved).with_name(f"contest-{default_folder(resolved).name}")
+    prepare_folder(folder, resume)
+    progress = ConsoleProgress()
+    summary, interrupted = run_contest(
+        load_problem(resolved, progress, download), plan, folder, progress, resume, address
+    )
+    if as_json:
+        _print_json({"folder": str(folder), **summary})
+    else:
+        print_contest(summary, folder)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if summary["failed"]:
+        raise TrimtabError(f"{len(summary['failed'])} trials failed; {folder / 'compare.md'} says why")
 
 
 @app.command()

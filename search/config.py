@@ -15,6 +15,7 @@ from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.data import DATASETS
 from trimtab.evaluators.engines import ENGINES
 from trimtab.search.budgets import BUDGETS, Budget, parse_budget
+from trimtab.search.stopping import parse_duration
 from trimtab.spaces.criteria import CRITERIA
 from trimtab.spaces.forms import parse_form
 from trimtab.spaces.quantise import Quantisation
@@ -227,7 +228,8 @@ class MeasureConfig(_Section):
 class Config(_Section):
     """A run. `budgets` maps latency, size, macs and memory to values like "0.5x", "0.6x int8" or "3 ms".
 
-    `trials` is the number of evaluations of every agent, the `baselines` included; `workers` counts Ray workers for
+    `trials` is the number of evaluations of every agent, the `baselines` included; `time_limit` ("20m", "1h") is for
+    the search of all of them, without the measurements before and after it; `workers` counts Ray workers for
     accuracy (0: no Ray); `judge` runs accuracy on the "native" engine or in "torch"; `proxy`: what is judged is
     repaired in "sequence", from input to output, as what is finished is, or stitched of "layers" from the database;
     `storage`: an Optuna storage into which every evaluation is copied, for its dashboard.
@@ -243,6 +245,7 @@ class Config(_Section):
     agent: str = "tpe"
     baselines: tuple[str, ...] = ("uniform", "random")
     trials: int = Field(200, ge=1)
+    time_limit: float | None = Field(None, gt=0)
     workers: int = Field(1, ge=0)
     judge: Literal["native", "torch"] = "native"
     proxy: Literal["sequence", "layers"] = "sequence"
@@ -269,6 +272,11 @@ class Config(_Section):
             return None if url is None else check_storage(url)
         except BadInput as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("time_limit", mode="before")
+    @classmethod
+    def _duration(cls, text: object) -> float | None:
+        return None if text is None else parse_duration(text)
 
     @field_validator("budgets", mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from trimtab.evaluators.accuracy import Judge, Judgement
 from trimtab.evaluators.timing import worker_cores
 from trimtab.spaces.policy import Policy
 
-__all__ = ["LocalPool", "Pool", "RayPool", "make_pool"]
+__all__ = ["LocalPool", "Pool", "RayPool", "make_pool", "start_ray"]
 
 #: How often a policy is given to another worker after one has died on it.
 RETRIES = 2
@@ -57,29 +57,10 @@ class RayPool:
     """Local Ray workers: the judge is shipped once, into the object store; workers are pinned off the timing core."""
 
     def __init__(self, judge: Judge, workers: int, threads: int = 1) -> None:
-        # Ray lowers its workers' priority by default, and warns about settings that do not concern a local cluster.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
         self._ray = ray
-        self._started = not ray.is_initialized()
-        if self._started:
-            logging.getLogger("ray").setLevel(logging.ERROR)
-            ray.init(
-                address="local",
-                num_cpus=max(workers, 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                configure_logging=False,
-                object_store_memory=512 * 1024**2,
-                _node_ip_address="127.0.0.1",
-            )
-            _protect_token()
-        elif ray.cluster_resources().get("CPU", 0) < workers:
-            raise BadInput(f"workers = {workers}, but the Ray cluster that is running here has fewer CPUs")
+        self._started = start_ray(workers)
         self.size = workers
         self._cores = sorted(worker_cores(threads))
         self._shipped = ray.put(judge)
@@ -140,6 +121,41 @@ class _Worker:
 def make_pool(judge: Judge, workers: int, threads: int = 1) -> Pool:
     """Return a pool of that many Ray workers, or one without Ray for 0. `threads` are the timing slot's."""
     return RayPool(judge, workers, threads) if workers > 0 else LocalPool(judge)
+
+
+def start_ray(workers: int, address: str | None = None) -> bool:
+    """Start a local Ray cluster, on loopback, or join the one at an address; False where this process has one already.
+
+    A cluster of fewer CPUs than workers is a `BadInput`: they would wait for ever.
+    """
+    # Ray lowers its workers' priority by default, and warns about settings that do not concern a local cluster.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    starting = not ray.is_initialized()
+    if starting:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=max(workers, 1),
+                include_dashboard=False,
+                object_store_memory=512 * 1024**2,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+            _protect_token()
+        else:
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, ValueError) as error:
+                raise BadInput(f"there is no Ray cluster at {address}: {error}") from error
+    if ray.cluster_resources().get("CPU", 0) < workers:
+        raise BadInput(f"workers = {workers}, but the Ray cluster that is running here has fewer CPUs")
+    return starting
 
 
 def _protect_token() -> None:

@@ -19,7 +19,7 @@ from trimtab.search.budgets import describe
 from trimtab.search.charts import SERIES, pareto_figure, policy_figure, series, time_figure, trace_figure
 from trimtab.search.export import write_text
 
-__all__ = ["render", "write_report"]
+__all__ = ["duration", "page", "render", "section", "table", "write_report"]
 
 Values = Mapping[str, Any]
 
@@ -49,26 +49,32 @@ def render(summary: Values) -> str:
     body = "".join(
         (
             _headline(summary, title),
-            _section("Agents side by side", _agents(summary)),
-            _section("Accuracy against latency", pareto_figure(summary)),
-            _section("What each evaluation brought", trace_figure(summary)),
-            _section("What was decided for each layer", _policy(summary)),
-            _section("Where the time goes", _times(summary)),
-            _section("Exports, run back", _exports(summary["exports"])),
-            _section("How it was measured", _method(summary)),
+            section("Agents side by side", _agents(summary)),
+            section("Accuracy against latency", pareto_figure(summary)),
+            section("What each evaluation brought", trace_figure(summary)),
+            section("What was decided for each layer", _policy(summary)),
+            section("Where the time goes", _times(summary)),
+            section("Exports, run back", _exports(summary["exports"])),
+            section("How it was measured", _method(summary)),
         )
     )
-    page = (
+    return page(title, body)
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole page, in ASCII, that fetches nothing."""
+    text = (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} – trimtab</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
         'content="light dark"><meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
         f"'unsafe-inline'; script-src 'unsafe-inline'\"><style>{_style()}</style></head><body><main>{body}</main>"
         f'<div id="tip" hidden></div><script>{_SCRIPT}</script></body></html>\n'
     )
-    return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
+    return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
+    """Return a headed part of a page."""
     return f"<section><h2>{title}</h2>{content}</section>"
 
 
@@ -121,7 +127,7 @@ def _budgets(summary: Values, best: Values | None) -> str:
         return "<p>No budget was asked for.</p>"
     rows = [_budget(budget, best, summary["base"]["latency"]) for budget in summary["budgets"]]
     note = "Headroom of a latency counts from the upper end of its interval." if best else ""
-    return _table(("budget", "asked", "limit", "winner", "headroom", ""), rows) + f'<p class="note">{note}</p>'
+    return table(("budget", "asked", "limit", "winner", "headroom", ""), rows) + f'<p class="note">{note}</p>'
 
 
 def _budget(budget: Values, best: Values | None, unit: float) -> list[str]:
@@ -144,7 +150,7 @@ def _agents(summary: Values) -> str:
     rows = [_form_row("fp32 base", base, base), _form_row("int8 base", summary["int8"], base)]
     rows += [_agent_row(row, colours[row["agent"]]) for row in summary["agents"]]
     return (
-        f'<p class="verdict">{escape(summary["verdict"])}</p>{_table(head, rows)}<p class="note">Accuracies are of '
+        f'<p class="verdict">{escape(summary["verdict"])}</p>{table(head, rows)}<p class="note">Accuracies are of '
         "each agent's best network that met every budget: <em>proxy</em> on the selection images, <em>final</em> on "
         "images that no choice has seen. Absolute milliseconds differ from run to run; the ratios are what to compare. "
         "One multiply-accumulate counts as 1 MAC.</p>"
@@ -195,7 +201,7 @@ def _exports(checks: Sequence[Values]) -> str:
         "on selection images: the share given the same class, and the largest difference of a logit. "
         "Latency is relative to the fp32 base on the same engine."
     )
-    return _table(head, [_export(check) for check in checks]) + f'<p class="note">{note}</p>'
+    return table(head, [_export(check) for check in checks]) + f'<p class="note">{note}</p>'
 
 
 def _export(check: Values) -> list[str]:
@@ -227,7 +233,7 @@ def _method(summary: Values) -> str:
         ("candidates per second", "; ".join(f"{rate:.3g} {_judge(name)}" for name, rate in rates.items())),
         ("evaluations per agent", f"{summary['trials']:d}"),
         ("seed", f"{summary['seed']:d}"),
-        ("wall time", _duration(summary["seconds"])),
+        ("wall time", duration(summary["seconds"])),
     ]
     row = _winning(summary)
     if row is not None:
@@ -262,14 +268,16 @@ def _points(change: float) -> str:
     return f"{change * 100:+.2f} points".replace("-", "−")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as people say them."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{seconds:.1f} s"
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of cells that are markup already."""
     heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
@@ -318,7 +326,7 @@ text.note,.dot,.ring,.whisker,.ref{paint-order:stroke} text.note{stroke:var(--pa
 .whisker{stroke:var(--c);stroke-width:2} .over{fill:var(--over)} .budget{stroke:var(--bad);stroke-dasharray:5 4}
 .level{stroke:var(--soft);stroke-dasharray:1 4} .ref path{fill:var(--ink)} .lines{overflow:hidden;pointer-events:none}
 polyline{fill:none;vector-effect:non-scaling-stroke} .front{fill:none;stroke:var(--ink);stroke-width:1.3;opacity:.75}
-.trace{stroke:var(--c);stroke-width:2}
+.trace{stroke:var(--c);stroke-width:2} .band{fill:var(--c);fill-opacity:.14}
 .agents,.legend,.views{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;font-size:.8125rem;color:var(--soft);max-width:none}
 .agents label,.views label,.legend span{display:inline-flex;align-items:center;gap:.35rem}
 .views{margin-bottom:.4rem} input{accent-color:var(--accent);margin:0} .mark{overflow:visible}

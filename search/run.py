@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -14,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trimtab import kernels
 from trimtab.agents import AGENTS
 from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import accuracy_of, judging_session
@@ -22,7 +22,6 @@ from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel, TableError
 from trimtab.evaluators.engines import cpu_name, make_engine
 from trimtab.evaluators.engines.base import Engine
-from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.budgets import BudgetLimits, describe
 from trimtab.search.config import Config, load_config
@@ -37,27 +36,29 @@ from trimtab.search.offers import find_removals
 from trimtab.search.pool import make_pool
 from trimtab.search.problem import Problem, open_database
 from trimtab.search.progress import Progress
+from trimtab.search.recheck import contenders, recheck
+from trimtab.search.stopping import heeding_interrupts
 from trimtab.search.summary import Winner, best_of, build_summary
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import BF16, Removal
 
-__all__ = ["Outcome", "default_folder", "open_run", "prepare_folder", "run_search"]
-
-
-#: The most networks of one agent that are finished and measured until one meets every budget.
-RECHECKS = 12
+__all__ = ["Outcome", "default_folder", "identity", "keep_best", "open_run", "prepare_folder", "run_search"]
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A finished run: its folder, the winner (None where no candidate passed the re-check), and the summary."""
+    """A finished run: its folder, the winner (None where no candidate passed the re-check), and the summary.
+
+    `interrupted`: Ctrl-C ended the search, and the run can be gone on with.
+    """
 
     folder: Path
     winner: Winner | None
     front: tuple[Evaluation, ...]
     summary: Mapping[str, Any]
+    interrupted: bool = False
 
 
 def default_folder(config: Config) -> Path:
@@ -85,7 +86,11 @@ def open_run(folder: Path, settings: Sequence[str] = ()) -> Config:
 
 
 def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool = False) -> Outcome:
-    """Run, or go on with, a search in a folder; an impossible budget is an `InfeasibleBudget` and leaves no folder."""
+    """Run, or go on with, a search in a folder; an impossible budget is an `InfeasibleBudget` and leaves no folder.
+
+    While it searches, `policy.json` is the best policy so far, and the first Ctrl-C ends the search early: what was
+    found until then is re-checked, exported and reported all the same.
+    """
     prepare_folder(folder, resume)
     started = time.perf_counter()
     config = problem.config
@@ -110,12 +115,13 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
             raise BadInput(f"cannot write to {folder}: {error.strerror}") from error
         journal = journal or stack.enter_context(Journal(folder / "journal"))
         if known is None:
-            journal.append("run", _identity(problem, engine.signature))
+            journal.append("run", identity(problem, engine.signature))
             journal.append("space", {"removed": [asdict(removal) for removal in removed]})
             journal.append("ground", ground.to_json())
         _say_ground(ground, config, progress)
         ledger = Ledger(journal)
-        runs = _search(problem, ground, limits, bench, ledger, mirror_for(problem, folder, ground), progress)
+        mirror = mirror_for(problem, folder, ground)
+        runs = _search(problem, ground, limits, bench, ledger, mirror, folder, progress)
         finisher = _Finisher(problem, ground, bench, model, runs, ledger, folder, progress)
         outcome = finisher.finish(time.perf_counter() - started)
         journal.append("finished", {"winner": outcome.winner.evaluation.policy.id if outcome.winner else None})
@@ -138,22 +144,57 @@ def _search(
     bench: LatencyBench,
     ledger: Ledger,
     mirror: Mirror | None,
+    folder: Path,
     progress: Progress,
 ) -> list[AgentRun]:
-    estimates = _estimates(problem, progress)
+    estimates = open_estimates(problem, progress)
     if problem.config.workers:
         progress.line(f"starting {problem.config.workers} Ray worker(s)")
     pool = make_pool(problem.judge, problem.config.workers, problem.config.engine.threads)
     try:
-        searcher = Searcher(problem, ground, limits, bench, pool, ledger, estimates, mirror)
-        with progress.bar("latency table") as bar:
+        with progress.bar("latency table") as bar, heeding_interrupts(progress) as stop:
             limits.model.table.filled = bar.update
-            return [searcher.run(name, progress) for name in problem.config.agents]
+            searcher = Searcher(problem, ground, limits, bench, pool, ledger, estimates, stop)
+            return _run_agents(searcher, mirror, folder, progress)
     finally:
         pool.close()
 
 
-def _estimates(problem: Problem, progress: Progress) -> LayerDatabase | None:
+def _run_agents(searcher: Searcher, mirror: Mirror | None, folder: Path, progress: Progress) -> list[AgentRun]:
+    """Run one agent after the other; what is left of a time limit is shared equally among those to come."""
+    config, keep = searcher.problem.config, keep_best(folder)
+
+    def watch(run: AgentRun) -> None:
+        keep(run)
+        if mirror is not None:
+            mirror.follow(run.agent, run.evaluations, progress)
+
+    runs: list[AgentRun] = []
+    for number, name in enumerate(config.agents):
+        left = math.inf if config.time_limit is None else config.time_limit - sum(run.seconds for run in runs)
+        runs.append(searcher.run(name, progress, left / (len(config.agents) - number), watch))
+    return runs
+
+
+def keep_best(folder: Path) -> Callable[[AgentRun], None]:
+    """Return what keeps `policy.json` in a folder the best policy of the runs that it is shown."""
+    best: Evaluation | None = None
+
+    def keep(run: AgentRun) -> None:
+        nonlocal best
+        if run.best is not None and (best is None or run.best.accuracy > best.accuracy):
+            best = run.best
+            write_policy(folder, best.policy)
+
+    return keep
+
+
+def write_policy(folder: Path, policy: Policy) -> None:
+    """Write `policy.json` of a run."""
+    write_text(folder / "policy.json", json.dumps(policy.to_json(), indent=1) + "\n")
+
+
+def open_estimates(problem: Problem, progress: Progress) -> LayerDatabase | None:
     """Return the layer database, filled, where an agent or the proxy needs it."""
     config = problem.config
     if config.proxy != "layers" and not any(AGENTS[name].needs_estimates for name in config.agents):
@@ -193,8 +234,10 @@ class _Finisher:
         if best is not None:
             self.progress.line("exporting, and running the exports back")
             candidate = self.rechecked[best.evaluation.policy.id][1]
-            write_text(self.folder / "policy.json", json.dumps(candidate.policy.to_json(), indent=1) + "\n")
+            write_policy(self.folder, candidate.policy)
             checks = export_candidate(self.problem, candidate, self.folder / "export")
+        else:
+            (self.folder / "policy.json").unlink(missing_ok=True)  # the measurement refuted what the search took it for
         front = tuple(pareto(e for run in self.runs for e in run.evaluations if e.feasible))
         summary = build_summary(
             self.problem,
@@ -213,19 +256,14 @@ class _Finisher:
         from trimtab.search.report import write_report
 
         write_report(self.folder)
-        return Outcome(self.folder, best, front, summary)
+        return Outcome(self.folder, best, front, summary, any(run.ended == "interrupted" for run in self.runs))
 
     def _recheck(self, run: AgentRun) -> tuple[Evaluation, Candidate] | None:
         """Return the agent's most accurate evaluation whose finished network meets every budget, measured."""
-        feasible = [e for e in run.evaluations if e.feasible]
-        for evaluation in sorted(feasible, key=lambda e: (-e.accuracy, e.policy.id))[:RECHECKS]:
+        for evaluation in contenders(run.evaluations):
             policy = evaluation.policy
             if policy.id not in self.rechecked:
-                candidate = self.problem.judge.candidate(policy)
-                latency = self.bench.measure(candidate, self.problem.config.measure.final_seconds)
-                found = evaluation.measured(latency, self.ground.base.latency, self.ground.limits)
-                found = _with_size(found, kernels.stored_bytes(lower(candidate)), self.ground.limits)
-                self.rechecked[policy.id] = (found, candidate)
+                self.rechecked[policy.id] = recheck(self.problem, self.ground, self.bench, evaluation)
             if self.rechecked[policy.id][0].feasible:
                 return self.rechecked[policy.id]
         return None
@@ -270,8 +308,8 @@ class _Finisher:
 
     def _judging(self, best: Winner | None) -> dict[str, float]:
         """Candidates per second: over the whole search, and of the winner by either judge in this process."""
-        judged = len(self.ledger.judged)
-        rates = {"search": judged / self.ledger.seconds if self.ledger.seconds else 0.0}
+        judging = sum(run.judging for run in self.runs)
+        rates = {"search": len(self.ledger.judged) / judging if judging else 0.0}
         policy = best.evaluation.policy if best else self.problem.space.int8()
         for by in ("native", "torch"):
             start = time.perf_counter()
@@ -280,19 +318,15 @@ class _Finisher:
         return rates
 
 
-def _with_size(evaluation: Evaluation, size: int, limits: Mapping[str, float]) -> Evaluation:
-    """Put the bytes of the finished network in place of the predicted ones."""
-    found = {**evaluation.violations, "size": size / limits["size"] - 1} if "size" in limits else evaluation.violations
-    return replace(evaluation, cost=replace(evaluation.cost, size=size), violations=found)
-
-
-def _identity(problem: Problem, engine: str) -> dict[str, Any]:
+def identity(problem: Problem, engine: str) -> dict[str, Any]:
     """What has to be the same for a journal to be gone on with, and what is good to know later."""
     network = problem.space.network
     return {
         "network": network.fingerprint(),
         "weights": network.weights_hash(),
-        "config": problem.config.model_dump(mode="json", by_alias=True, exclude={"workers", "trials", "storage"}),
+        "config": problem.config.model_dump(
+            mode="json", by_alias=True, exclude={"workers", "trials", "time_limit", "storage"}
+        ),
         "engine": engine,
         "cpu": cpu_name(),
         "python": platform.python_version(),
@@ -318,7 +352,7 @@ def _recall(problem: Problem, journal: Journal) -> _Known | None:
     records = {record.kind: record.data for record in journal.records() if record.kind in ("run", "space", "ground")}
     if "ground" not in records:
         return None
-    now, then = _identity(problem, ""), records["run"]
+    now, then = identity(problem, ""), records["run"]
     for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
         if json.dumps(now[key], sort_keys=True) != json.dumps(then[key], sort_keys=True):
             raise BadInput(f"the {what} is not the one that the run in {journal.path.parent} was started with")

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trimtab.errors import BadInput
 from trimtab.search.budgets import describe
+from trimtab.search.contest_report import feasible_line, standings
 
 __all__ = [
     "load_summary",
     "markdown_rows",
+    "print_contest",
     "print_evaluation",
     "print_facts",
     "print_rows",
@@ -78,6 +81,25 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print(
         f"Policy: {folder / 'policy.json'}" if summary["winner"] else "No policy met every budget.", soft_wrap=True
     )
+
+
+def print_contest(summary: Mapping[str, Any], folder: Path) -> None:
+    """Print a contest's tables, its verdicts, and where everything lies."""
+    console = _console()
+    for budget in summary["budgets"]:
+        head, rows = standings(budget)
+        table = Table(title=f"{summary['network']} on {summary['data']}: {budget['budget']}")
+        for i, name in enumerate(head):
+            table.add_column(name, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+        for text in budget["verdicts"]:
+            console.print(text)
+    console.print(feasible_line(summary))
+    for row in summary["failed"]:
+        console.print(escape(f"Failed: {row['budget']}, {row['agent']}, seed {row['seed']}: {row['error']}"))
+    console.print(f"Report: {folder / 'compare.html'}", soft_wrap=True)
 
 
 def _agents(summary: Mapping[str, Any]) -> Table:

@@ -13,7 +13,7 @@ from trimtab.evaluators.cost import Cost
 from trimtab.evaluators.timing import Latency
 from trimtab.search.evaluation import Evaluation, pareto, violations
 from trimtab.search.journal import Journal
-from trimtab.search.loop import Ledger
+from trimtab.search.loop import Ledger, Spent
 from trimtab.spaces import LayerDecision, Policy
 
 LATENCY = Latency(0.5, 0.49, 0.52, 1e-3, 2e-3, 40, 1, "interval")
@@ -91,13 +91,12 @@ def test_the_ledger_reads_back_what_it_wrote(tmp_path: Path) -> None:
         for evaluation in evaluations:
             ledger.result(evaluation)
         ledger.measured(evaluations[0].policy, LATENCY)
-        ledger.judging(1.5)
-        ledger.judging(0.5)
+        ledger.told("random", Spent(0.25, 1.5, 2.0))
     with Journal(tmp_path / "journal") as journal:
         again = Ledger(journal)
     assert again.judged == ledger.judged == {e.policy.id: e for e in evaluations}
     assert again.latencies == {evaluations[0].policy.id: LATENCY}
-    assert again.seconds == 2.0
+    assert again.spent == {"random": [Spent(0.25, 1.5, 2.0)]}
     asked = [policy for batch in again.batches["random"] for policy in batch.policies]
     assert asked == [e.policy for e in evaluations]
     assert again.batches["random"][0].state["proposals"] == 2

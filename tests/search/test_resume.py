@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from tests.search.runs import CommandLine
 
+from trimtab.search.evaluation import Evaluation
 from trimtab.search.journal import Record, read_journal
 from trimtab.spaces import Policy
 
@@ -81,16 +83,51 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_that_goes_on(trimtab: CommandLine, written: Callable[..., Path], tmp_path: Path) -> None:
-    config, folder = written(trials=12, baselines=[], agent="random"), tmp_path / "run"
+def test_ctrl_c_finishes_early_and_leaves_a_run_that_goes_on(
+    trimtab: CommandLine, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    # So many trials that no machine is through before the signal comes, however busy it is.
+    config, folder = written(trials=5000, baselines=[], agent="random"), tmp_path / "run"
     ran = trimtab.stop_when(lambda: lines(folder) >= 6, signal.SIGINT, "search", config, "--out", folder)
     assert ran.code == 130, ran.err
-    assert ran.out == ""
     assert "--resume" in ran.err
     assert "Traceback" not in ran.err
+    assert {path.name for path in folder.iterdir()} >= {"policy.json", "summary.json", "report.html", "export"}
     before = judged(read_journal(folder / "journal"))
-    assert 0 < len(before) < 12
-    assert trimtab("search", "--resume", "--out", folder).code == 0
+    assert 0 < len(before) < 5000
+    more = len(before) + 4
+    assert trimtab("search", "--resume", "--out", folder, "--set", f"trials={more}").code == 0
     after = judged(read_journal(folder / "journal"))
     assert after[: len(before)] == before
-    assert len(after) == 12
+    assert len(after) == more
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(trimtab: CommandLine, written: Callable[..., Path], tmp_path: Path) -> None:
+    config, folder = written(trials=5000, baselines=[], agent="random"), tmp_path / "run"
+    with trimtab.start("search", config, "--out", folder) as process:
+        while lines(folder) < 6 and process.poll() is None:
+            time.sleep(0.002)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (folder / "summary.json").exists()
+    assert judged(read_journal(folder / "journal"))
+
+
+@pytest.mark.slow
+def test_the_best_so_far_is_on_disk_while_the_search_runs(
+    trimtab: CommandLine, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    config, folder = written(trials=5000, baselines=[], agent="random", budgets=BUDGETS), tmp_path / "run"
+    ran = trimtab.stop_when(lambda: lines(folder) >= 40, signal.SIGKILL, "search", config, "--out", folder)
+    assert ran.code == -signal.SIGKILL, ran.err
+    told = len(of(read_journal(folder / "journal"), "told"))
+    evaluations = [Evaluation.from_json(data) for data in of(read_journal(folder / "journal"), "result")]
+    best = {max(e.accuracy for e in evaluations[:n] if e.feasible) for n in (told - 1, told, told + 1)}
+    kept = Policy.load(folder / "policy.json")
+    assert {e.accuracy for e in evaluations if e.policy == kept} <= best

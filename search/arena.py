@@ -1,0 +1,144 @@
+"""What all trials of one budget share in a contest: the space, the judge, the measured ground and the same prices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NoReturn
+
+from trimtab.agents import AGENTS
+from trimtab.agents.base import Estimates
+from trimtab.errors import BadInput, TrimtabError
+from trimtab.evaluators.bench import LatencyBench
+from trimtab.evaluators.cost import CostModel
+from trimtab.evaluators.engines import cpu_name, make_engine
+from trimtab.evaluators.table import LatencyTable
+from trimtab.search.budgets import BudgetLimits
+from trimtab.search.config import Config, make_config
+from trimtab.search.fill import fill_database
+from trimtab.search.ground import Ground, survey
+from trimtab.search.journal import Journal
+from trimtab.search.offers import find_removals
+from trimtab.search.problem import Problem, open_database
+from trimtab.search.progress import Progress
+from trimtab.spaces.space import Removal
+
+__all__ = ["Arena", "bench_of", "build_arena", "parse_budgets", "rehearse"]
+
+#: Random feasible policies that are priced before the trials, and proposals of every agent.
+DRAWN, REHEARSED = 200, 4
+
+
+@dataclass(frozen=True, eq=False)
+class Arena:
+    """One budget's problem, without the choices that are pointless under it, and the ground measured for it.
+
+    `machine` is the engine and processor of its prices, `prices` the latency table's entries.
+    """
+
+    budget: str
+    problem: Problem
+    ground: Ground
+    machine: tuple[str, str]
+    prices: Mapping[str, float]
+
+    @property
+    def folder(self) -> str:
+        """The budget as part of a file's name."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", self.budget).strip("-")
+
+    def shipped(self) -> Arena:
+        """Return what a worker needs: without the images that no search may see."""
+        problem = self.problem
+        return replace(self, problem=replace(problem, splits=replace(problem.splits, train=_absent, final=_absent)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `build_arena` takes from a journal."""
+        removed = [asdict(removal) for removal in self.problem.space.removed]
+        return {"budget": self.budget, "removed": removed, "ground": self.ground.to_json()}
+
+    def limits(self, table: LatencyTable) -> BudgetLimits:
+        """Return the limits, the same in every process; a machine whose prices differ is a `BadInput`."""
+        here = (table.engine.signature, cpu_name())
+        if here != self.machine:
+            raise BadInput(
+                f"the latency table was measured with {' on '.join(self.machine)}, this node has {' on '.join(here)}"
+            )
+        table.adopt(self.prices)
+        model = CostModel(self.problem.space, table, self.ground.fit)
+        return BudgetLimits(model, self.ground.limits, self.ground.margin, self.problem.config.seed)
+
+    def estimates(self, agent: str) -> Estimates | None:
+        """Return the layer database for an agent that cannot do without."""
+        if not AGENTS[agent].needs_estimates and self.problem.config.proxy != "layers":
+            return None
+        return open_database(self.problem.space, self.problem.judge.calibration)
+
+
+def _absent() -> NoReturn:
+    raise TrimtabError("a worker has no images but those of the judge")
+
+
+def parse_budgets(text: str) -> list[dict[str, str]]:
+    """Read "latency=0.5x int8,size=0.5x int8; size=0.3x": budgets by semicolons, their parts by commas.
+
+    The parts are checked with the configuration; here a part without a name or a value is a `BadInput`.
+    """
+    found = []
+    for budget in filter(None, (part.strip() for part in text.split(";"))):
+        pairs = [part.partition("=") for part in budget.split(",")]
+        if any(not (name.strip() and value.strip()) for name, _, value in pairs):
+            raise BadInput(f"--budgets: {budget!r} is not name=value, like 'latency=0.5x int8,size=120 KiB'")
+        found.append({name.strip(): value.strip() for name, _, value in pairs})
+    if not found:
+        raise BadInput("--budgets names none; write it like 'latency=0.5x int8; size=0.5x int8'")
+    return found
+
+
+def with_budgets(config: Config, budgets: Mapping[str, Any]) -> Config:
+    """Return a configuration under other budgets; what is wrong with them is a `BadInput`."""
+    return make_config({**config.model_dump(by_alias=True, exclude_none=True), "budgets": dict(budgets)}, "--budgets")
+
+
+def build_arena(
+    problem: Problem, budgets: Mapping[str, Any], table: LatencyTable, known: Journal | None, progress: Progress
+) -> Arena:
+    """Measure the ground for some budgets, or take it from the journal of a contest that is gone on with."""
+    name = ", ".join(f"{key} {value}" for key, value in budgets.items())
+    problem = replace(problem, config=with_budgets(problem.config, budgets))
+    machine = (table.engine.signature, cpu_name())
+    for record in known.records() if known is not None else ():
+        if record.kind == "ground" and record.data["budget"] == name:
+            problem = problem.without(Removal(**removal) for removal in record.data["removed"])
+            return Arena(name, problem, Ground.from_json(record.data["ground"]), machine, {})
+    progress.line(f"budget {name}")
+    problem = problem.without(find_removals(problem, table, progress))
+    ground, _ = survey(problem, bench_of(problem), CostModel(problem.space, table), progress)
+    return Arena(name, problem, ground, machine, {})
+
+
+def bench_of(problem: Problem) -> LatencyBench:
+    """Return what measures a problem's networks end to end."""
+    engine = make_engine(problem.config.engine.name, problem.config.engine.threads)
+    return LatencyBench(engine, problem.space, problem.judge.images, problem.config.measure.precision)
+
+
+def rehearse(arena: Arena, agents: Sequence[str], workers: int, progress: Progress) -> Arena:
+    """Fill the layer database, and the latency table with what is likely to be asked, while nothing else runs.
+
+    Every agent proposes its first policies, and random ones are priced, so that trials that run beside each other
+    hardly ever measure.
+    """
+    if arena.estimates(agents[0]) is not None or any(AGENTS[name].needs_estimates for name in agents):
+        fill_database(arena.problem, workers, progress)
+    engine = arena.problem.config.engine
+    table = LatencyTable(make_engine(engine.name, engine.threads))
+    limits = arena.limits(table)
+    with progress.bar("latency table") as bar:
+        table.filled = bar.update
+        for name in dict.fromkeys((*agents, "random")):
+            agent = AGENTS[name](arena.problem.space, limits, arena.problem.config.seed, arena.estimates(name))
+            for policy in agent.ask(DRAWN if name == "random" else REHEARSED):
+                limits.model.cost(policy)
+    return replace(arena, prices=table.entries)

@@ -1,0 +1,209 @@
+"""The contest: agents search side by side, one Ray Tune trial per (agent, seed, budget), and are compared fairly.
+
+All trials of a budget share the measured ground, the latency table and the layer database, and have equally many
+evaluations or equal time. While they run, nothing is measured end to end; afterwards, alone on the machine, the winner
+of every trial is built and measured.
+
+A trial's journal is the truth, as any search's is. Ray Tune keeps its own logs beside it, but its pickled state is
+never read: a contest is gone on with from the journals, so that opening a folder runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.agents import AGENTS
+from trimtab.errors import BadInput, unknown_name
+from trimtab.evaluators.accuracy import accuracy_of, judging_session
+from trimtab.evaluators.engines import make_engine
+from trimtab.evaluators.table import LatencyTable
+from trimtab.search.arena import Arena, bench_of, build_arena, rehearse
+from trimtab.search.contest_report import write_contest
+from trimtab.search.contest_summary import Finished, contest_summary
+from trimtab.search.evaluation import Evaluation
+from trimtab.search.export import write_text
+from trimtab.search.journal import Journal
+from trimtab.search.loop import AgentRun
+from trimtab.search.pool import start_ray
+from trimtab.search.problem import Problem
+from trimtab.search.progress import Progress
+from trimtab.search.recheck import contenders, recheck
+from trimtab.search.run import identity, prepare_folder, write_policy
+from trimtab.search.trial import Trial, read_trial
+
+__all__ = ["Plan", "run_contest"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who competes: every agent, with `seeds` seeds each (0, 1, ...), under every one of the `budgets`.
+
+    `workers` trials run at a time, on a core each; 0 is one for every core.
+    """
+
+    agents: tuple[str, ...]
+    seeds: int
+    budgets: tuple[Mapping[str, Any], ...]
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for agent in self.agents:
+            if agent not in AGENTS:
+                raise unknown_name("agent", agent, AGENTS)
+        if not self.agents or len(set(self.agents)) < len(self.agents):
+            raise BadInput(f"--agents: name each agent once, at least one; found {', '.join(self.agents) or 'none'}")
+
+    def trials(self, arenas: Sequence[Arena]) -> list[Trial]:
+        """Return all trials; those of a seed come together, so that an early end leaves whole comparisons."""
+        seeds, agents = range(self.seeds), self.agents
+        return [Trial(arena.budget, agent, seed) for seed in seeds for arena in arenas for agent in agents]
+
+
+def run_contest(
+    problem: Problem, plan: Plan, folder: Path, progress: Progress, resume: bool = False, address: str | None = None
+) -> tuple[dict[str, Any], bool]:
+    """Run, or go on with, a contest in a folder; return its summary, and whether Ctrl-C ended it early.
+
+    `address` is that of a Ray cluster, whose nodes need the same processor and see the folder and the cache; without
+    it one is started here, on loopback. An impossible budget is an `InfeasibleBudget` and leaves no folder.
+    """
+    prepare_folder(folder, resume)
+    folder = folder.absolute()
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(folder / "journal")) if resume else None
+        if journal is not None:
+            _check_same(problem, journal)
+        table = LatencyTable(make_engine(problem.config.engine.name, problem.config.engine.threads))
+        arenas = [build_arena(problem, budgets, table, journal, progress) for budgets in plan.budgets]
+        if journal is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            journal = stack.enter_context(Journal(folder / "journal"))
+            journal.append("contest", _identity(problem))
+        write_text(folder / "config.yaml", problem.config.to_yaml())
+        known = {record.data["budget"] for record in journal.records() if record.kind == "ground"}
+        for arena in arenas:
+            if arena.budget not in known:
+                journal.append("ground", arena.to_json())
+        journal.append("plan", {**asdict(plan), "trials": problem.config.trials})
+        workers = plan.workers or len(os.sched_getaffinity(0))
+        arenas = [rehearse(arena, plan.agents, workers, progress) for arena in arenas]
+        failed = _run_trials(plan, arenas, folder, workers, address, progress)
+        summary, interrupted = _finish(plan, arenas, folder, journal, failed, progress)
+    return summary, interrupted
+
+
+def _identity(problem: Problem) -> dict[str, Any]:
+    """What has to be the same for a contest to be gone on with; it may get more agents, seeds, budgets and trials."""
+    found = identity(problem, make_engine(problem.config.engine.name, problem.config.engine.threads).signature)
+    return {**found, "config": {k: v for k, v in found["config"].items() if k not in ("agent", "baselines", "budgets")}}
+
+
+def _check_same(problem: Problem, journal: Journal) -> None:
+    then = next((record.data for record in journal.records() if record.kind == "contest"), None)
+    if then is None:
+        raise BadInput(f"there is no contest to resume in {journal.path.parent}")
+    now = _identity(problem)
+    for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
+        if json.dumps(now[key], sort_keys=True) != json.dumps(then[key], sort_keys=True):
+            raise BadInput(f"the {what} is not the one that the contest in {journal.path.parent} was started with")
+
+
+def _run_trials(
+    plan: Plan, arenas: Sequence[Arena], folder: Path, workers: int, address: str | None, progress: Progress
+) -> dict[Trial, str]:
+    """Run the trials that are not finished, and return why some failed."""
+    by_name = {arena.budget: arena for arena in arenas}
+    states = {trial: read_trial(trial, by_name[trial.budget], folder) for trial in plan.trials(arenas)}
+    pending = [trial for trial, (_, done) in states.items() if not done]
+    if not pending:
+        return {}
+    progress.line(f"{len(pending)} of {len(states)} trials to run, {workers} at a time")
+    started = start_ray(workers, address)
+    import ray
+
+    from trimtab.search.tuning import run_trials
+
+    try:
+        counts = {trial.name(by_name[trial.budget].folder): len(run.evaluations) for trial, (run, _) in states.items()}
+        with progress.bar("evaluations", len(states) * arenas[0].problem.config.trials) as bar:
+
+            def told(name: str, evaluations: int) -> None:
+                counts[name] = evaluations
+                bar.update(sum(counts.values()), name)
+
+            return run_trials(pending, by_name, folder, workers, told)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _finish(
+    plan: Plan,
+    arenas: Sequence[Arena],
+    folder: Path,
+    journal: Journal,
+    failed: Mapping[Trial, str],
+    progress: Progress,
+) -> tuple[dict[str, Any], bool]:
+    """Re-check the winners, alone on the machine, and write the report."""
+    by_name = {arena.budget: arena for arena in arenas}
+    rechecker = _Rechecker(journal)
+    finished: list[Finished] = []
+    interrupted = False
+    trials = plan.trials(arenas)
+    with progress.bar("winners re-checked", len(trials)) as bar:
+        for count, trial in enumerate(trials):
+            arena = by_name[trial.budget]
+            run, done = read_trial(trial, arena, folder)
+            interrupted |= not done and trial not in failed
+            winner, accuracy, tried = rechecker.winner(arena, run)
+            if winner is not None:
+                write_policy(trial.folder(folder, arena), winner.policy)
+            finished.append(Finished(trial, run, winner, accuracy, tried, failed.get(trial)))
+            bar.update(count + 1)
+    summary = contest_summary(arenas, finished)
+    write_text(folder / "compare.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_contest(summary, folder)
+    return summary, interrupted
+
+
+class _Rechecker:
+    """Measures finished networks, each once in a contest."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.known: dict[tuple[str, str], tuple[Evaluation, float]] = {}
+        self.benches: dict[str, Any] = {}
+        for record in journal.records():
+            if record.kind == "recheck":
+                evaluation = Evaluation.from_json(record.data["evaluation"])
+                self.known[record.data["budget"], evaluation.policy.id] = evaluation, record.data["accuracy"]
+
+    def winner(self, arena: Arena, run: AgentRun) -> tuple[Evaluation | None, float | None, int]:
+        """Return the most accurate evaluation whose finished network meets every budget, that network's accuracy on
+        the selection images, and how many networks were tried."""
+        candidates = contenders(run.evaluations)
+        for tried, evaluation in enumerate(candidates, 1):
+            found, accuracy = self._checked(arena, evaluation)
+            if found.feasible:
+                return replace(found, accuracy=evaluation.accuracy), accuracy, tried
+        return None, None, len(candidates)
+
+    def _checked(self, arena: Arena, evaluation: Evaluation) -> tuple[Evaluation, float]:
+        key = arena.budget, evaluation.policy.id
+        if key not in self.known:
+            if arena.budget not in self.benches:
+                self.benches[arena.budget] = bench_of(arena.problem)
+            found, candidate = recheck(arena.problem, arena.ground, self.benches[arena.budget], evaluation)
+            judge = arena.problem.judge
+            accuracy = accuracy_of(judging_session(candidate), judge.images, judge.labels)
+            data = {"budget": arena.budget, "evaluation": found.to_json(), "accuracy": accuracy}
+            self.journal.append("recheck", data)
+            self.known[key] = found, accuracy
+        return self.known[key]

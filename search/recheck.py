@@ -1,0 +1,44 @@
+"""The last word on an evaluated policy: its finished network, built, weighed, and measured end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from trimtab import kernels
+from trimtab.evaluators.bench import LatencyBench
+from trimtab.evaluators.lowering import lower
+from trimtab.search.evaluation import Evaluation
+from trimtab.search.ground import Ground
+from trimtab.search.problem import Problem
+from trimtab.spaces.candidate import Candidate
+
+__all__ = ["contenders", "recheck"]
+
+#: The most networks of one agent that are finished and measured until one meets every budget.
+RECHECKS = 12
+
+
+def contenders(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Return the evaluations to re-check, the most accurate first, until one passes."""
+    feasible = {e.policy.id: e for e in evaluations if e.feasible}.values()
+    return sorted(feasible, key=lambda e: (-e.accuracy, e.policy.id))[:RECHECKS]
+
+
+def recheck(
+    problem: Problem, ground: Ground, bench: LatencyBench, evaluation: Evaluation
+) -> tuple[Evaluation, Candidate]:
+    """Build the finished network of a policy and measure it for `measure.final_seconds`.
+
+    Return the network, and the evaluation with measured latency and stored bytes in place of predicted ones.
+    """
+    candidate = problem.judge.candidate(evaluation.policy)
+    latency = bench.measure(candidate, problem.config.measure.final_seconds)
+    found = evaluation.measured(latency, ground.base.latency, ground.limits)
+    return _with_size(found, kernels.stored_bytes(lower(candidate)), ground.limits), candidate
+
+
+def _with_size(evaluation: Evaluation, size: int, limits: Mapping[str, float]) -> Evaluation:
+    """Put the bytes of the finished network in place of the predicted ones."""
+    found = {**evaluation.violations, "size": size / limits["size"] - 1} if "size" in limits else evaluation.violations
+    return replace(evaluation, cost=replace(evaluation.cost, size=size), violations=found)
