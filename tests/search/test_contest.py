@@ -141,8 +141,8 @@ def test_ctrl_c_and_a_time_limit_end_a_contest_with_a_report(
     assert summary["feasible"]["winners"] > 0
 
     longest = max(run["seconds"] for run in summary["budgets"][0]["runs"])
-    limit = longest + 2.0
-    again = trimtab(*arguments, "--trials", "5000", "--time-limit", f"{limit:.1f}s", "--resume", "--json")
+    limit = round(longest + 2.0, 1)
+    again = trimtab(*arguments, "--trials", "5000", "--time-limit", f"{limit}s", "--resume", "--json")
     assert again.code == 0, again.err
     for run in json.loads(again.out)["budgets"][0]["runs"]:
         assert run["ended"] == "time"

@@ -108,9 +108,10 @@ def test_a_second_ctrl_c_stops_at_once(trimtab: CommandLine, written: Callable[.
     with trimtab.start("search", config, "--out", folder) as process:
         while lines(folder) < 6 and process.poll() is None:
             time.sleep(0.002)
-        while process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert any("stopping after the evaluations in flight" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
