@@ -3,7 +3,6 @@
 from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits, Score
 from trimtab.agents.evolution import Evolution
-from trimtab.agents.gp import Gp
 from trimtab.agents.haq import Haq
 from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
@@ -20,7 +19,6 @@ __all__ = [
     "AmcTd3",
     "Estimates",
     "Evolution",
-    "Gp",
     "Haq",
     "Limits",
     "Milp",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, zip_longest
+from itertools import chain, pairwise, zip_longest
 from typing import Any, ClassVar
-
-import numpy as np
 
 from trimtab.agents.base import Agent, Estimates, Limits
 from trimtab.spaces import Bits, Policy, Space
@@ -14,17 +12,15 @@ from trimtab.spaces.forms import DENSE
 
 __all__ = ["Uniform"]
 
-#: Keep ratios tried, from 1 down to the smallest that any group offers. More than any group has choices.
-RATIOS = 129
-
 
 class Uniform(Agent):
     """One keep ratio, one pair of bits and one form of layers for the whole network.
 
-    For every pair of bits and form the largest keep ratio that meets the limits comes first, then the next
-    smaller ones; the combinations take turns, the one nearest to the network as given first. Nothing is projected,
-    for that would not be uniform any more, and nothing is random: the seed does not matter. It ends when every
-    uniform policy that is feasible has been proposed.
+    One keep ratio for all channel groups, those of residual streams included, is a width multiplier. For every pair of
+    bits and form the largest one that meets the limits comes first, then all smaller ones that round to other counts;
+    the combinations take turns, the one nearest to the network as given first. Nothing is projected, for that would not
+    be uniform any more, and nothing is random: the seed does not matter. It ends when every uniform policy that is
+    feasible has been proposed.
     """
 
     name: ClassVar[str] = "uniform"
@@ -54,11 +50,18 @@ class Uniform(Agent):
         return list(dict.fromkeys(found)) or [otherwise]
 
     def _lane(self, bits: Bits, form: str) -> Iterator[Policy]:
-        ratios = [knob.choices[0] / knob.choices[-1] for knob in self.space.knobs if knob.kind == "channels"]  # type: ignore[operator]
-        for keep in np.linspace(1.0, min(ratios, default=1.0), RATIOS if ratios else 1):
-            policy = self.space.uniform(float(keep), bits, form)
+        for keep in _widths(self.space):
+            policy = self.space.uniform(keep, bits, form)
             if self.limits.feasible(policy):
                 yield policy
+
+
+def _widths(space: Space) -> list[float]:
+    """Return a keep ratio for every width of the whole network that rounding tells apart, widest first."""
+    counts = [[int(choice) for choice in knob.choices] for knob in space.knobs if knob.kind == "channels"]  # type: ignore[arg-type]
+    # Half-way between two counts of a group, its nearest count changes.
+    changes = {(a + b) / (2 * choices[-1]) for choices in counts for a, b in pairwise(choices)}
+    return [(a + b) / 2 for a, b in pairwise([1.0, *sorted(changes, reverse=True), 0.0])]
 
 
 def _take_turns(lanes: list[Iterator[Policy]]) -> Iterator[Policy]:

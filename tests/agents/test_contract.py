@@ -51,8 +51,9 @@ def search(agent: Agent, evaluations: int, batch: int = 3) -> list[Policy]:
     return asked
 
 
-@pytest.mark.parametrize("name", sorted(AGENTS))
-class TestEveryAgent:
+class AgentContract:
+    """What the agent registered as `name` promises; `docs/agents.md`'s example is held to it as well."""
+
     def test_has_the_name_it_is_registered_under(self, name: str) -> None:
         assert fresh(name, 0).name == name
 
@@ -163,6 +164,11 @@ class TestEveryAgent:
         agent = fresh(name, 0)
         with pytest.raises(BadInput, match="saved state"):
             agent.load(change(agent.state()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(AGENTS))
+class TestEveryAgent(AgentContract):
+    pass
 
 
 def ids(name: str) -> list[str]:

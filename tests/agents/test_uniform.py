@@ -4,7 +4,7 @@ import pytest
 from tests.agents.toys import ToyLimits, ToyScore, toy_space
 
 from trimtab.agents import Uniform
-from trimtab.spaces import DEFAULT_BITS, Policy
+from trimtab.spaces import DEFAULT_BITS, Options, Policy
 
 SPACE = toy_space()
 PAIRS = list(reversed(DEFAULT_BITS))
@@ -56,3 +56,17 @@ def test_it_ends_only_when_everything_uniform_was_proposed() -> None:
         agent.tell(policy, ToyScore(0.1))
     assert len(everything) > 60
     assert agent.ask(2) == everything[-1:]
+
+
+def test_one_ratio_scales_every_group() -> None:
+    """A width multiplier: no group, a residual stream's included, is left out."""
+    for policy in Uniform(SPACE, ToyLimits(SPACE, 0.2, 0.5), 0).ask(20):
+        ratios = [policy.channels[group.name] / group.size for group in SPACE.groups]
+        steps = [1 / group.size for group in SPACE.groups]
+        assert max(ratios) - min(ratios) <= max(steps)
+
+
+def test_groups_of_uneven_choices_are_scaled_in_every_way_that_differs() -> None:
+    space = toy_space(Options(channels=5, min_keep=0.2, bits=((8, 8),), ranks=()))
+    proposed = Uniform(space, ToyLimits(space, 1.0, 1.0), 0).ask(1000)
+    assert proposed == list(dict.fromkeys(space.uniform(keep / 5000, (8, 8)) for keep in range(5000, 0, -1)))
