@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from operator import sub
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ BATCH = 16
 @dataclass(frozen=True)
 class Judgement:
     """`accuracy` is top-1 in [0, 1], `size` the bytes of the weights as they are stored, entropy code included;
-    `seconds` says where the evaluation's time went: repair, store, compile, run."""
+    `seconds` says where the evaluation's time went: repair (or stitch and settle), store, compile, run."""
 
     accuracy: float
     size: int
@@ -72,24 +71,43 @@ class Judge:
 
     def proxy(self, policy: Policy) -> Candidate:
         """Return the candidate whose accuracy stands for the policy's."""
-        if self.database is None or self.few is None:
-            return self.candidate(policy)
-        return settle(self.space, self.database.stitch(policy), self.few)
+        return self._proxy(policy, _Laps())
 
     def __call__(self, policy: Policy) -> Judgement:
         """Return the policy's proxy accuracy; same policy, same result, on any worker."""
-        clock = [time.perf_counter()]
-        candidate = self.proxy(policy)
-        clock.append(time.perf_counter())
+        laps = _Laps()
+        candidate = self._proxy(policy, laps)
         graph = lower(candidate)
         size = stored_bytes(graph)
-        clock.append(time.perf_counter())
+        laps.note("store")
         session = NativeEngine().compile(graph, BATCH) if self.by == "native" else None
-        clock.append(time.perf_counter())
+        laps.note("compile")
         logits = torch_logits(candidate, self.images) if session is None else session.run(self.images)
-        clock.append(time.perf_counter())
-        seconds = dict(zip(("repair", "store", "compile", "run"), map(sub, clock[1:], clock), strict=True))
-        return Judgement(top1(logits, self.labels), size, seconds)
+        laps.note("run")
+        return Judgement(top1(logits, self.labels), size, laps.seconds)
+
+    def _proxy(self, policy: Policy, laps: _Laps) -> Candidate:
+        if self.database is None or self.few is None:
+            candidate = self.candidate(policy)
+            laps.note("repair")
+            return candidate
+        stitched = self.database.stitch(policy)
+        laps.note("stitch")
+        candidate = settle(self.space, stitched, self.few)
+        laps.note("settle")
+        return candidate
+
+
+class _Laps:
+    """Seconds from one note to the next, by its name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def note(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
 
 
 def judging_session(candidate: Candidate) -> EngineSession:

@@ -309,7 +309,7 @@ def mirror(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="kernels, engines, measure, methods or proxy.")],
+    what: Annotated[str, typer.Argument(help="kernels, engines, measure, methods, proxy or judge.")],
     networks: Annotated[
         str, typer.Option(help="engines, measure: comma-separated zoo or torchvision names; measure takes the first.")
     ] = "resnet20,resnet56",
@@ -334,7 +334,7 @@ def bench(
     minutes: Annotated[float, typer.Option(min=0.0, help="measure: spread over so many minutes.")] = 0.0,
     load: Annotated[bool, typer.Option("--load", help="measure: keep all cores busy in bursts meanwhile.")] = False,
     config: Annotated[
-        Path | None, typer.Option(help="methods, proxy: a YAML file; the embedded default without it.")
+        Path | None, typer.Option(help="methods, proxy, judge: a YAML file; the embedded default without it.")
     ] = None,
     set_: Setting = None,
     cases: Annotated[
@@ -345,14 +345,16 @@ def bench(
         ),
     ] = "8/8; 4/8; 2/8; macs 0.5",
     final: Annotated[bool, typer.Option("--final", help="methods: read the final images too.")] = False,
-    policies: Annotated[int, typer.Option(min=3, help="proxy: random policies to judge and fine-tune.")] = 20,
+    policies: Annotated[int, typer.Option(min=3, help="proxy, judge: random policies to judge.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="proxy: steps of each fine-tuning.")] = 100,
-    workers: Annotated[int, typer.Option(min=0, help="proxy: processes.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="proxy: processes; judge: processes that fill the layer database.")
+    ] = 0,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the kernels layer by layer, whole networks on every engine, how well measurements repeat,
-    what methods do to a network, or how well the proxy ranks."""
+    what methods do to a network, how well the proxy ranks, or how fast candidates are judged."""
     from trimtab.search.bench import BenchOptions, run
     from trimtab.search.tables import markdown_rows, print_rows
 
@@ -368,7 +370,7 @@ def bench(
         repetitions=repetitions,
         minutes=minutes,
         load=load,
-        config=_config(config, set_ or []) if what in ("methods", "proxy") else None,
+        config=_config(config, set_ or []) if what in ("methods", "proxy", "judge") else None,
         cases=tuple(case for case in cases.split(";") if case.strip()),
         final=final,
         policies=policies,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.errors import BadInput, unknown_name
+from trimtab.search.bench.judge import bench_judge
 from trimtab.search.bench.layers import bench_kernels
 from trimtab.search.bench.methods import bench_methods
 from trimtab.search.bench.networks import bench_networks
@@ -76,9 +77,16 @@ def _proxy(o: BenchOptions) -> list[dict[str, Any]]:
     return bench_proxy(o.config, o.policies, o.steps, o.workers)
 
 
+def _judge(o: BenchOptions) -> list[dict[str, Any]]:
+    if o.config is None:
+        raise BadInput("bench judge needs a configuration: --config FILE")
+    return bench_judge(o.config, o.policies, o.workers)
+
+
 _BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[dict[str, Any]]]] = {
     "kernels": _kernels,
     "engines": _engines,
+    "judge": _judge,
     "measure": _measure,
     "methods": _methods,
     "proxy": _proxy,

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from trimtab.agents.random import Random
 from trimtab.evaluators.accuracy import Judge, accuracy_of, judging_session
-from trimtab.evaluators.cost import CostModel
-from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.table import LatencyTable
-from trimtab.search.budgets import BudgetLimits, resolve
+from trimtab.search.bench.feasible import random_feasible
 from trimtab.search.config import Config
 from trimtab.search.finetune import Schedule, finetune
-from trimtab.search.problem import Problem, load_problem, with_database
+from trimtab.search.problem import load_problem, with_database
 from trimtab.search.processes import in_processes
 from trimtab.search.progress import ConsoleProgress, Progress
 from trimtab.spaces.policy import Policy
@@ -50,7 +46,7 @@ def bench_proxy(config: Config, policies: int, steps: int, workers: int) -> list
     which chose nothing here. Rows: Spearman's correlation with its 95 % interval (bootstrap over the policies), the
     accuracies' means, and seconds of a judgement.
     """
-    drawn = _draw(load_problem(config, Progress()), policies)
+    drawn = random_feasible(load_problem(config, Progress()), policies)
     found: dict[str, dict[str, float]] = {}
     with ConsoleProgress().bar("policies judged and tuned", len(drawn)) as bar:
         for policy, figures in in_processes(_Worker, (config, steps), drawn, workers):
@@ -84,16 +80,6 @@ def _row(name: str, rows: Sequence[Mapping[str, float]], tuned: np.ndarray) -> d
         "tuned_accuracy": float(tuned.mean()),
         "seconds": float(np.mean([row[f"{name} seconds"] for row in rows])),
     }
-
-
-def _draw(problem: Problem, count: int) -> list[Policy]:
-    """Random policies within the budgets."""
-    model = CostModel(
-        problem.space, LatencyTable(make_engine(problem.config.engine.name, problem.config.engine.threads))
-    )
-    costs = [asdict(model.cost(policy)) for policy in (problem.space.base(), problem.space.int8())]
-    limits = BudgetLimits(model, resolve(problem.config.parsed_budgets, *costs), seed=problem.config.seed)
-    return Random(problem.space, limits, problem.config.seed).ask(count)
 
 
 class _Worker:

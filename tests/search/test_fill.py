@@ -8,6 +8,7 @@ import pytest
 from tests.search.runs import tiny
 
 from trimtab.evaluators.timing import cache_dir
+from trimtab.search.bench.judge import bench_judge
 from trimtab.search.config import default_config
 from trimtab.search.fill import fill_database
 from trimtab.search.problem import Problem, load_problem
@@ -52,3 +53,15 @@ def test_a_search_judges_what_is_stitched_and_finishes_what_is_fitted(problem: P
 
 def test_the_default_fits_in_sequence() -> None:
     assert default_config().proxy == "sequence"
+
+
+@pytest.mark.parametrize("proxy", ["layers", "sequence"])
+def test_the_benchmark_of_judging_says_where_the_time_goes(proxy: str) -> None:
+    *parts, whole = bench_judge(tiny(proxy=proxy), 3, 0)
+    before = ["stitch", "settle"] if proxy == "layers" else ["repair"]
+    assert [row["part"] for row in parts] == [*before, "store", "compile", "run"]
+    assert sum(row["seconds"] for row in parts) == pytest.approx(whole["seconds"])
+    assert sum(row["share"] for row in parts) == pytest.approx(whole["share"]) == 1
+    assert whole["per_second"] == pytest.approx(1 / whole["seconds"])
+    assert whole["per_core_second"] > 0
+    assert all(0 <= row["p50"] <= row["p95"] for row in [*parts, whole])
