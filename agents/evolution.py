@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
 from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
+from trimtab.agents.milp import Milp
 from trimtab.agents.random import draw
 from trimtab.agents.uniform import Uniform
 from trimtab.errors import BadInput
@@ -49,16 +51,17 @@ class Evolution(Agent):
     def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
         super().__init__(space, limits, seed, estimates)
         self._population: deque[tuple[tuple[float, float], list[int]]] = deque(maxlen=POPULATION)
-        self._founders: list[Policy] | None = None
         self._genes = _genes(space)
         self._stages = _stages(space)
 
+    @cached_property
+    def _founders(self) -> list[Policy]:
+        adviser = Uniform if self.estimates is None else Milp
+        return adviser(self.space, self.limits, self.seed, self.estimates).ask(FOUNDERS)
+
     def _propose(self, number: int) -> Policy | None:
-        if number < FOUNDERS:
-            if self._founders is None:
-                self._founders = Uniform(self.space, self.limits, self.seed).ask(FOUNDERS)
-            if number < len(self._founders):
-                return self._founders[number]
+        if number < FOUNDERS and number < len(self._founders):
+            return self._founders[number]
         rng = np.random.default_rng(stable_seed(self.seed, self.name, number))
         if number < STARTUP or len(self._population) < TOURNAMENT:
             return self.space.decode(draw(self.space, rng))

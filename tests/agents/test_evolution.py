@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyLimits, ToyScore, damage, distance_to, toy_space
+from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, damage, distance_to, toy_space
 
-from trimtab.agents import Agent, Evolution, Random, Uniform
+from trimtab.agents import Agent, Evolution, Milp, Random, Uniform
 from trimtab.agents.evolution import FOUNDERS, POPULATION, STARTUP
 from trimtab.agents.random import draw
 from trimtab.spaces import LayerDecision, Options, Policy
@@ -33,9 +33,11 @@ def test_it_beats_random_at_the_same_number_of_evaluations(accuracy: Callable[[P
     assert 1 - np.mean(evolution) < 0.75 * (1 - np.mean(random))
 
 
-def test_the_founders_are_the_best_uniform_policies() -> None:
-    founders = Uniform(SPACE, LIMITS, 0).ask(FOUNDERS)
-    assert Evolution(SPACE, LIMITS, 3).ask(FOUNDERS) == founders
+def test_the_founders_are_milp_s_or_else_the_best_uniform_policies() -> None:
+    estimates = ToyEstimates(SPACE)
+    known = Evolution(SPACE, LIMITS, 3, estimates).ask(FOUNDERS)
+    assert known == Milp(SPACE, LIMITS, 3, estimates).ask(FOUNDERS)
+    assert Evolution(SPACE, LIMITS, 3).ask(FOUNDERS) == Uniform(SPACE, LIMITS, 0).ask(FOUNDERS)
 
 
 def test_a_group_mutates_with_the_layers_that_read_or_write_it() -> None:
