@@ -1,4 +1,4 @@
-"""Widths by an additive model: every group as narrow as its own errors, taken one group at a time, say that it may be."""
+"""Widths by an additive model: each group as narrow as its own errors, one at a time, say that it may be."""
 
 from __future__ import annotations
 
