@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
+from trimtab.agents.milp import Milp
 from trimtab.agents.random import draw
 from trimtab.agents.uniform import Uniform
 from trimtab.errors import BadInput
@@ -17,7 +18,7 @@ from trimtab.spaces import Policy, Space
 __all__ = ["Sampled", "first_proposals"]
 
 #: Proposals that other agents make first.
-FIRST = 12
+FIRST = 10
 
 #: Up to so many choices a knob is a categorical parameter.
 FEW = 3
@@ -120,8 +121,16 @@ class Sampled(Agent):
 
 
 def first_proposals(space: Space, limits: Limits, seed: int, estimates: Estimates | None) -> list[Policy]:
-    """Return what agents propose that need no results: at most `FIRST` feasible policies, each once."""
-    return Uniform(space, limits, seed, estimates).ask(FIRST // 2)
+    """Return what other agents propose before they know any result: at most `FIRST` feasible policies, each once.
+
+    With estimates half of them are the additive model's optimum and others that may be it (`milp`), the other half
+    uniform ones; without, all are uniform.
+    """
+    if estimates is None:
+        return Uniform(space, limits, seed).ask(FIRST)
+    optima = Milp(space, limits, seed, estimates).ask(FIRST // 2)
+    uniform = Uniform(space, limits, seed).ask(FIRST // 2)
+    return list({policy.id: policy for policy in [*optima, *uniform]}.values())
 
 
 def _excess(score: Score) -> float:
