@@ -3,6 +3,7 @@
 from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits, Score
 from trimtab.agents.evolution import Evolution
+from trimtab.agents.gp import Gp
 from trimtab.agents.haq import Haq
 from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
@@ -19,6 +20,7 @@ __all__ = [
     "AmcTd3",
     "Estimates",
     "Evolution",
+    "Gp",
     "Haq",
     "Limits",
     "Milp",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits
 from trimtab.agents.evolution import Evolution
+from trimtab.agents.gp import Gp
 from trimtab.agents.haq import Haq
 from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
@@ -25,6 +26,7 @@ AGENTS: dict[str, type[Agent]] = {
         Evolution,
         Tpe,
         Nsga2,
+        Gp,
         Amc,
         AmcTd3,
         AmcSac,
