@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from trimtab.agents.base import Estimates, Limits, Score
-from trimtab.agents.sampled import Sampled
+from trimtab.agents.sampled import Sampled, excess
 from trimtab.spaces import Policy, Space
 
 __all__ = ["Nsga2"]
@@ -38,18 +37,16 @@ class Nsga2(Sampled):
         super().__init__(space, limits, seed, estimates)
         self._selected = 0  # the last generation whose parents are selected
 
-    def _values(self, policy: Policy, score: Score) -> list[float]:
+    def _add(self, policy: Policy, vector: list[int], score: Score) -> None:
         violations = score.violations or self.limits.violations(policy)
-        return [score.accuracy, next(iter(violations.values()))]
-
-    def _attributes(self) -> dict[str, Any]:
-        return {GENERATION: self._generation}
+        values = [score.accuracy, next(iter(violations.values()))]
+        self._window.add(self._params(vector), values, excess(score), {GENERATION: self._generation})
 
     @property
     def _generation(self) -> int:
         return len(self._window.trials) // POPULATION
 
-    def _sample(self, seed: int) -> Mapping[str, Any]:
+    def _sample(self, seed: int) -> list[int]:
         from optuna.samplers import NSGAIISampler
 
         sampler = NSGAIISampler(population_size=POPULATION, seed=seed)
@@ -59,4 +56,4 @@ class Nsga2(Sampled):
         for generation in range(self._selected + 1, self._generation + 1):
             sampler.get_parent_population(study, generation)
         self._selected = self._generation
-        return self._window.sample(study, {GENERATION: self._generation})
+        return self._vector(self._window.sample(study, {GENERATION: self._generation}))

@@ -15,7 +15,7 @@ from trimtab.agents.uniform import Uniform
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy, Space
 
-__all__ = ["Sampled", "first_proposals"]
+__all__ = ["Sampled", "excess", "first_proposals", "ranked"]
 
 #: Proposals that other agents make first.
 FIRST = 10
@@ -33,7 +33,7 @@ class Sampled(Agent):
     only remembered as known. The sampler is fresh for every proposal, so that there is no sampler state to save.
     """
 
-    #: What Optuna optimises: what `_values` returns.
+    #: What Optuna optimises.
     directions: ClassVar[tuple[str, ...]] = ("maximize",)
 
     #: Results that must be known before the sampler is asked.
@@ -47,8 +47,8 @@ class Sampled(Agent):
         self._first: list[Policy] | None = None
 
     @abstractmethod
-    def _sample(self, seed: int) -> Mapping[str, Any]:
-        """Return a value for every parameter, by the sampler."""
+    def _sample(self, seed: int) -> list[int]:
+        """Return a vector of the space, by the sampler; at least `startup` results are known."""
 
     def _distributions(self) -> dict[str, Any]:
         """Return the parameters; by default every knob is one, its value the index of a choice."""
@@ -63,20 +63,15 @@ class Sampled(Agent):
             for knob in self.space.knobs
         }
 
-    def _params(self, vector: Sequence[int]) -> Mapping[str, Any]:
-        """Return the parameters' values for a vector of the space."""
+    def _add(self, policy: Policy, vector: list[int], score: Score) -> None:
+        """Put a result into the window."""
+        self._window.add(self._params(vector), [score.accuracy], excess(score))
+
+    def _params(self, vector: Sequence[int]) -> dict[str, int]:
         return {knob.name: index for knob, index in zip(self.space.knobs, vector, strict=True)}
 
     def _vector(self, params: Mapping[str, Any]) -> list[int]:
-        """Return a vector of the space for the parameters' values."""
         return [int(params[knob.name]) for knob in self.space.knobs]
-
-    def _values(self, policy: Policy, score: Score) -> list[float]:
-        return [score.accuracy]
-
-    def _attributes(self) -> dict[str, Any]:
-        """Return what the sampler wants to find in the next trial that is told."""
-        return {}
 
     def _propose(self, number: int) -> Policy | None:
         if number < FIRST:
@@ -87,7 +82,7 @@ class Sampled(Agent):
         seed = stable_seed(self.seed, self.name, number)
         vector = draw(self.space, np.random.default_rng(seed))
         if number >= self.startup <= len(self._window.trials):
-            vector = self._mixed(self._vector(self._sample(seed)), vector, seed)
+            vector = self._mixed(self._sample(seed), vector, seed)
         elif number % 2 == 0:
             vector = self._lean(vector, number // 2)
         return self.space.decode(vector)
@@ -97,7 +92,7 @@ class Sampled(Agent):
             vector = self.space.encode(policy)
         except BadInput:
             return
-        self._window.add(self._params(vector), self._values(policy, score), _excess(score), self._attributes())
+        self._add(policy, vector, score)
 
     def _lean(self, drawn: list[int], turn: int) -> list[int]:
         """Take the same narrow bits everywhere, no factorisation, and all channels or at least half of them.
@@ -133,7 +128,12 @@ def first_proposals(space: Space, limits: Limits, seed: int, estimates: Estimate
     return list({policy.id: policy for policy in [*optima, *uniform]}.values())
 
 
-def _excess(score: Score) -> float:
+def excess(score: Score) -> float:
     """Return the sum of the violations, or the largest violation, at most 0, where every budget is met."""
     violations = score.violations.values()
     return sum(v for v in violations if v > 0) or max(violations, default=-1.0)
+
+
+def ranked(trials: Sequence[Any]) -> list[Any]:
+    """Return trials from the best to the worst: those within the budgets first, by accuracy, then by their excess."""
+    return sorted(trials, key=lambda trial: (max(trial.constraints["excess"], 0.0), -trial.values[0], trial.number))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from trimtab.agents.sampled import Sampled
+from trimtab.agents.sampled import Sampled, ranked
 
 __all__ = ["Tpe"]
 
@@ -32,7 +31,7 @@ class Tpe(Sampled):
 
     name: ClassVar[str] = "tpe"
 
-    def _sample(self, seed: int) -> Mapping[str, Any]:
+    def _sample(self, seed: int) -> list[int]:
         from optuna.samplers import TPESampler
 
         # Multivariate: on two toys (22 knobs, 120 evaluations, 8 seeds) as good as one estimator per knob, at a tenth
@@ -40,13 +39,13 @@ class Tpe(Sampled):
         sampler = TPESampler(
             n_startup_trials=0, n_ei_candidates=CANDIDATES, seed=seed, multivariate=True, constant_liar=False
         )
-        return self._window.sample(self._window.study(sampler, self._shown(seed)))
+        return self._vector(self._window.sample(self._window.study(sampler, self._shown(seed))))
 
     def _shown(self, seed: int) -> list[Any]:
         trials = self._window.trials
         if len(trials) <= SHOWN:
             return trials
-        ranked = sorted(trials, key=lambda trial: (max(trial.constraints["excess"], 0.0), -trial.value, trial.number))
-        good, others = ranked[: SHOWN // 10], ranked[SHOWN // 10 :]
+        order = ranked(trials)
+        good, others = order[: SHOWN // 10], order[SHOWN // 10 :]
         chosen = np.random.default_rng([seed, 2]).choice(len(others), SHOWN - len(good), replace=False)
         return sorted(good + [others[i] for i in chosen], key=lambda trial: trial.number)

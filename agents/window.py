@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
@@ -12,7 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["Window"]
+__all__ = ["Window", "quiet"]
 
 STUDY = "trimtab"
 
@@ -28,15 +29,15 @@ class Window:
         self.trials: list[FrozenTrial] = []
         self._distributions = dict(distributions)
         self._storage = _Shown()
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
+        with quiet():
             optuna.create_study(storage=self._storage, study_name=STUDY, directions=list(directions))
-        finally:
-            optuna.logging.set_verbosity(verbosity)
 
     def add(
-        self, params: Mapping[str, Any], values: Sequence[float], excess: float, attributes: Mapping[str, Any]
+        self,
+        params: Mapping[str, Any],
+        values: Sequence[float],
+        excess: float,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         """Remember a finished trial; `attributes` are its system attributes."""
         trial = optuna.trial.create_trial(
@@ -44,7 +45,7 @@ class Window:
             params=dict(params),
             distributions=self._distributions,
             constraints={"excess": excess},
-            system_attrs=dict(attributes),
+            system_attrs=dict(attributes or {}),
         )
         trial.number = trial._trial_id = len(self.trials)
         self.trials.append(trial)
@@ -57,15 +58,30 @@ class Window:
     def sample(self, study: optuna.Study, attributes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return a value for every parameter, drawn by the study's sampler for a trial with these attributes."""
         trial = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs=dict(attributes or {}))
-        values: dict[str, Any] = study.sampler.sample_relative(study, trial, self._distributions)
+        with quiet():
+            values: dict[str, Any] = study.sampler.sample_relative(study, trial, self._distributions)
         for name, distribution in self._distributions.items():
             if name not in values:
                 values[name] = study.sampler.sample_independent(study, trial, name, distribution)
         return values
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let Optuna say nothing but errors in a block."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
 class _Shown(InMemoryStorage):  # type: ignore[misc]  # Optuna is untyped to mypy
     shown: list[FrozenTrial]
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Keep no note of a trial that is sampled for: it is in no study."""
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

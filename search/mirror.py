@@ -66,18 +66,16 @@ class Mirror:
     def _open(self, agent: str, evaluations: Sequence[Evaluation]) -> tuple[Any, int]:
         import optuna
 
+        from trimtab.agents.window import quiet
+
         if self._storage is None:
             self._storage = _connect(self.url)
             self._distributions = {knob.name: _distribution(knob) for knob in self.space.knobs}
         name = f"{self.run}/{agent}"
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
+        with quiet():
             study = optuna.create_study(
                 storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
             )
-        finally:
-            optuna.logging.set_verbosity(verbosity)
         there = [trial.user_attrs.get("policy") for trial in study.get_trials(deepcopy=False)]
         known = [evaluation.policy.id for evaluation in evaluations]
         common = min(len(there), len(known))
