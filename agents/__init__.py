@@ -4,6 +4,7 @@ from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits, Score
 from trimtab.agents.evolution import Evolution
 from trimtab.agents.gp import Gp
+from trimtab.agents.greedy import Greedy
 from trimtab.agents.haq import Haq
 from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
@@ -21,6 +22,7 @@ __all__ = [
     "Estimates",
     "Evolution",
     "Gp",
+    "Greedy",
     "Haq",
     "Limits",
     "Milp",

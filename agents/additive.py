@@ -20,7 +20,7 @@ import numpy.typing as npt
 from trimtab.agents.base import Estimates, Limits
 from trimtab.spaces import Policy, Space
 
-__all__ = ["AdditiveModel", "Factor", "Planner", "Solution", "Solver", "planner_of"]
+__all__ = ["CORRECTIONS", "AdditiveModel", "Factor", "Planner", "Solution", "Solver", "planner_of"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -112,6 +112,27 @@ class AdditiveModel:
         moved = np.tile(vector, (int(other.sum()), 1))
         moved[np.arange(len(moved)), knobs[other]] = choices[other]
         return moved
+
+    def barriers(self, vector: npt.ArrayLike, kept: npt.NDArray[np.bool_]) -> Floats:
+        """Return for every row how many of the `kept` knobs, (knobs,), it would change in a vector; (rows,)."""
+        vector = np.asarray(vector)
+        found = []
+        for factor in self.factors:
+            scope = list(factor.scope)
+            choices = np.indices(factor.shape).reshape(len(scope), -1)
+            found.append((choices != vector[scope, None])[kept[scope]].sum(axis=0))
+        return np.concatenate(found).astype(float)
+
+    def moves(self, vector: npt.ArrayLike) -> Integers:
+        """Return all vectors that differ from one, (knobs,), in one group's width or one layer's own knobs."""
+        vector = np.asarray(vector)
+        moved = [self.neighbours(vector)]
+        for factor in self.factors:
+            if len(factor.private) > 1:
+                own = np.tile(vector, (math.prod(factor.shape[len(factor.shared) :]), 1))
+                own[:, list(factor.private)] = list(product(*(range(int(self.sizes[k])) for k in factor.private)))
+                moved.append(own[(own != vector).sum(axis=1) > 1])
+        return np.concatenate(moved)
 
     def _measure(self, limits: Limits, estimates: Estimates) -> tuple[list[Factor], Floats]:
         layers = list(self._layers())
@@ -352,16 +373,20 @@ class Solver:
                 messages[number] = axes[1:]
             self._buckets.append(bucket)
 
-    def solve(self, errors: Floats | None = None, allowed: Floats | None = None) -> Solution:
+    def solve(
+        self, errors: Floats | None = None, allowed: Floats | None = None, barriers: Floats | None = None
+    ) -> Solution:
         """Return a policy of nearly least error within allowed shares of the budgets (B,), default 1.
 
         `errors` (rows,) stand for the model's own: anything that grows with them among the choices of one layer at
-        the same widths, for only what no other choice there beats is looked at.
+        the same widths, for only what no other choice there beats is looked at. `barriers` (rows,) are added to them
+        to keep a solution from rows; that they are far larger does not disturb the search for the prices.
         """
         errors = self.model.values[:, 0] if errors is None else errors
         allowed = np.ones(len(self.model.budgets)) if allowed is None else allowed
+        prices = np.full(len(allowed), self._first_price(errors[self.entries]))
+        errors = errors if barriers is None else errors + barriers
         entries = errors[self.entries]
-        prices = np.full(len(allowed), self._first_price(entries))
         bound = -math.inf
         found: dict[bytes, tuple[float, float, Integers]] = {}
         for step in np.geomspace(*STEPS, ROUNDS):
@@ -486,22 +511,26 @@ class Planner:
         self.allowed = np.ones(len(self.model.budgets))
         _, _, self.allowed = self._solved(self.model.values[:, 0])
 
-    def policy(self, errors: Floats) -> tuple[Policy, bool]:
+    def policy(self, errors: Floats, barriers: Floats | None = None) -> tuple[Policy, bool]:
         """Return a policy of nearly least error, as `Solver.solve` takes them, and whether it meets the limits."""
-        policy, feasible, _ = self._solved(errors)
+        policy, feasible, _ = self._solved(errors, barriers)
         return policy, feasible
 
-    def _solved(self, errors: Floats) -> tuple[Policy, bool, Floats]:
+    def _solved(self, errors: Floats, barriers: Floats | None = None) -> tuple[Policy, bool, Floats]:
         allowed = self.allowed
         for _ in range(CORRECTIONS):
-            solution = self.solver.solve(errors, allowed)
+            solution = self.solver.solve(errors, allowed, barriers)
             policy = self.space.decode(solution.vector.tolist())
             if self.limits.feasible(policy):
                 return policy, True, allowed
-            truth = self.limits.violations(policy)
-            off = np.array([truth[budget] + 1 for budget in self.model.budgets]) - solution.shares
-            allowed = np.minimum(allowed, 1 - off - TINY)
+            allowed = np.minimum(allowed, self.corrected(policy, solution.vector))
         return policy, False, allowed
+
+    def corrected(self, policy: Policy, vector: Integers) -> Floats:
+        """Return the shares that the model may spend, (B,), if it is off as at this policy of this vector."""
+        truth = self.limits.violations(policy)
+        shares = self.model.totals(vector[None])[0, 1:]
+        return 1 - TINY - (np.array([truth[budget] + 1 for budget in self.model.budgets]) - shares)
 
 
 @lru_cache(maxsize=4)

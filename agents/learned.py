@@ -17,9 +17,12 @@ __all__ = ["LearnedErrors"]
 #: Accuracies below are counted as this, so that the logarithm stays finite.
 LOWEST = 0.02
 
-#: Prior standard deviation of the intercept, and mean and standard deviation of the coefficients of whole kinds.
+#: Prior standard deviation of the intercept.
 INTERCEPT = 3.0
-SHARED = (1.0, 1.0)
+
+#: Prior mean and standard deviation of what the weights of each kind of feature have in common: before anything is
+#: told, losses are as the estimates say.
+SHARED = ((1.0, 1.0), (0.0, 0.3), (0.0, 0.3), (0.0, 0.3), (0.0, 0.3))
 
 #: Prior standard deviations of the deviations of single layers and groups, of which the likeliest is taken.
 OWN = (0.1, 0.3, 1.0, 3.0)
@@ -37,9 +40,9 @@ class LearnedErrors:
     Estimated errors rank the choices of one layer well, but neither pruning against quantisation nor one layer against
     another: what a layer loses is amplified or forgiven by those behind it (SPDY: Frantar and Alistarh 2022,
     arXiv:2201.13096, section 3). So a weight is learned for every layer and kind of error, and for every group's
-    width. There are four kinds of features: per layer the root of its least error at its widths, and the root of what
-    its own choices add to that; per group minus the logarithm of its keep ratio, and that one's square. A weight is
-    what its kind has in common plus a deviation.
+    width. There are five kinds of features: per layer its error, the root of its least error at its widths, and the
+    root of what its own choices add to that; per group minus the logarithm of its keep ratio, and that one's square. A
+    weight is what its kind has in common plus a deviation.
     """
 
     def __init__(self, model: AdditiveModel) -> None:
@@ -77,14 +80,16 @@ class LearnedErrors:
     def _learn(self) -> tuple[Floats, Floats]:
         """Return the posterior's mean and a root of its covariance, under the likeliest hyperparameters."""
         kinds = 1 + int(self._kinds.max())
-        mean = np.concatenate([[0.0], np.full(kinds, SHARED[0]), np.zeros(len(self._kinds))])
+        mean = np.concatenate([[0.0], [SHARED[k][0] for k in range(kinds)], np.zeros(len(self._kinds))])
         inputs, losses = np.array(self._rows).reshape(-1, len(mean)), np.array(self._losses)
         weights = 1 / (1 + ((losses - losses.min(initial=math.inf)) / NEAR) ** 2)
         left = losses - inputs @ mean
         gram, moment = (inputs.T * weights) @ inputs, inputs.T @ (weights * left)
         best, chosen = -math.inf, (mean, np.diag(mean))
         for own, noise in product(OWN, NOISE):
-            deviations = np.concatenate([[INTERCEPT], np.full(kinds, SHARED[1]), np.full(len(self._kinds), own)])
+            deviations = np.concatenate(
+                [[INTERCEPT], [SHARED[k][1] for k in range(kinds)], np.full(len(self._kinds), own)]
+            )
             root = np.linalg.cholesky(gram / noise**2 + np.diag(deviations**-2.0))
             half = np.linalg.solve(root, moment / noise**2)
             evidence = half @ half - weights @ left**2 / noise**2 - 2 * len(losses) * math.log(noise)
@@ -104,7 +109,7 @@ def _features(model: AdditiveModel) -> tuple[Any, npt.NDArray[np.int64]]:
 
     names: dict[tuple[int, object], int] = {}
     entries: list[tuple[npt.NDArray[np.int64], int, Floats]] = []
-    sums = np.zeros(4)
+    sums = np.zeros(5)
 
     def add(kind: int, about: object, start: int, values: Floats) -> None:
         sums[kind] += values.mean()
@@ -116,15 +121,16 @@ def _features(model: AdditiveModel) -> tuple[Any, npt.NDArray[np.int64]]:
         errors = model.values[factor.start : factor.start + factor.size, 0]
         table = errors.reshape(math.prod(factor.shape[: len(factor.shared)]), -1)
         least = np.repeat(table.min(axis=1), table.shape[1])
-        add(0, factor.layer, factor.start, np.sqrt(np.maximum(least, 0.0)))
-        add(1, factor.layer, factor.start, np.sqrt(errors - least))
+        add(0, factor.layer, factor.start, errors)
+        add(1, factor.layer, factor.start, np.sqrt(np.maximum(least, 0.0)))
+        add(2, factor.layer, factor.start, np.sqrt(errors - least))
         for axis, knob in enumerate(factor.shared):
             if knob not in groups:
                 groups.add(knob)
                 counts = np.array(model.space.knobs[knob].choices, float)
                 narrow = -np.log(counts / counts.max())[np.unravel_index(np.arange(factor.size), factor.shape)[axis]]
-                add(2, knob, factor.start, narrow)
-                add(3, knob, factor.start, narrow**2)
+                add(3, knob, factor.start, narrow)
+                add(4, knob, factor.start, narrow**2)
     kinds = np.array([kind for kind, _ in names])
     scales = 1 / np.where(sums > 0, sums, 1.0)
     rows = np.concatenate([rows for rows, _, _ in entries])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -29,6 +28,13 @@ SECONDS = 10.0
 
 #: A relative gap below which an optimum counts as proven.
 GAP = 1e-4
+
+#: Share of the knobs that a local proposal may change, drawn between these, and what a change of another one costs.
+FREE = (0.1, 0.6)
+FAR = 1e3
+
+#: How far proposals for the whole network are drawn from what is likeliest, in the posterior's standard deviations.
+CAUTION = 0.3
 
 #: HiGHS's verdict that nothing is feasible.
 INFEASIBLE = 2
@@ -70,10 +76,11 @@ class Milp(Agent):
     """First the optimum of the additive model, then the optima of what is learned about its errors.
 
     The additive model adds up what layers would lose if each were compressed alone. What it misses is learned from the
-    told accuracies (`LearnedErrors`), and each further proposal is the best policy under errors drawn from what is then
-    known of them (Thompson sampling; for linear models Agrawal and Goyal 2013, arXiv:1209.3352): as much exploration
-    as there is doubt. SPDY (Frantar and Alistarh 2022, arXiv:2201.13096) looks for the weights of layers by random
-    perturbation of the best ones instead. Where the best policy is known already, a neighbour of it is proposed.
+    told accuracies (`LearnedErrors`). Odd proposals are the best policy under errors drawn from near what is then the
+    likeliest (Thompson sampling; for linear models Agrawal and Goyal 2013, arXiv:1209.3352). Even ones search around
+    the best told policy, as SPDY does around its best weights (Frantar and Alistarh 2022, arXiv:2201.13096, section 3):
+    a random subset of the knobs, all others staying as they are, is set as is best under errors drawn from all that is
+    likely. Where a proposal is known already, its best new neighbour takes its place.
     """
 
     name: ClassVar[str] = "milp"
@@ -81,6 +88,7 @@ class Milp(Agent):
 
     def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
         super().__init__(space, limits, seed, estimates)
+        self._best: tuple[float, list[int]] | None = None
         self._told: list[tuple[list[int], float]] = []
 
     @cached_property
@@ -100,8 +108,14 @@ class Milp(Agent):
         return LearnedErrors(self.planner.model)
 
     def _learn(self, policy: Policy, score: Score) -> None:
-        with suppress(BadInput):  # one from elsewhere, outside the space's choices, cannot be learned from
-            self._told.append((self.space.encode(policy), score.accuracy))
+        try:
+            vector = self.space.encode(policy)
+        except BadInput:  # one from elsewhere, outside the space's choices, cannot be learned from
+            return
+        self._told.append((vector, score.accuracy))
+        feasible = all(violation <= 0 for violation in score.violations.values())
+        if feasible and (self._best is None or score.accuracy > self._best[0]):
+            self._best = score.accuracy, vector
 
     def _propose(self, number: int) -> Policy | None:
         if number == 0:
@@ -109,11 +123,13 @@ class Milp(Agent):
         while self._told:
             self._learned.tell(*self._told.pop(0))
         rng = np.random.default_rng(stable_seed(self.seed, self.name, number))
-        errors = self._learned.draw(rng)
-        policy, feasible = self.planner.policy(errors)
-        if feasible and self._repeats == 0:
-            return policy
-        return self._near(policy, errors)
+        errors, barriers = self._learned.draw(rng, CAUTION), None
+        if number % 2 == 0 and self._best is not None:
+            errors = self._learned.draw(rng)
+            kept = rng.random(len(self.space.knobs)) > rng.uniform(*FREE)
+            barriers = FAR * self.planner.model.barriers(self._best[1], kept)
+        policy, feasible = self.planner.policy(errors, barriers)
+        return policy if feasible and self._repeats == 0 else self._near(policy, errors)
 
     def _near(self, policy: Policy, errors: Floats) -> Policy:
         """Return the neighbour of least error that is new, and feasible if there is any."""

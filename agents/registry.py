@@ -6,6 +6,7 @@ from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits
 from trimtab.agents.evolution import Evolution
 from trimtab.agents.gp import Gp
+from trimtab.agents.greedy import Greedy
 from trimtab.agents.haq import Haq
 from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
@@ -22,6 +23,7 @@ AGENTS: dict[str, type[Agent]] = {
     for agent in (
         Uniform,
         Random,
+        Greedy,
         Milp,
         Evolution,
         Tpe,

@@ -4,14 +4,17 @@ from itertools import product
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyEstimates, ToyLimits, toy_space
+from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, toy_space
 
+from trimtab.agents import Random
 from trimtab.agents.additive import AdditiveModel, Solver
 from trimtab.agents.milp import Milp, optimise
 from trimtab.errors import InfeasibleBudget
-from trimtab.spaces import Options
+from trimtab.spaces import LayerDecision, Options, Policy
 
 TINY = toy_space(Options(channels=3, bits=((4, 8), (8, 8)), ranks=(), fixed=("conv1", "linear")))
+SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))
+LIMITS = ToyLimits(SPACE)
 EVERY = np.array(list(product(*(range(len(knob.choices)) for knob in TINY.knobs))))
 
 
@@ -49,3 +52,35 @@ def test_impossible_budgets_are_named_with_the_least_violation() -> None:
     agent = Milp(TINY, ToyLimits(TINY, 0.02, 0.6), 0, ToyEstimates(TINY))
     with pytest.raises(InfeasibleBudget, match="size"):
         agent.ask(1)
+
+
+def test_where_estimates_are_wrong_it_learns_from_what_is_told() -> None:
+    """Every layer and group weighs another amount than the estimates say, and losses do not even add up."""
+    estimates = ToyEstimates(SPACE)
+    factors = np.random.default_rng(5).exponential(size=len(SPACE.scopes)) ** 2
+
+    def accuracy(policy: Policy) -> float:
+        loss = float(factors @ list(estimates.errors(policy).values()))
+        return float(np.exp(-5 * loss - 20 * loss**2))
+
+    def told(evaluations: int) -> list[float]:
+        agent = Milp(SPACE, LIMITS, 0, estimates)
+        found = []
+        for _ in range(evaluations):
+            (policy,) = agent.ask(1)
+            found.append(accuracy(policy))
+            agent.tell(policy, ToyScore(found[-1], LIMITS.violations(policy)))
+        return found
+
+    found = told(25)
+    assert 1 - max(found) < 0.9 * (1 - found[0])
+    random = Random(SPACE, LIMITS, 0).ask(100)
+    assert max(found) > max(map(accuracy, random))
+
+
+def test_a_policy_outside_the_space_is_known_but_not_learned_from() -> None:
+    agent = Milp(SPACE, LIMITS, 0, ToyEstimates(SPACE))
+    agent.tell(SPACE.int8(), ToyScore(0.9))
+    odd = {**SPACE.base().layers, "linear": LayerDecision(3, 8)}
+    agent.tell(Policy(SPACE.fingerprint, SPACE.base().channels, odd), ToyScore(0.99))
+    assert len(agent.ask(3)) == 3
