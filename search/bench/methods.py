@@ -30,6 +30,10 @@ __all__ = ["Case", "bench_methods", "parse_case"]
 #: Keep ratios tried for a share of the MACs.
 RATIOS = 257
 
+#: What an error of the first layer counts of the last one's where widths are allocated: the repairs of all layers
+#: behind it go on to make up for it, which the layer database knows nothing of.
+FIRST_LAYER = 1 / 3
+
 
 @dataclass(frozen=True)
 class Case:
@@ -62,9 +66,13 @@ class Case:
 
     def _allocated(self, problem: Problem, plan: StepPlan, limit: float) -> Policy:
         space, database = problem.space, open_database(problem.space, problem.judge.calibration)
-        narrow = allocate_widths(
-            space, lambda policy: sum(database.errors(policy).values()), lambda policy: _macs(plan, policy), limit
-        )
+        names = [op.name for op in space.network.layers]
+        weight = dict(zip(names, np.geomspace(FIRST_LAYER, 1.0, len(names)).tolist(), strict=True))
+
+        def error(policy: Policy) -> float:
+            return sum(weight[name] * found for name, found in database.errors(policy).items())
+
+        narrow = allocate_widths(space, error, lambda policy: _macs(plan, policy), limit)
         wide = space.uniform(1.0, self.bits, self.form)
         choices = zip(space.knobs, space.encode(narrow), space.encode(wide), strict=True)
         return space.decode([width if knob.kind == "channels" else other for knob, width, other in choices])
