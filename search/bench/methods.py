@@ -67,7 +67,7 @@ class Case:
     def _allocated(self, problem: Problem, plan: StepPlan, limit: float) -> Policy:
         space, database = problem.space, open_database(problem.space, problem.judge.calibration)
         names = [op.name for op in space.network.layers]
-        weight = dict(zip(names, np.geomspace(FIRST_LAYER, 1.0, len(names)).tolist(), strict=True))
+        weight: dict[str, float] = dict(zip(names, np.geomspace(FIRST_LAYER, 1.0, len(names)).tolist(), strict=True))
 
         def error(policy: Policy) -> float:
             return sum(weight[name] * found for name, found in database.errors(policy).items())
