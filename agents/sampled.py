@@ -21,7 +21,7 @@ __all__ = ["Sampled", "excess", "first_proposals", "ranked"]
 FIRST = 10
 
 #: Up to so many choices a knob is a categorical parameter.
-FEW = 3
+FEW = 4
 
 
 class Sampled(Agent):
@@ -54,8 +54,8 @@ class Sampled(Agent):
         """Return the parameters; by default every knob is one, its value the index of a choice."""
         from optuna.distributions import CategoricalDistribution, IntDistribution
 
-        # All choices are in order, but among two or three the order says little: the kernel of an integer parameter
-        # would smear over all of them, and costs three times as much to sample.
+        # All choices are in order, but among few the order says little: the kernel of an integer parameter would smear
+        # over all of them, and costs three times as much to sample.
         return {
             knob.name: CategoricalDistribution(tuple(range(len(knob.choices))))
             if len(knob.choices) <= FEW
