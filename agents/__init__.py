@@ -8,7 +8,7 @@ from trimtab.agents.greedy import Greedy
 from trimtab.agents.haq import Haq
 from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
-from trimtab.agents.random import Random
+from trimtab.agents.random import Random, RandomProjected
 from trimtab.agents.registry import AGENTS, make
 from trimtab.agents.tpe import Tpe
 from trimtab.agents.uniform import Uniform
@@ -28,6 +28,7 @@ __all__ = [
     "Milp",
     "Nsga2",
     "Random",
+    "RandomProjected",
     "Score",
     "Tpe",
     "Uniform",

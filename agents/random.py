@@ -11,7 +11,7 @@ import numpy as np
 from trimtab.agents.base import Agent, Estimates, Limits, stable_seed
 from trimtab.spaces import Policy, Space
 
-__all__ = ["Random", "draw", "walk"]
+__all__ = ["Random", "RandomProjected", "draw", "walk"]
 
 #: Proposals that are made by one walk, and sweeps over all knobs: before the first of them, and between two.
 BLOCK = 32
@@ -45,6 +45,19 @@ class Random(Agent):
                 next(self._walk)
         self._next_number = number + 1
         return self.space.decode(next(self._walk))
+
+
+class RandomProjected(Agent):
+    """Draws policies of any tightness (`draw`) and projects them into the limits.
+
+    Not uniform, and the stronger baseline where the good policies are rare: its draws are of many kinds, with all that
+    is saved saved on channels, say, where nearly every policy of the feasible set is middling in everything.
+    """
+
+    name: ClassVar[str] = "random-projected"
+
+    def _propose(self, number: int) -> Policy | None:
+        return self.space.decode(draw(self.space, np.random.default_rng(stable_seed(self.seed, self.name, number))))
 
 
 def walk(space: Space, limits: Limits, rng: np.random.Generator) -> Iterator[list[int]]:

@@ -10,7 +10,7 @@ from trimtab.agents.greedy import Greedy
 from trimtab.agents.haq import Haq
 from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
-from trimtab.agents.random import Random
+from trimtab.agents.random import Random, RandomProjected
 from trimtab.agents.tpe import Tpe
 from trimtab.agents.uniform import Uniform
 from trimtab.errors import unknown_name
@@ -23,6 +23,7 @@ AGENTS: dict[str, type[Agent]] = {
     for agent in (
         Uniform,
         Random,
+        RandomProjected,
         Greedy,
         Milp,
         Evolution,
