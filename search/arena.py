@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 from trimtab.agents import AGENTS
-from trimtab.agents.base import Estimates
+from trimtab.agents.base import Agent, Estimates
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel
@@ -22,9 +23,10 @@ from trimtab.search.journal import Journal
 from trimtab.search.offers import find_removals
 from trimtab.search.problem import Problem, open_database
 from trimtab.search.progress import Progress
+from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Removal
 
-__all__ = ["Arena", "bench_of", "build_arena", "parse_budgets", "rehearse"]
+__all__ = ["Arena", "bench_of", "build_arena", "estimates_for", "parse_budgets", "rehearse"]
 
 #: Random feasible policies that are priced before the trials, and proposals of every agent.
 DRAWN, REHEARSED = 200, 4
@@ -69,12 +71,6 @@ class Arena:
         model = CostModel(self.problem.space, table, self.ground.fit)
         return BudgetLimits(model, self.ground.limits, self.ground.margin, self.problem.config.seed)
 
-    def estimates(self, agent: str) -> Estimates | None:
-        """Return the layer database for an agent that cannot do without."""
-        if not AGENTS[agent].needs_estimates and self.problem.config.proxy != "layers":
-            return None
-        return open_database(self.problem.space, self.problem.judge.calibration)
-
 
 def _absent() -> NoReturn:
     raise TrimtabError("a worker has no images but those of the judge")
@@ -102,9 +98,18 @@ def with_budgets(config: Config, budgets: Mapping[str, Any]) -> Config:
 
 
 def build_arena(
-    problem: Problem, budgets: Mapping[str, Any], table: LatencyTable, known: Journal | None, progress: Progress
+    problem: Problem,
+    budgets: Mapping[str, Any],
+    agents: Sequence[str],
+    table: LatencyTable,
+    known: Journal | None,
+    progress: Progress,
 ) -> Arena:
-    """Measure the ground for some budgets, or take it from the journal of a contest that is gone on with."""
+    """Measure the ground for some budgets, or take it from the journal of a contest that is gone on with.
+
+    What the agents propose first is measured end to end: they go where the latency table is too fast, and the margin
+    has to be wide enough for that.
+    """
     name = ", ".join(f"{key} {value}" for key, value in budgets.items())
     problem = replace(problem, config=with_budgets(problem.config, budgets))
     machine = (table.engine.signature, cpu_name())
@@ -114,8 +119,30 @@ def build_arena(
             return Arena(name, problem, Ground.from_json(record.data["ground"]), machine, {})
     progress.line(f"budget {name}")
     problem = problem.without(find_removals(problem, table, progress))
-    ground, _ = survey(problem, bench_of(problem), CostModel(problem.space, table), progress)
+    fill_for(problem, agents, progress)
+
+    def propose(limits: BudgetLimits) -> list[Policy]:
+        return [policy for agent in agents for policy in _agent(problem, agent, limits).ask(REHEARSED)]
+
+    ground, _ = survey(problem, bench_of(problem), CostModel(problem.space, table), progress, propose)
     return Arena(name, problem, ground, machine, {})
+
+
+def fill_for(problem: Problem, agents: Sequence[str], progress: Progress) -> None:
+    """Fill the layer database where the proxy or an agent needs it."""
+    if problem.config.proxy == "layers" or any(AGENTS[name].needs_estimates for name in agents):
+        fill_database(problem, len(os.sched_getaffinity(0)), progress)
+
+
+def _agent(problem: Problem, name: str, limits: BudgetLimits) -> Agent:
+    return AGENTS[name](problem.space, limits, problem.config.seed, estimates_for(problem, name))
+
+
+def estimates_for(problem: Problem, agent: str) -> Estimates | None:
+    """Return the layer database for an agent, where it is there."""
+    if problem.config.proxy != "layers" and not AGENTS[agent].needs_estimates:
+        return None
+    return open_database(problem.space, problem.judge.calibration)
 
 
 def bench_of(problem: Problem) -> LatencyBench:
@@ -124,21 +151,19 @@ def bench_of(problem: Problem) -> LatencyBench:
     return LatencyBench(engine, problem.space, problem.judge.images, problem.config.measure.precision)
 
 
-def rehearse(arena: Arena, agents: Sequence[str], workers: int, progress: Progress) -> Arena:
-    """Fill the layer database, and the latency table with what is likely to be asked, while nothing else runs.
+def rehearse(arena: Arena, agents: Sequence[str], progress: Progress) -> Arena:
+    """Put into the latency table what is likely to be asked, while nothing else runs.
 
     Every agent proposes its first policies, and random ones are priced, so that trials that run beside each other
     hardly ever measure.
     """
-    if arena.estimates(agents[0]) is not None or any(AGENTS[name].needs_estimates for name in agents):
-        fill_database(arena.problem, workers, progress)
+    fill_for(arena.problem, agents, progress)
     engine = arena.problem.config.engine
     table = LatencyTable(make_engine(engine.name, engine.threads))
     limits = arena.limits(table)
     with progress.bar("latency table") as bar:
         table.filled = bar.update
         for name in dict.fromkeys((*agents, "random")):
-            agent = AGENTS[name](arena.problem.space, limits, arena.problem.config.seed, arena.estimates(name))
-            for policy in agent.ask(DRAWN if name == "random" else REHEARSED):
+            for policy in _agent(arena.problem, name, limits).ask(DRAWN if name == "random" else REHEARSED):
                 limits.model.cost(policy)
     return replace(arena, prices=table.entries)

@@ -107,7 +107,10 @@ def compare(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Evaluations of every trial; the configuration's trials without it."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every agent: 0, 1, ...")] = 3,
+    seeds: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Seeds of every agent: 0, 1, ...; 3 without it."),
+    ] = None,
     budgets: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -119,7 +122,10 @@ def compare(
     workers: Annotated[int, typer.Option(min=0, help="Trials at a time; 0: one for every core.")] = 0,
     address: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A Ray cluster, like 10.0.0.1:6379 or auto; without it one is started on loopback."),
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            help="A Ray cluster, like 10.0.0.1:6379 or auto; without it one is started on loopback.",
+        ),
     ] = None,
     set_: Setting = None,
     out: Annotated[Optional[Path], typer.Option(help="The contest's folder; a new one under runs/ without it.")] = None,  # noqa: UP045
@@ -135,7 +141,7 @@ def compare(
     reports what there is; --resume goes on with it.
     """
     from trimtab.search.arena import parse_budgets
-    from trimtab.search.contest import Plan, run_contest
+    from trimtab.search.contest import Plan, planned, run_contest
     from trimtab.search.problem import load_problem
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.run import default_folder, open_run, prepare_folder
@@ -149,9 +155,12 @@ def compare(
     resolved = open_run(out, settings) if again and out is not None else _config(config, settings)
     if "proxy" not in resolved.model_fields_set:
         resolved = resolved.model_copy(update={"proxy": "layers"})
-    names = resolved.agents if agents is None else _names(agents)
-    asked = [resolved.budgets] if budgets is None else parse_budgets(budgets)
-    plan = Plan(tuple(names), seeds, tuple(asked), workers)
+    usual: dict[str, Any] = {"agents": resolved.agents, "seeds": 3, "budgets": [resolved.budgets]}
+    if again and out is not None:
+        usual = planned(out)
+    names = usual["agents"] if agents is None else _names(agents)
+    asked = usual["budgets"] if budgets is None else parse_budgets(budgets)
+    plan = Plan(tuple(names), seeds or usual["seeds"], tuple(asked), workers)
     folder = out or default_folder(resolved).with_name(f"contest-{default_folder(resolved).name}")
     prepare_folder(folder, resume)
     progress = ConsoleProgress()

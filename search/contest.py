@@ -28,7 +28,7 @@ from trimtab.search.contest_report import write_contest
 from trimtab.search.contest_summary import Finished, contest_summary
 from trimtab.search.evaluation import Evaluation
 from trimtab.search.export import write_text
-from trimtab.search.journal import Journal
+from trimtab.search.journal import Journal, read_journal
 from trimtab.search.loop import AgentRun
 from trimtab.search.pool import start_ray
 from trimtab.search.problem import Problem
@@ -37,7 +37,15 @@ from trimtab.search.recheck import contenders, recheck
 from trimtab.search.run import identity, prepare_folder, write_policy
 from trimtab.search.trial import Trial, read_trial
 
-__all__ = ["Plan", "run_contest"]
+__all__ = ["Plan", "planned", "run_contest"]
+
+
+def planned(folder: Path) -> dict[str, Any]:
+    """Return the agents, seeds and budgets with which a contest in a folder was last gone on with."""
+    plans = [record.data for record in read_journal(folder / "journal") if record.kind == "plan"]
+    if not plans:
+        raise BadInput(f"there is no contest to resume in {folder}")
+    return {key: plans[-1][key] for key in ("agents", "seeds", "budgets")}
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def run_contest(
         if journal is not None:
             _check_same(problem, journal)
         table = LatencyTable(make_engine(problem.config.engine.name, problem.config.engine.threads))
-        arenas = [build_arena(problem, budgets, table, journal, progress) for budgets in plan.budgets]
+        arenas = [build_arena(problem, budgets, plan.agents, table, journal, progress) for budgets in plan.budgets]
         if journal is None:
             folder.mkdir(parents=True, exist_ok=True)
             journal = stack.enter_context(Journal(folder / "journal"))
@@ -92,7 +100,7 @@ def run_contest(
                 journal.append("ground", arena.to_json())
         journal.append("plan", {**asdict(plan), "trials": problem.config.trials})
         workers = plan.workers or len(os.sched_getaffinity(0))
-        arenas = [rehearse(arena, plan.agents, workers, progress) for arena in arenas]
+        arenas = [rehearse(arena, plan.agents, progress) for arena in arenas]
         failed = _run_trials(plan, arenas, folder, workers, address, progress)
         summary, interrupted = _finish(plan, arenas, folder, journal, failed, progress)
     return summary, interrupted

@@ -54,10 +54,11 @@ def standings(budget: Values) -> tuple[list[str], list[list[str]]]:
         "agent",
         *(f"best after {n}" for n in agents[0]["after"]),
         "hypervolume",
-        "ms per ask (late)",
+        "ms per ask: median, late, most",
         "evaluations per s",
         "winner's latency / int8",
         "winner's size / int8",
+        "winner's proxy",
         "winner, finished",
     ]
     return head, [_row(row) for row in agents]
@@ -68,10 +69,11 @@ def _row(row: Values) -> list[str]:
         row["agent"],
         *(_range(spread, 100, "{:.2f}") for spread in row["after"].values()),
         _range(row["hypervolume"], 1, "{:.3f}"),
-        f"{_range(row['asking'], 1e3, '{:.2g}', False)} ({_range(row['asking_late'], 1e3, '{:.2g}', False)})",
+        ", ".join(_range(row["asking"][key], 1e3, "{:.3g}", False) for key in ("median", "late", "largest")),
         _range(row["per_second"], 1, "{:.3g}", False),
         _range(row["latency"], 1, "{:.3f}"),
         _range(row["size"], 1, "{:.3f}"),
+        _range(row["proxy_accuracy"], 100, "{:.2f}"),
         _range(row["accuracy"], 100, "{:.2f}"),
     ]
 
@@ -118,6 +120,11 @@ def _facts(summary: Values) -> list[tuple[str, str]]:
             "of the feasible points of cost and accuracy, seen from the limit and the accuracy of chance: 1 would be a "
             "perfect network for nothing. The cost is the latency, or the first budget where latency has no limit",
         ),
+        (
+            "best after",
+            "by the latency table; the winner is the best one whose finished network passed the measurement",
+        ),
+        ("late", "the last tenth of a trial's evaluations"),
         ("winner, finished", "accuracy on the selection images of the network that was built and measured"),
     ]
     facts += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from trimtab.evaluators.engines import cpu_name, make_engine
@@ -86,7 +87,10 @@ def _budget(arena: Arena, finished: Sequence[Finished]) -> Values:
         "noise_floor": ground.noise_floor,
         "base": {**asdict(ground.base), "accuracy": ground.base_accuracy},
         "int8": {**asdict(ground.int8), "accuracy": ground.int8_accuracy},
-        "verdicts": [verdict(_bests_at(by_agent, n), _after(n, trials, runs)) for n in milestones],
+        "verdicts": [
+            *(verdict(_bests_at(by_agent, n), _after(n, trials, runs)) for n in milestones),
+            verdict(_measured(by_agent), "the winners were measured end to end"),
+        ],
         "agents": [_agent(name, own, milestones, levels) for name, own in by_agent.items()],
         "levels": levels,
         "runs": runs,
@@ -108,7 +112,11 @@ def _run(arena: Arena, finished: Finished) -> Values:
         "evaluations": count,
         "feasible": len(points),
         "seconds": run.seconds,
-        "asking": {"mean": _mean(run.asking), "late": _mean(late), "largest": max(run.asking, default=None)},
+        "asking": {
+            "median": median(run.asking) if run.asking else None,
+            "late": median(late) if late else None,
+            "largest": max(run.asking, default=None),
+        },
         "per_second": count / run.seconds if run.seconds else None,
         "judged_per_second": count / run.judging if run.judging else None,
         "best": run.best.accuracy if run.best else None,
@@ -148,11 +156,11 @@ def _agent(name: str, runs: Sequence[Values], milestones: Sequence[int], levels:
         "evaluations": _spread(run["evaluations"] for run in runs),
         "after": {str(n): _spread(at(s, n) for s in steps) for n in milestones},
         "hypervolume": _spread(run["hypervolume"] for run in runs),
-        "asking": _spread(run["asking"]["mean"] for run in runs),
-        "asking_late": _spread(run["asking"]["late"] for run in runs),
+        "asking": {key: _spread(run["asking"][key] for run in runs) for key in ("median", "late", "largest")},
         "seconds": _spread(run["seconds"] for run in runs),
         "per_second": _spread(run["per_second"] for run in runs),
         "judged_per_second": _spread(run["judged_per_second"] for run in runs),
+        "proxy_accuracy": _spread(winner["proxy_accuracy"] for winner in winners),
         "accuracy": _spread(winner["accuracy"] for winner in winners),
         "latency": _spread(winner["latency"][0] if winner["latency"] else None for winner in winners),
         "size": _spread(winner["size"] for winner in winners),
@@ -193,11 +201,15 @@ def _bests_at(by_agent: Mapping[str, Sequence[Values]], evaluations: int) -> dic
     }
 
 
+def _measured(by_agent: Mapping[str, Sequence[Values]]) -> dict[str, list[float]]:
+    """Every agent's proxy accuracy of each seed's winner that passed its measurement; 0 where none did."""
+    return {
+        agent: [run["winner"]["proxy_accuracy"] if run["winner"] else 0.0 for run in runs]
+        for agent, runs in by_agent.items()
+    }
+
+
 def _spread(values: Iterable[float | None]) -> Values | None:
     """The spread of the values that there are; None where there are none."""
     known = [value for value in values if value is not None]
     return {**asdict(Spread.of(known)), "seeds": len(known)} if known else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

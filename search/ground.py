@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ __all__ = ["Ground", "survey"]
 #: The most that is taken off a latency limit for the table's error, and the share of predictions it allows for.
 LARGEST_MARGIN = 0.1
 MOST = 0.75
+
+#: The same where nothing is measured during the search, so that agents settle where the table is too fast.
+NEARLY_ALL, ROUNDS = 0.9, 2
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,17 @@ class Ground:
         return cls(**{**data, **nested})
 
 
-def survey(problem: Problem, bench: LatencyBench, model: CostModel, progress: Progress) -> tuple[Ground, BudgetLimits]:
-    """Measure the ground; a budget that cannot be met is an `InfeasibleBudget` with the smallest reachable value."""
+def survey(
+    problem: Problem,
+    bench: LatencyBench,
+    model: CostModel,
+    progress: Progress,
+    propose: Callable[[BudgetLimits], list[Policy]] | None = None,
+) -> tuple[Ground, BudgetLimits]:
+    """Measure the ground; a budget that cannot be met is an `InfeasibleBudget` with the smallest reachable value.
+
+    `propose` returns what agents propose under limits: measured too, for a search that will trust the table.
+    """
     surveyor = _Surveyor(problem, bench, model)
     progress.line("measuring the network as given, and its uniform int8 form")
     surveyor.measure_references()
@@ -62,6 +74,9 @@ def survey(problem: Problem, bench: LatencyBench, model: CostModel, progress: Pr
         limits = surveyor.limits()
         surveyor.probe(_near(problem, limits, problem.config.measure.probes))
         limits = surveyor.limits_with_margin()
+        for _ in range(ROUNDS if propose is not None and "latency" in limits.limits else 0):
+            surveyor.probe(propose(limits))  # type: ignore[misc]
+            limits = surveyor.limits_with_margin(NEARLY_ALL)
     return surveyor.ground(limits), limits
 
 
@@ -101,7 +116,7 @@ class _Surveyor:
     def limits(self, margin: float = 0.0) -> BudgetLimits:
         return BudgetLimits(self.model, self.resolved, margin, self.problem.config.seed, confirm=self.seconds)
 
-    def limits_with_margin(self) -> BudgetLimits:
+    def limits_with_margin(self, most: float = MOST) -> BudgetLimits:
         """Keep as far from the latency limit as most predictions near it fell short of the measurement.
 
         Not as far as the worst: one bad prediction would cost every candidate, and what becomes the best is measured.
@@ -114,7 +129,7 @@ class _Surveyor:
             for policy, seconds in self.measured.items()
             if 0.7 * latency < seconds < 1.3 * latency
         ]
-        margin = 1 - 1 / float(np.quantile(short or [1.0], MOST))
+        margin = 1 - 1 / float(np.quantile(short or [1.0], most))
         try:
             return self.limits(min(margin, LARGEST_MARGIN))
         except InfeasibleBudget:

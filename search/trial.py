@@ -12,7 +12,7 @@ import torch
 
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.table import LatencyTable
-from trimtab.search.arena import Arena
+from trimtab.search.arena import Arena, estimates_for
 from trimtab.search.journal import Journal, read_journal
 from trimtab.search.loop import AgentRun, Ledger, Memory, Searcher
 from trimtab.search.pool import LocalPool
@@ -57,7 +57,7 @@ def run_trial(trial: Trial, arena: Arena, root: Path, report: Callable[[dict[str
         report(_metrics(run))
 
     with Journal(folder / "journal") as journal:
-        judge, estimates = LocalPool(problem.judge), arena.estimates(trial.agent)
+        judge, estimates = LocalPool(problem.judge), estimates_for(problem, trial.agent)
         searcher = Searcher(problem, arena.ground, limits, None, judge, Ledger(journal), estimates)
         run = searcher.run(trial.agent, Progress(), config.time_limit or math.inf, watch)
         journal.append("finished", {"trial": asdict(trial), **_asked(arena), "ended": run.ended})

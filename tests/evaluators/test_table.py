@@ -171,3 +171,20 @@ def test_an_empty_file_is_filled(tmp_path: Path) -> None:
     latencies.path.write_bytes(b"")
     assert filled(tmp_path)[0].measured == len(steps())
     assert filled(tmp_path)[0].measured == 0
+
+
+def test_searches_beside_each_other_price_alike(tmp_path: Path) -> None:
+    first, engine = LatencyTable(FakeEngine(), tmp_path), FakeEngine()
+    second = LatencyTable(engine, tmp_path)  # opened before the first one has measured anything
+    told = [first.seconds(step) for step in steps()]
+    assert [second.seconds(step) for step in steps()] == told
+    assert engine.measured == []
+
+
+def test_entries_of_another_machine_are_taken_where_there_are_none(tmp_path: Path) -> None:
+    first, _ = filled(tmp_path / "a")
+    engine = FakeEngine()
+    second = LatencyTable(engine, tmp_path / "b")
+    second.adopt(first.entries)
+    assert [second.seconds(step) for step in steps()] == [first.seconds(step) for step in steps()]
+    assert engine.measured == []

@@ -137,7 +137,7 @@ def test_ctrl_c_and_a_time_limit_end_a_contest_with_a_report(
     assert "Traceback" not in stopped.err
     summary = json.loads((folder / "compare.json").read_text())
     assert {run["ended"] for run in summary["budgets"][0]["runs"]} == {"interrupted"}
-    assert "interruption" in summary["budgets"][0]["verdicts"][-1]
+    assert "interruption" in summary["budgets"][0]["verdicts"][-2]
     assert summary["feasible"]["winners"] > 0
 
     longest = max(run["seconds"] for run in summary["budgets"][0]["runs"])

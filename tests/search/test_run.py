@@ -295,3 +295,20 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     with pytest.raises(BadInput, match="no run to resume"):
         prepare_folder(tmp_path / "new", resume=True)
+
+
+def test_a_time_limit_is_shared_by_the_agents_and_kept_within_an_evaluation(problem: Problem, tmp_path: Path) -> None:
+    config = tiny(trials=5000, time_limit="4s", budgets={"size": "0.5x", "macs": "0.9x"})
+    run_search(replace(problem, config=config), tmp_path / "run", Progress())
+    records = read_journal(tmp_path / "run" / "journal")
+    spent: dict[str, list[float]] = {}
+    for record in records:
+        if record.kind == "told":
+            spent.setdefault(record.data["agent"], []).append(record.data["seconds"]["total"])
+    assert set(spent) == {"uniform", "random", "tpe"}
+    assert all(len(batches) < 5000 for batches in spent.values())
+    everything = [seconds for batches in spent.values() for seconds in batches]
+    assert sum(everything) < 4 + max(everything)
+    assert sum(spent["tpe"][:-1]) < 4  # when the last evaluation was begun, there was time left
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {row["agent"]: row["evaluations"] for row in summary["agents"]} == {a: len(b) for a, b in spent.items()}
