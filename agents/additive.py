@@ -29,7 +29,7 @@ Integers = npt.NDArray[np.int64]
 LARGEST = 4096
 
 #: Rounds of the multipliers, and the step of the first and of the last one.
-ROUNDS = 24
+ROUNDS = 16
 STEPS = (3.0, 0.03)
 
 #: Solutions of the multipliers that are improved: the best that fits, and the nearest that do not.

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from trimtab.agents.additive import AdditiveModel, Floats
+from trimtab.spaces.factorisation.registry import one_thread
 
 __all__ = ["LearnedErrors"]
 
@@ -64,7 +64,7 @@ class LearnedErrors:
         `spread` multiplies the deviation from the posterior's mean.
         """
         if self._posterior is None:
-            with threadpool_limits(1):  # the same bits whatever the number of threads
+            with one_thread():
                 self._posterior = self._learn()
         mean, root = self._posterior
         found = mean + spread * root @ rng.standard_normal(len(mean))
