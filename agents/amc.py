@@ -41,7 +41,7 @@ class Episodic(Agent):
     decay: ClassVar[float] = 0.95
 
     #: The smallest deviation: as long as it explores, it does not repeat itself.
-    least_noise: ClassVar[float] = 0.02
+    least_noise: ClassVar[float] = 0.05
 
     def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
         super().__init__(space, limits, seed, estimates)
@@ -112,9 +112,11 @@ class Amc(Episodic):
         return Learner(self.algorithm, len(walk.features), walk.slots, len(walk.steps), seed)
 
     def _draw(self, rng: np.random.Generator) -> Policy:
+        # Independent uniform actions would make all episodes alike, and none of them a good one.
+        deviation = NOISE * rng.random()
         walker = Walker(self.walk)
         while walker.step is not None:
-            walker.act(rng.random(self.walk.slots).tolist())
+            walker.act(truncated_normal(np.full(self.walk.slots, 0.5), deviation, rng).tolist())
         return walker.policy()
 
     def _roll(self, rng: np.random.Generator, deviation: float) -> Policy:

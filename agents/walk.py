@@ -7,9 +7,10 @@ knob of a layer and every budget that is a sum over layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
@@ -36,6 +37,16 @@ def choice_of(level: float, choices: int) -> int:
 def level_of(choice: int, choices: int) -> float:
     """Return the action in the middle of a choice's part of the interval."""
     return (choice + 0.5) / choices
+
+
+def bend(action: float, middle: float) -> float:
+    """Return the level that an action stands for if 0, 1/2 and 1 stand for 0, `middle` and 1."""
+    return 2 * action * middle if action < 0.5 else middle + (2 * action - 1) * (1 - middle)
+
+
+def unbend(level: float, middle: float) -> float:
+    """Return the action that stands for a level."""
+    return level / (2 * middle) if level < middle else 0.5 + (level - middle) / (2 * (1 - middle))
 
 
 class Prices:
@@ -104,7 +115,7 @@ class Walk:
     stride, kernel and MACs, each in parts of the largest; of the MACs of the untouched network, how many were saved
     before this layer and how many come after it; and the last action. Added are the share of the layer's input channels
     that is kept, and for every budget what the layers before spend of it, and what is left of it with everything
-    undecided at its cheapest.
+    undecided as `reserve` has it.
     """
 
     def __init__(self, space: Space, limits: Limits) -> None:
@@ -129,19 +140,54 @@ class Walk:
         return (*SHAPE, "saved", "rest", "kept inputs", *budgets, *(f"last action {i}" for i in range(self.slots)))
 
     @cached_property
-    def cheapest(self) -> list[int]:
-        """A feasible vector, about as cheap as there is: what is undecided counts as being like it.
+    def reserve(self) -> list[int]:
+        """What is undecided counts as being like this feasible vector, so this much is kept for it.
 
-        Raises `trimtab.errors.InfeasibleBudget` where the limits have no feasible policy.
+        AMC keeps as little as the rest can do with. Under tight budgets that lets the first layers take all there is,
+        and every episode ends with a network that is wide in front and starved behind. So it is the least compressed
+        feasible policy that treats all layers alike; where there is none, one that is about as cheap as may be. Raises
+        `trimtab.errors.InfeasibleBudget` where the limits have no feasible policy.
         """
+        alike = [vector for vector in self._alike() if self._fits(vector)]
+        vector = max(alike, key=self._least_kept, default=None) or self._cheapest()
+        return self.space.encode(self.limits.project(self.space.decode(vector)))
+
+    def _alike(self) -> Iterator[list[int]]:
+        """Yield the vectors with one level of channels and one of bits for all layers, none of them factorised."""
+        kinds = [knob.kind for knob in self.space.knobs]
+        finest = {
+            kind: max((n for n, k in zip(self.sizes, kinds, strict=True) if k == kind), default=1) for kind in KINDS
+        }
+        for channels, bits in product(range(finest["channels"]), range(finest["bits"])):
+            levels = {"channels": level_of(channels, finest["channels"]), "bits": level_of(bits, finest["bits"])}
+            yield [choice_of(levels.get(kind, 1.0), size) for kind, size in zip(kinds, self.sizes, strict=True)]
+
+    def _fits(self, vector: Sequence[int]) -> bool:
+        return bool((self.prices.total(self.prices.layers(vector)) <= 1 - ROUNDING).all())
+
+    def _least_kept(self, vector: Sequence[int]) -> tuple[float, float]:
+        """How far up the knobs are in their ranges, the lowest first: a wide network of float32 gains little by it."""
+        kept = [level_of(choice, size) for choice, size in zip(vector, self.sizes, strict=True)]
+        return min(kept), sum(kept)
+
+    def _cheapest(self) -> list[int]:
         forms = [i for i, knob in enumerate(self.space.knobs) if knob.kind == "form"]
-        vector = [
-            size - 1 if knob.kind == "form" else 0 for knob, size in zip(self.space.knobs, self.sizes, strict=True)
-        ]
+        vector = [self.sizes[i] - 1 if i in forms else 0 for i in range(len(self.sizes))]
         for knob in forms:  # of narrow layers, the one of fewest weights need not be the fastest
             trials = [[*vector[:knob], form, *vector[knob + 1 :]] for form in range(self.sizes[knob])]
             vector = min(trials, key=lambda trial: self.prices.total(self.prices.layers(trial)).max(initial=0.0))
-        return self.space.encode(self.limits.project(self.space.decode(vector)))
+        return vector
+
+    def choice(self, knob: int, action: float) -> int:
+        """Return the choice of a knob that an action in [0, 1] stands for: 1/2 is what is kept in reserve for it."""
+        return choice_of(bend(action, self._middle(knob)), self.sizes[knob])
+
+    def action(self, knob: int, choice: int) -> float:
+        """Return the action for a choice of a knob."""
+        return unbend(level_of(choice, self.sizes[knob]), self._middle(knob))
+
+    def _middle(self, knob: int) -> float:
+        return level_of(self.reserve[knob], self.sizes[knob])
 
     def replay(self, policy: Policy) -> tuple[Array, Array]:
         """Return the episode that makes a policy: states (steps + 1, features) and actions (steps, slots).
@@ -179,11 +225,11 @@ class Walk:
 
 
 class Walker:
-    """One episode under way. `vector` is what is decided, with everything else at its cheapest: feasible throughout."""
+    """One episode under way. `vector` is what is decided, everything else being as it is reserved."""
 
     def __init__(self, walk: Walk) -> None:
         self.walk = walk
-        self.vector = list(walk.cheapest)
+        self.vector = list(walk.reserve)
         self.position = 0
         self._layers = walk.prices.layers(self.vector)
         self._action = np.ones(walk.slots)
@@ -216,13 +262,13 @@ class Walker:
     def act(self, action: Sequence[float]) -> Array:
         """Decide the next step by an action (slots,) in [0, 1], bounded by the budgets; return the action executed.
 
-        Algorithm 1 of AMC: each knob takes the choice nearest to the wanted one with which the rest, at its cheapest,
-        still meets every budget.
+        Algorithm 1 of AMC: each knob takes the choice nearest to the wanted one with which the rest, as it is
+        reserved, still meets every budget.
         """
         step = self._next()
         choices = []
         for knob, slot in zip(step.knobs, step.slots, strict=True):
-            choices.append(self._bounded(knob, choice_of(float(action[slot]), self.walk.sizes[knob])))
+            choices.append(self._bounded(knob, self.walk.choice(knob, float(action[slot]))))
             self._set(knob, choices[-1])
         return self.decide(choices)
 
@@ -237,14 +283,14 @@ class Walker:
                 self._set(knob, form)
         self._action = np.ones(walk.slots)
         for knob, slot in zip(step.knobs, step.slots, strict=True):
-            self._action[slot] = level_of(self.vector[knob], walk.sizes[knob])
+            self._action[slot] = walk.action(knob, self.vector[knob])
         self._undecided -= set(step.knobs)
         self.position += 1
         self._pass()
         return self._action
 
     def policy(self) -> Policy:
-        """Return the policy of what is decided, everything else being at its cheapest."""
+        """Return the policy of what is decided, everything else being as it is reserved."""
         return self.walk.space.decode(self.vector)
 
     def _next(self) -> Step:

@@ -51,6 +51,20 @@ def test_every_knob_is_decided_once_at_the_first_layer_that_it_concerns() -> Non
         assert len(set(step.slots)) == len(step.knobs)
 
 
+def test_an_action_of_a_half_is_what_is_reserved_and_actions_are_read_back_as_choices() -> None:
+    for knob, size in enumerate(WALK.sizes):
+        assert WALK.choice(knob, 0.5) == WALK.reserve[knob]
+        assert [WALK.choice(knob, WALK.action(knob, choice)) for choice in range(size)] == list(range(size))
+
+
+def test_what_is_reserved_treats_all_layers_alike_and_is_the_least_compressed_that_fits() -> None:
+    """By brute force over the uniform policies of the toy: the highest lowest level, then the highest sum."""
+    reserve = SPACE.decode(WALK.reserve)
+    assert LIMITS.feasible(reserve)
+    assert len({(layer.w_bits, layer.a_bits) for layer in reserve.layers.values()}) == 1
+    assert all(layer.rank is None for layer in reserve.layers.values())
+
+
 @given(st.data())
 def test_whatever_the_actions_every_episode_ends_within_the_budgets(data: st.DataObject) -> None:
     walker = Walker(WALK)
@@ -69,15 +83,15 @@ def test_what_fits_is_decided_as_wanted() -> None:
 
 
 def test_the_nearest_choice_that_leaves_enough_for_the_rest_is_taken() -> None:
-    """By brute force: the widest first group whose policy, everything else at its cheapest, meets the budgets."""
+    """By brute force: the widest first group whose policy, everything else as it is reserved, meets the budgets."""
     walker = Walker(WALK)
     assert walker.step is not None
     knob = walker.step.knobs[0]
-    cheapest = list(WALK.cheapest)
+    reserve = list(WALK.reserve)
     fitting = [
         choice
         for choice in range(WALK.sizes[knob])
-        if LIMITS.feasible(SPACE.decode([*cheapest[:knob], choice, *cheapest[knob + 1 :]]))
+        if LIMITS.feasible(SPACE.decode([*reserve[:knob], choice, *reserve[knob + 1 :]]))
     ]
     walker.act([1.0] * WALK.slots)
     assert walker.vector[knob] == max(fitting)
@@ -133,12 +147,12 @@ def test_the_state_of_a_tiny_network_by_hand() -> None:
     )
     total = 4 * 9 * 16 + 8  # 576 MACs of the convolution, 8 of the linear layer
     walker = Walker(walk)
-    cheapest = 1 * 9 * 16 + 2
+    reserved = 2 * 9 * 16 + 2 * 2  # 60 % of the MACs allow two channels
     expected = [0, 1, 1, 1, 1, 1, 1, 1, 0, 8 / total, 1]
     np.testing.assert_allclose(walker.state()[:11], expected, rtol=1e-6)
-    np.testing.assert_allclose(walker.state()[13:], [0, 1 - cheapest / (0.6 * total), 1], rtol=1e-6)
-    walker.act([1.0])  # 60 % of the MACs allow two channels: 288 + 4
+    np.testing.assert_allclose(walker.state()[13:], [0, 1 - reserved / (0.6 * total), 1], rtol=1e-6)
+    walker.act([1.0])
     assert walker.step is None
     assert walker.vector == [1]
     np.testing.assert_allclose(walker.state()[8:11], [292 / total, 0, 1], rtol=1e-6)
-    np.testing.assert_allclose(walker.state()[13:], [292 / (0.6 * total), 1 - 292 / (0.6 * total), 0.375], rtol=1e-6)
+    np.testing.assert_allclose(walker.state()[13:], [292 / (0.6 * total), 1 - 292 / (0.6 * total), 0.5], rtol=1e-6)
