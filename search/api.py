@@ -106,7 +106,7 @@ def compress(
     model: nn.Module,
     task: Task | tuple[Any, Any],
     budgets: Mapping[str, str | float],
-    agent: str = "tpe",
+    agent: str = "milp",
     trials: int = 200,
     *,
     out: str | Path | None = None,

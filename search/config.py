@@ -242,8 +242,8 @@ class Config(_Section):
     space: SpaceConfig = SpaceConfig()
     quantisation: QuantisationConfig = QuantisationConfig()
     repairs: RepairsConfig = RepairsConfig()
-    agent: str = "tpe"
-    baselines: tuple[str, ...] = ("uniform", "random")
+    agent: str = "milp"
+    baselines: tuple[str, ...] = ("uniform", "random", "greedy")
     trials: int = Field(200, ge=1)
     time_limit: float | None = Field(None, gt=0)
     workers: int = Field(1, ge=0)

@@ -25,6 +25,8 @@ TINY: dict[str, Any] = {
     "budgets": {"latency": "0.95x", "size": "0.5x"},
     "space": {"channels": 3, "bits": [[8, 8], [32, 32]], "ranks": []},
     "measure": {"seconds": 0.05, "final_seconds": 0.1, "probes": 2},
+    "agent": "milp",
+    "baselines": ["uniform", "random"],
     "trials": 6,
     "workers": 0,
 }

@@ -136,7 +136,7 @@ def test_every_command_on_one_run(trimtab: CommandLine, written: Written) -> Non
     assert reported["winner"] == found["winner"]
     plain = trimtab("report", run)
     assert plain.code == 0
-    assert "tpe" in plain.out
+    assert "milp" in plain.out
 
     wide = trimtab("evaluate", run / "policy.json", "--set", "network.options.width=16", "--json")
     refused(wide, 2, "policy is for another network")

@@ -21,7 +21,7 @@ from trimtab.search.run import Outcome, run_search
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.space import Removal, choice_text
 
-AGENTS = ("random", "tpe")
+AGENTS = ("random", "milp")
 
 
 class Said(Progress):
@@ -97,7 +97,7 @@ def test_a_study_holds_what_the_journal_holds(problem: Problem, run: Path, agent
 def test_mirroring_again_writes_nothing(problem: Problem, run: Path) -> None:
     url = f"sqlite:///{run.parent}/studies.db"
     before = [contents(optuna.load_study(storage=url, study_name=f"run/{agent}")) for agent in AGENTS]
-    assert mirror_run(problem, run, url) == {"run/random": 0, "run/tpe": 0}
+    assert mirror_run(problem, run, url) == {"run/random": 0, "run/milp": 0}
     assert [contents(optuna.load_study(storage=url, study_name=f"run/{agent}")) for agent in AGENTS] == before
 
 
@@ -110,7 +110,7 @@ def test_a_run_that_grows_is_caught_up_with_trial_by_trial(problem: Problem, run
         (growing / "journal").write_bytes(b"".join(lines[:end]))
         for study, trials in mirror_run(problem, growing, url).items():
             written[study] = written.get(study, 0) + trials
-    assert written == {"run/random": 4, "run/tpe": 4}
+    assert written == {"run/random": 4, "run/milp": 4}
     storage = JournalStorage(JournalFileBackend(f"{tmp_path}/studies.log"))
     for agent in AGENTS:
         study = optuna.load_study(storage=storage, study_name=f"run/{agent}")
@@ -135,7 +135,7 @@ def test_another_runs_study_is_left_alone(problem: Problem, run: Path, tmp_path:
 def test_a_storage_that_fails_does_not_lose_the_run(problem: Problem, tmp_path: Path) -> None:
     nowhere = f"sqlite:///{tmp_path}/nowhere/studies.db"
     outcome, lines = search(problem, tmp_path / "run", nowhere)
-    assert len(told(outcome.folder, "tpe")) == 4
+    assert len(told(outcome.folder, "milp")) == 4
     assert (outcome.folder / "summary.json").is_file()
     about = [line for line in lines if "storage" in line]
     assert len(about) == 1
@@ -155,9 +155,9 @@ def test_what_is_no_storage_is_refused_before_anything_runs(url: str) -> None:
 def test_the_command_says_what_it_wrote(trimtab: CommandLine, run: Path) -> None:
     ran = trimtab("mirror", run, "sqlite:///copied.db", "--json")
     assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["written"] == {"run/random": 4, "run/tpe": 4}
+    assert json.loads(ran.out)["written"] == {"run/random": 4, "run/milp": 4}
     assert (
         trimtab("mirror", run, "sqlite:///copied.db").out
-        == "run/random: 0 trial(s) written\nrun/tpe: 0 trial(s) written\n"
+        == "run/random: 0 trial(s) written\nrun/milp: 0 trial(s) written\n"
     )
     assert trimtab("mirror", run, "copied.db").code == 2

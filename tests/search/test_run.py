@@ -89,8 +89,8 @@ def test_the_journal_begins_with_the_ground_and_ends_finished(finished: Finished
 
 def test_all_agents_have_equally_many_evaluations(finished: Finished) -> None:
     counts = {row["agent"]: row["evaluations"] for row in finished.summary["agents"]}
-    assert set(counts) == {"uniform", "random", "tpe"}
-    assert counts["random"] == counts["tpe"] == 6
+    assert set(counts) == {"uniform", "random", "milp"}
+    assert counts["random"] == counts["milp"] == 6
     asked = Counter[str]()
     for batch in finished.of("ask"):
         asked[batch["agent"]] += len(batch["policies"])
@@ -305,10 +305,10 @@ def test_a_time_limit_is_shared_by_the_agents_and_kept_within_an_evaluation(prob
     for record in records:
         if record.kind == "told":
             spent.setdefault(record.data["agent"], []).append(record.data["seconds"]["total"])
-    assert set(spent) == {"uniform", "random", "tpe"}
+    assert set(spent) == {"uniform", "random", "milp"}
     assert all(len(batches) < 5000 for batches in spent.values())
     everything = [seconds for batches in spent.values() for seconds in batches]
     assert sum(everything) < 4 + max(everything)
-    assert sum(spent["tpe"][:-1]) < 4  # when the last evaluation was begun, there was time left
+    assert sum(spent["milp"][:-1]) < 4  # when the last evaluation was begun, there was time left
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {row["agent"]: row["evaluations"] for row in summary["agents"]} == {a: len(b) for a, b in spent.items()}
