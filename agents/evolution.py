@@ -11,6 +11,7 @@ import numpy as np
 from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
 from trimtab.agents.milp import Milp
 from trimtab.agents.random import draw
+from trimtab.agents.stages import stages
 from trimtab.agents.uniform import Uniform
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy, Space
@@ -52,7 +53,7 @@ class Evolution(Agent):
         super().__init__(space, limits, seed, estimates)
         self._population: deque[tuple[tuple[float, float], list[int]]] = deque(maxlen=POPULATION)
         self._genes = _genes(space)
-        self._stages = _stages(space)
+        self._stages = stages(space)
 
     @cached_property
     def _founders(self) -> list[Policy]:
@@ -86,8 +87,11 @@ class Evolution(Agent):
         return list(max(self._population[int(i)] for i in among)[1])
 
     def _crossed(self, one: list[int], other: list[int], rng: np.random.Generator) -> list[int]:
-        from_other = rng.random(max(self._stages) + 1) < 0.5
-        return [b if from_other[stage] else a for a, b, stage in zip(one, other, self._stages, strict=True)]
+        child = list(one)
+        for stage, from_other in zip(self._stages, rng.random(len(self._stages)) < 0.5, strict=True):
+            for knob in stage if from_other else ():
+                child[knob] = other[knob]
+        return child
 
     def _mutate(self, vector: list[int], rng: np.random.Generator) -> None:
         gene = self._genes[int(rng.integers(len(self._genes)))]
@@ -118,13 +122,3 @@ def _genes(space: Space) -> list[list[int]]:
         if own and not shared:
             alone.append(own)
     return [*channels.values(), *alone]
-
-
-def _stages(space: Space) -> list[int]:
-    """Return for every knob the number of the stage that its layer, or its group's first layer, is in."""
-    number: dict[str, int] = {}
-    stage, before = -1, None
-    for op in space.network.layers:
-        stage += op.shape[1:] != before
-        number[op.name], before = stage, op.shape[1:]
-    return [number[knob.target] for knob in space.knobs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,9 +11,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from trimtab.agents.base import Estimates, Limits, Score, stable_seed
 from trimtab.agents.sampled import Sampled, excess, ranked
+from trimtab.agents.stages import stages
 from trimtab.spaces import Policy, Space
 
-__all__ = ["Gp", "fitted_at", "stages"]
+__all__ = ["Gp", "fitted_at"]
 
 #: Stages of a network, each with a level for every kind of knob: at most 9 parameters.
 STAGES = 3
@@ -45,7 +45,7 @@ class Gp(Sampled):
     name: ClassVar[str] = "gp"
 
     def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
-        members = stages(space)
+        members = stages(space, STAGES)
         self._names = [f"{kind} {stage}" for stage in range(STAGES) for kind in ("channels", "bits", "form")]
         place = {knob: stage for stage, knobs in enumerate(members) for knob in knobs}
         knobs = [self._names.index(f"{knob.kind} {place[i]}") for i, knob in enumerate(space.knobs)]
@@ -110,24 +110,3 @@ def fitted_at(told: int, first: int) -> int:
     while (following := results + max(1, int(results * REFIT))) <= told:
         results = following
     return results
-
-
-def stages(space: Space) -> list[list[int]]:
-    """Return the indices of the knobs of every stage: at most `STAGES` runs of layers, told apart by spatial size.
-
-    Where there are more sizes, the two neighbours with the fewest knobs between them are one stage, until there are
-    few enough. A channel group belongs to the stage of its first layer.
-    """
-    runs: list[tuple[tuple[int, ...], list[int]]] = []
-    for op in space.network:
-        size = op.shape[1:]
-        knobs = [i for i, knob in enumerate(space.knobs) if knob.target == op.name]
-        if not runs or runs[-1][0] != size:
-            runs.append((size, []))
-        runs[-1][1].extend(knobs)
-    found = [knobs for _, knobs in runs if knobs]
-    while len(found) > STAGES:
-        pairs = [len(one) + len(other) for one, other in pairwise(found)]
-        at = pairs.index(min(pairs))
-        found[at : at + 2] = [found[at] + found[at + 1]]
-    return found

@@ -6,10 +6,10 @@ import torch
 from tests.agents.toys import ToyLimits, ToyScore, damage, toy_space
 
 from trimtab.agents import Gp, Random
-from trimtab.agents.gp import STAGES, fitted_at, stages
+from trimtab.agents.gp import STAGES, fitted_at
 from trimtab.agents.random import draw
-from trimtab.spaces import Policy, Space, build_space
-from trimtab.spaces.zoo import CifarResNet
+from trimtab.agents.stages import stages
+from trimtab.spaces import Policy
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
@@ -44,22 +44,12 @@ def test_it_beats_random_at_the_same_number_of_evaluations() -> None:
     assert 1 - np.mean(gp) < 0.9 * (1 - np.mean(random)), (gp, random)
 
 
-@pytest.mark.parametrize("space", [SPACE, build_space(CifarResNet(20).eval(), torch.zeros(1, 3, 32, 32))])
-def test_every_knob_is_in_the_stage_of_its_spatial_size(space: Space) -> None:
-    found = stages(space)
-    assert len(found) == STAGES
-    assert sorted(i for knobs in found for i in knobs) == list(range(len(space.knobs)))
-    sizes = [{space.network.op(space.knobs[i].target).shape[1:] for i in knobs} for knobs in found]
-    # The classifier, which has no spatial size, is with one of its neighbours.
-    assert [len(of - {()}) for of in sizes] == [1, 1, 1]
-
-
 def test_levels_are_mean_places() -> None:
     agent = Gp(SPACE, LIMITS, 0)
     policy = SPACE.decode(draw(SPACE, np.random.default_rng(3)))
     agent.tell(policy, score(policy))
     vector = SPACE.encode(policy)
-    for stage, knobs in enumerate(stages(SPACE)):
+    for stage, knobs in enumerate(stages(SPACE, STAGES)):
         for kind in ("channels", "bits", "form"):
             places = [vector[i] / (len(SPACE.knobs[i].choices) - 1) for i in knobs if SPACE.knobs[i].kind == kind]
             if places:
