@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from trimtab.evaluators.engines import cpu_name, make_engine
 from trimtab.search.arena import Arena
 from trimtab.search.evaluation import Evaluation
 from trimtab.search.loop import AgentRun
 from trimtab.search.standings import Spread, Steps, at, best_so_far, curve, first_reaching, hypervolume, verdict
+from trimtab.search.summary import about
 from trimtab.search.trial import Trial
 
 __all__ = ["Finished", "contest_summary"]
@@ -47,13 +47,7 @@ def contest_summary(arenas: Sequence[Arena], finished: Sequence[Finished]) -> Va
     winners = [f.winner for f in finished if f.winner is not None]
     evaluated = [e for f in finished for e in f.run.evaluations]
     return {
-        "schema": 1,
-        "network": config.network.zoo or config.network.torchvision or config.network.import_,
-        "data": config.data.name,
-        "provenance": problem.splits.provenance,
-        "selection_images": len(problem.judge.labels),
-        "engine": make_engine(config.engine.name, config.engine.threads).signature,
-        "cpu": cpu_name(),
+        **about(problem),
         "proxy": config.proxy,
         "trials": config.trials,
         "time_limit": config.time_limit,

@@ -15,7 +15,7 @@ from trimtab.search.ground import Ground
 from trimtab.search.loop import AgentRun
 from trimtab.search.problem import Problem
 
-__all__ = ["Winner", "best_of", "build_summary", "verdict"]
+__all__ = ["Winner", "about", "best_of", "build_summary", "verdict"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,20 @@ def best_of(winners: Mapping[str, Winner | None]) -> Winner | None:
     return max((w for w in winners.values() if w), key=rank, default=None)
 
 
+def about(problem: Problem) -> dict[str, Any]:
+    """Return what every summary says of what was searched, and on what."""
+    config = problem.config
+    return {
+        "schema": 1,
+        "network": config.network.zoo or config.network.torchvision or config.network.import_,
+        "data": config.data.name,
+        "provenance": problem.splits.provenance,
+        "selection_images": len(problem.judge.labels),
+        "engine": make_engine(config.engine.name, config.engine.threads).signature,
+        "cpu": cpu_name(),
+    }
+
+
 def build_summary(
     problem: Problem,
     ground: Ground,
@@ -54,13 +68,7 @@ def build_summary(
     config = problem.config
     best = best_of(winners)
     return {
-        "schema": 1,
-        "network": config.network.zoo or config.network.torchvision or config.network.import_,
-        "data": config.data.name,
-        "provenance": problem.splits.provenance,
-        "selection_images": len(problem.judge.labels),
-        "engine": make_engine(config.engine.name, config.engine.threads).signature,
-        "cpu": cpu_name(),
+        **about(problem),
         "seed": config.seed,
         "trials": config.trials,
         "seconds": seconds,

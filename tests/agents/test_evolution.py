@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, damage, distance_to, toy_space
+from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, best, damage, distance_to, toy_space
 
-from trimtab.agents import Agent, Evolution, Milp, Random, Uniform
+from trimtab.agents import Evolution, Milp, Random, Uniform
 from trimtab.agents.evolution import FOUNDERS, POPULATION, STARTUP
 from trimtab.agents.random import draw
 from trimtab.agents.stages import stages
@@ -16,15 +16,6 @@ SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
 TARGET = LIMITS.project(SPACE.decode(draw(SPACE, np.random.default_rng(99))))
 KNOBS = [knob.name for knob in SPACE.knobs]
-
-
-def best(agent: Agent, accuracy: Callable[[Policy], float], evaluations: int) -> float:
-    values = []
-    for _ in range(evaluations):
-        (policy,) = agent.ask(1)
-        values.append(accuracy(policy))
-        agent.tell(policy, ToyScore(values[-1], LIMITS.violations(policy)))
-    return max(values)
 
 
 @pytest.mark.parametrize("accuracy", [distance_to(SPACE, TARGET), damage(SPACE)], ids=["target", "damage"])

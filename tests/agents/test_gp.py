@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.agents.toys import ToyLimits, ToyScore, damage, toy_space
+from tests.agents.toys import ToyLimits, ToyScore, best, damage, toy_space
 
 from trimtab.agents import Gp, Random
 from trimtab.agents.gp import STAGES, fitted_at
@@ -29,18 +29,9 @@ def told(results: int) -> Gp:
     return agent
 
 
-def best(agent: Gp | Random, evaluations: int) -> float:
-    values = []
-    for _ in range(evaluations):
-        (policy,) = agent.ask(1)
-        values.append(ACCURACY(policy))
-        agent.tell(policy, score(policy))
-    return max(values)
-
-
 def test_it_beats_random_at_the_same_number_of_evaluations() -> None:
-    random = [best(Random(SPACE, LIMITS, seed), 40) for seed in range(2)]
-    gp = [best(Gp(SPACE, LIMITS, seed), 40) for seed in range(2)]
+    random = [best(Random(SPACE, LIMITS, seed), ACCURACY, 40) for seed in range(2)]
+    gp = [best(Gp(SPACE, LIMITS, seed), ACCURACY, 40) for seed in range(2)]
     assert 1 - np.mean(gp) < 0.9 * (1 - np.mean(random)), (gp, random)
 
 

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, damage, distance_to, toy_space
+from tests.agents.toys import ToyEstimates, ToyLimits, best, damage, distance_to, toy_space
 
 from trimtab.agents import Greedy, Random
 from trimtab.agents.additive import AdditiveModel
 from trimtab.agents.greedy import STEPS, shrink
-from trimtab.spaces import Options, Policy
+from trimtab.spaces import Options
 
 SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))
 LIMITS = ToyLimits(SPACE)
@@ -55,18 +53,9 @@ def test_impossible_budgets_end_the_shrinking() -> None:
     assert found.shape == MODEL.sizes.shape
 
 
-def best(agent: Greedy | Random, evaluations: int, accuracy: Callable[[Policy], float] = DAMAGE) -> float:
-    found = 0.0
-    for _ in range(evaluations):
-        (policy,) = agent.ask(1)
-        found = max(found, accuracy(policy))
-        agent.tell(policy, ToyScore(accuracy(policy), LIMITS.violations(policy)))
-    return found
-
-
 def test_its_first_proposal_beats_random_search() -> None:
-    greedy = best(Greedy(SPACE, LIMITS, 0, ToyEstimates(SPACE)), 1)
-    random = np.mean([best(Random(SPACE, LIMITS, seed), 40) for seed in range(3)])
+    greedy = best(Greedy(SPACE, LIMITS, 0, ToyEstimates(SPACE)), DAMAGE, 1)
+    random = np.mean([best(Random(SPACE, LIMITS, seed), DAMAGE, 40) for seed in range(3)])
     assert 1 - greedy < 0.7 * (1 - random)
 
 
@@ -75,7 +64,7 @@ def test_changes_of_the_best_improve_on_the_schedules(seed: int) -> None:
     """Where the estimates are wrong."""
     target = LIMITS.project(SPACE.decode(np.random.default_rng(99).integers(0, MODEL.sizes).tolist()))
     few, many = (
-        best(Greedy(SPACE, LIMITS, seed, ToyEstimates(SPACE)), evaluations, distance_to(SPACE, target))
+        best(Greedy(SPACE, LIMITS, seed, ToyEstimates(SPACE)), distance_to(SPACE, target), evaluations)
         for evaluations in (2 * len(STEPS), 60)
     )
     assert 1 - many < 0.9 * (1 - few)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import optuna
 import pytest
-from tests.agents.toys import ToyLimits, ToyScore, damage, distance_to, python, toy_space
+from tests.agents.toys import ToyLimits, ToyScore, best, damage, distance_to, python, toy_space
 
 from trimtab.agents import Agent, Random, Tpe
 from trimtab.agents.random import draw
@@ -15,15 +15,6 @@ from trimtab.spaces import LayerDecision, Options, Policy
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
 TARGET = LIMITS.project(SPACE.decode(draw(SPACE, np.random.default_rng(99))))
-
-
-def best(agent: Agent, accuracy: Callable[[Policy], float], evaluations: int) -> float:
-    values = []
-    for _ in range(evaluations):
-        (policy,) = agent.ask(1)
-        values.append(accuracy(policy))
-        agent.tell(policy, ToyScore(values[-1], LIMITS.violations(policy)))
-    return max(values)
 
 
 @pytest.mark.parametrize("accuracy", [distance_to(SPACE, TARGET), damage(SPACE)], ids=["target", "damage"])

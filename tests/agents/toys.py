@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from trimtab.agents import Agent
 from trimtab.errors import InfeasibleBudget
 from trimtab.spaces import Options, Policy, Space, build_space
 from trimtab.spaces.zoo import CifarResNet
@@ -115,6 +116,16 @@ def damage(space: Space) -> Callable[[Policy], float]:
     """The accuracy of which `ToyEstimates` knows everything: the budget binds."""
     estimates = ToyEstimates(space)
     return lambda policy: 1 - float(estimates.damage(policy).sum())
+
+
+def best(agent: Agent, accuracy: Callable[[Policy], float], evaluations: int) -> float:
+    """The best accuracy that an agent finds, one policy at a time."""
+    values = []
+    for _ in range(evaluations):
+        (policy,) = agent.ask(1)
+        values.append(accuracy(policy))
+        agent.tell(policy, ToyScore(values[-1], agent.limits.violations(policy)))
+    return max(values)
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
