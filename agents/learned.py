@@ -79,25 +79,28 @@ class LearnedErrors:
 
     def _learn(self) -> tuple[Floats, Floats]:
         """Return the posterior's mean and a root of its covariance, under the likeliest hyperparameters."""
+        from scipy.linalg import solve_triangular  # here, so that importing the agents stays cheap
+
         kinds = 1 + int(self._kinds.max())
         mean = np.concatenate([[0.0], [SHARED[k][0] for k in range(kinds)], np.zeros(len(self._kinds))])
         inputs, losses = np.array(self._rows).reshape(-1, len(mean)), np.array(self._losses)
         weights = 1 / (1 + ((losses - losses.min(initial=math.inf)) / NEAR) ** 2)
         left = losses - inputs @ mean
         gram, moment = (inputs.T * weights) @ inputs, inputs.T @ (weights * left)
-        best, chosen = -math.inf, (mean, np.diag(mean))
+        squares = weights @ left**2
+        common = np.array([INTERCEPT, *(SHARED[k][1] for k in range(kinds))])
+        best, chosen = -math.inf, (np.eye(len(mean)), mean)
         for own, noise in product(OWN, NOISE):
-            deviations = np.concatenate(
-                [[INTERCEPT], [SHARED[k][1] for k in range(kinds)], np.full(len(self._kinds), own)]
-            )
+            deviations = np.concatenate([common, np.full(len(self._kinds), own)])
             root = np.linalg.cholesky(gram / noise**2 + np.diag(deviations**-2.0))
-            half = np.linalg.solve(root, moment / noise**2)
-            evidence = half @ half - weights @ left**2 / noise**2 - 2 * len(losses) * math.log(noise)
+            half = solve_triangular(root, moment / noise**2, lower=True, check_finite=False)
+            evidence = half @ half - squares / noise**2 - 2 * len(losses) * math.log(noise)
             evidence -= 2 * np.log(np.diag(root)).sum() + 2 * np.log(deviations).sum()
             if evidence > best:
-                inverse = np.linalg.inv(root).T
-                best, chosen = evidence, (mean + inverse @ half, inverse)
-        return chosen
+                best, chosen = evidence, (root, half)
+        root, half = chosen
+        inverse = solve_triangular(root, np.eye(len(mean)), lower=True, check_finite=False).T
+        return mean + inverse @ half, inverse
 
 
 def _features(model: AdditiveModel) -> tuple[Any, npt.NDArray[np.int64]]:
