@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,14 @@ BATCH = 64
 SOFT_UPDATE = 0.01
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
 BASELINE_RATE = 0.5
+
+#: AMC's is 1. With the final reward in every step the critic would have to learn, by bootstrapping, a sum over the rest
+#: of the walk; with 0 it is a regression of the final reward on state and action, which a few hundred episodes teach.
+DISCOUNT = 0.0
+
+#: The share of all episodes that the actor imitates, and its learning rate in doing so.
+BEST = 0.1
+IMITATION_RATE = 1e-3
 
 #: Episodes that are remembered.
 REMEMBERED = 100
@@ -46,6 +55,10 @@ class Rewards:
 class Learner:
     """An actor and its critic: `algorithm` is "DDPG", "TD3" or "SAC".
 
+    The actor follows the critic and, ten times faster, the actions of the best episodes so far (self-imitation, Oh et
+    al. 2018, arXiv:1806.05635). A critic of a few hundred episodes says too little about dozens of actions: an actor
+    that follows it alone is after 400 episodes no better than its warm-up.
+
     Depends on nothing but its arguments and what it was taught, in that order: PyTorch's generator is seeded for every
     use and left as it was found, and so is the number of threads.
     """
@@ -56,6 +69,8 @@ class Learner:
             self._model = _model(algorithm, features, actions, steps)
         self._actor = self._model.actor
         self._buffer = self._model.replay_buffer
+        self._imitator = torch.optim.Adam(self._actor.parameters(), IMITATION_RATE)
+        self._episodes: list[tuple[float, Array, Array]] = []  # reward, states but the last, actions in [-1, 1]
 
     def act(self, state: Array) -> Array:
         """Return the actor's action, (actions,) in [0, 1], for a state (features,)."""
@@ -72,13 +87,27 @@ class Learner:
         for step in range(self.steps):
             done = step == self.steps - 1
             self._buffer.add(states[step], states[step + 1], 2 * actions[step] - 1, reward, done, [{}])
+        self._episodes.append((reward, states[:-1], np.asarray(2 * actions - 1, np.float32)))
 
     def train(self, seed: int) -> None:
-        """Make one update per step of an episode."""
+        """Make one update per step of an episode: of the critic and the actor by it, then of the actor by imitation."""
         self._buffer.draws = np.random.default_rng(seed)
         with _deterministic(seed):
             self._model.train(gradient_steps=self.steps, batch_size=BATCH)
+            self._imitate(np.random.default_rng([seed, 1]))
             self._model.policy.set_training_mode(False)
+
+    def _imitate(self, rng: np.random.Generator) -> None:
+        """Regress the actor on the actions of the best episodes; of equal ones the earlier is better."""
+        best = sorted(self._episodes, key=lambda episode: -episode[0])[: math.ceil(BEST * len(self._episodes))]
+        states = torch.from_numpy(np.concatenate([states for _, states, _ in best]))
+        actions = torch.from_numpy(np.concatenate([actions for _, _, actions in best]))
+        for _ in range(self.steps):
+            drawn = torch.from_numpy(rng.integers(len(states), size=BATCH))
+            loss = torch.nn.functional.mse_loss(self._actor(states[drawn], **self._certain), actions[drawn])
+            self._imitator.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # PyTorch leaves it so
+            self._imitator.step()
 
 
 def truncated_normal(mean: Array, deviation: float, rng: np.random.Generator) -> Array:
@@ -98,7 +127,7 @@ def _model(algorithm: str, features: int, actions: int, steps: int) -> Any:
         "buffer_size": REMEMBERED * steps,
         "batch_size": BATCH,
         "tau": SOFT_UPDATE,
-        "gamma": 1.0,
+        "gamma": DISCOUNT,
         "policy_kwargs": {"net_arch": [HIDDEN, HIDDEN]},
         "replay_buffer_class": _buffer_class(),
         "device": "cpu",

@@ -86,12 +86,16 @@ def test_what_others_found_takes_the_place_of_the_warm_up() -> None:
     assert agent.ask(1) != other.ask(1)
 
 
-def test_exploration_decays_by_a_twentieth_per_episode() -> None:
+def test_exploration_decays_per_episode_to_a_floor_and_grows_with_repeats() -> None:
     agent = Amc(SPACE, LIMITS, 0)
     agent._told = Amc.warmup + 10
-    assert agent.deviation == pytest.approx(0.5 * 0.95**10)
+    assert agent.deviation == pytest.approx(0.5 * 0.97**10)
     agent._told = Amc.warmup + 1000
     assert agent.deviation == pytest.approx(Amc.least_noise)
+    agent._repeats = 2
+    assert agent.deviation == pytest.approx(3 * Amc.least_noise)
+    agent._repeats = Amc.retries
+    assert agent.deviation == NOISE
 
 
 def test_a_policy_that_breaks_a_budget_when_measured_earns_nothing() -> None:

@@ -106,3 +106,32 @@ def test_the_actor_learns_ten_times_slower_than_the_critic() -> None:
     for each in (model, taught._model):
         assert each.actor.optimizer.param_groups[0]["lr"] == 1e-4
         assert each.critic.optimizer.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("algorithm", ["DDPG", "TD3", "SAC"])
+def test_the_actor_comes_to_imitate_the_best_episodes(algorithm: str) -> None:
+    """One of ten episodes is better than the others: its actions are learned, wherever the actor began."""
+    taught = learner(algorithm)
+    best = episode(3)
+    for seed in range(10):
+        taught.remember(*episode(seed), 0.9 if seed == 3 else 0.1 + seed / 100)
+
+    def distance() -> float:
+        return float(np.abs(np.stack([taught.act(state) for state in best[0][:-1]]) - best[1]).mean())
+
+    before = distance()
+    for seed in range(30):
+        taught.train(seed)
+    assert distance() < 0.5 * before
+
+
+def test_what_a_step_is_worth_does_not_depend_on_the_states_behind_it() -> None:
+    def taught(scale: float) -> np.ndarray:
+        one = learner()
+        for seed in range(4):
+            one.remember(*episode(seed), seed / 4)
+        one._buffer.next_observations *= scale
+        one.train(0)
+        return one.act(episode(0)[0][0])
+
+    np.testing.assert_array_equal(taught(1.0), taught(-3.0))

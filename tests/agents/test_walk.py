@@ -58,11 +58,27 @@ def test_an_action_of_a_half_is_what_is_reserved_and_actions_are_read_back_as_ch
 
 
 def test_what_is_reserved_treats_all_layers_alike_and_is_the_least_compressed_that_fits() -> None:
-    """By brute force over the uniform policies of the toy: the highest lowest level, then the highest sum."""
-    reserve = SPACE.decode(WALK.reserve)
-    assert LIMITS.feasible(reserve)
-    assert len({(layer.w_bits, layer.a_bits) for layer in reserve.layers.values()}) == 1
-    assert all(layer.rank is None for layer in reserve.layers.values())
+    """By brute force over the dense policies with one keep level and one choice of bits for all layers of the toy.
+
+    A policy is the less compressed, the higher the lowest of its knobs' levels, then their sum; a choice's level is the
+    middle of its part of [0, 1].
+    """
+    sizes = {kind: [len(knob.choices) for knob in SPACE.knobs if knob.kind == kind] for kind in ("channels", "bits")}
+    ranked = []
+    for keep in range(max(sizes["channels"])):
+        for width in range(max(sizes["bits"])):
+            levels = {"channels": (keep + 0.5) / max(sizes["channels"]), "bits": (width + 0.5) / max(sizes["bits"])}
+            vector = []
+            for knob in SPACE.knobs:
+                count = len(knob.choices)
+                vector.append(min(int(levels.get(knob.kind, 1.0) * count), count - 1))
+            if LIMITS.feasible(SPACE.decode(vector)):
+                reached = [(c + 0.5) / len(knob.choices) for c, knob in zip(vector, SPACE.knobs, strict=True)]
+                ranked.append((min(reached), sum(reached), vector))
+    assert len(ranked) > 1
+    best = max(ranked)
+    assert [rank[:2] for rank in ranked].count(best[:2]) == 1
+    assert SPACE.decode(WALK.reserve) == SPACE.decode(best[2])
 
 
 @given(st.data())
