@@ -120,7 +120,7 @@ class AdditiveModel:
         found = []
         for factor in self.factors:
             scope = list(factor.scope)
-            choices = np.indices(factor.shape).reshape(len(scope), -1)
+            choices = np.indices(factor.shape).reshape(len(scope), factor.size)
             found.append((choices != vector[scope, None])[kept[scope]].sum(axis=0))
         return np.concatenate(found).astype(float)
 

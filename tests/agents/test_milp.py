@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, toy_space
+from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, damage, toy_space
 
 from trimtab.agents import Random
 from trimtab.agents.additive import AdditiveModel, Solver
@@ -52,6 +52,18 @@ def test_impossible_budgets_are_named_with_the_least_violation() -> None:
     agent = Milp(TINY, ToyLimits(TINY, 0.02, 0.6), 0, ToyEstimates(TINY))
     with pytest.raises(InfeasibleBudget, match="size"):
         agent.ask(1)
+
+
+def test_layers_without_any_choice_are_left_alone() -> None:
+    """Their tables have one entry, which no knob reaches."""
+    space = toy_space(Options(channels=1, bits=((4, 8), (8, 8)), fixed=("conv1", "layer1.0.conv1", "linear")))
+    assert () in space.scopes.values()
+    limits = ToyLimits(space, 0.25, 1.0)
+    agent = Milp(space, limits, 0, ToyEstimates(space))
+    for _ in range(8):
+        (policy,) = agent.ask(1)
+        assert policy.layers["conv1"] == LayerDecision()
+        agent.tell(policy, ToyScore(damage(space)(policy), limits.violations(policy)))
 
 
 def test_where_estimates_are_wrong_it_learns_from_what_is_told() -> None:
