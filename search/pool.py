@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,14 +140,15 @@ def start_ray(workers: int, address: str | None = None) -> bool:
         logging.getLogger("ray").setLevel(logging.ERROR)
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         if address is None:
-            ray.init(
-                address="local",
-                num_cpus=max(workers, 1),
-                include_dashboard=False,
-                object_store_memory=512 * 1024**2,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+            with _loopback_stays():
+                ray.init(
+                    address="local",
+                    num_cpus=max(workers, 1),
+                    include_dashboard=False,
+                    object_store_memory=512 * 1024**2,
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
             _protect_token()
         else:
             try:
@@ -156,6 +158,19 @@ def start_ray(workers: int, address: str | None = None) -> bool:
     if ray.cluster_resources().get("CPU", 0) < workers:
         raise BadInput(f"workers = {workers}, but the Ray cluster that is running here has fewer CPUs")
     return starting
+
+
+@contextmanager
+def _loopback_stays() -> Iterator[None]:
+    """Keep Ray from putting the machine's own address in the place of 127.0.0.1: it would listen on all of them."""
+    from ray._private import services
+
+    resolve = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = resolve
 
 
 def _protect_token() -> None:
