@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
-from trimtab.agents import AGENTS
-from trimtab.agents.base import Agent, Estimates
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel
@@ -17,19 +14,18 @@ from trimtab.evaluators.engines import cpu_name, make_engine
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.budgets import BudgetLimits
 from trimtab.search.config import Config, make_config
-from trimtab.search.fill import fill_database
 from trimtab.search.ground import Ground, survey
 from trimtab.search.journal import Journal
 from trimtab.search.offers import find_removals
-from trimtab.search.problem import Problem, open_database
+from trimtab.search.problem import Problem
 from trimtab.search.progress import Progress
-from trimtab.spaces.policy import Policy
+from trimtab.search.rehearsal import REHEARSED, fill_for, first_proposals, make_agent
 from trimtab.spaces.space import Removal
 
-__all__ = ["Arena", "bench_of", "build_arena", "estimates_for", "parse_budgets", "rehearse"]
+__all__ = ["Arena", "bench_of", "build_arena", "parse_budgets", "rehearse"]
 
-#: Random feasible policies that are priced before the trials, and proposals of every agent.
-DRAWN, REHEARSED = 200, 4
+#: Random feasible policies that are priced before the trials.
+DRAWN = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +101,7 @@ def build_arena(
     known: Journal | None,
     progress: Progress,
 ) -> Arena:
-    """Measure the ground for some budgets, or take it from the journal of a contest that is gone on with.
-
-    What the agents propose first is measured end to end: they go where the latency table is too fast, and the margin
-    has to be wide enough for that.
-    """
+    """Measure the ground for some budgets, or take it from the journal of a contest that is gone on with."""
     name = ", ".join(f"{key} {value}" for key, value in budgets.items())
     problem = replace(problem, config=with_budgets(problem.config, budgets))
     machine = (table.engine.signature, cpu_name())
@@ -119,30 +111,9 @@ def build_arena(
             return Arena(name, problem, Ground.from_json(record.data["ground"]), machine, {})
     progress.line(f"budget {name}")
     problem = problem.without(find_removals(problem, table, progress))
-    fill_for(problem, agents, progress)
-
-    def propose(limits: BudgetLimits) -> list[Policy]:
-        return [policy for agent in agents for policy in _agent(problem, agent, limits).ask(REHEARSED)]
-
+    propose = first_proposals(problem, agents, progress)
     ground, _ = survey(problem, bench_of(problem), CostModel(problem.space, table), progress, propose)
     return Arena(name, problem, ground, machine, {})
-
-
-def fill_for(problem: Problem, agents: Sequence[str], progress: Progress) -> None:
-    """Fill the layer database where the proxy or an agent needs it."""
-    if problem.config.proxy == "layers" or any(AGENTS[name].needs_estimates for name in agents):
-        fill_database(problem, len(os.sched_getaffinity(0)), progress)
-
-
-def _agent(problem: Problem, name: str, limits: BudgetLimits) -> Agent:
-    return AGENTS[name](problem.space, limits, problem.config.seed, estimates_for(problem, name))
-
-
-def estimates_for(problem: Problem, agent: str) -> Estimates | None:
-    """Return the layer database for an agent, where it is there."""
-    if problem.config.proxy != "layers" and not AGENTS[agent].needs_estimates:
-        return None
-    return open_database(problem.space, problem.judge.calibration)
 
 
 def bench_of(problem: Problem) -> LatencyBench:
@@ -164,6 +135,6 @@ def rehearse(arena: Arena, agents: Sequence[str], progress: Progress) -> Arena:
     with progress.bar("latency table") as bar:
         table.filled = bar.update
         for name in dict.fromkeys((*agents, "random")):
-            for policy in _agent(arena.problem, name, limits).ask(DRAWN if name == "random" else REHEARSED):
+            for policy in make_agent(arena.problem, name, limits).ask(DRAWN if name == "random" else REHEARSED):
                 limits.model.cost(policy)
     return replace(arena, prices=table.entries)

@@ -27,7 +27,6 @@ from trimtab.search.budgets import BudgetLimits, describe
 from trimtab.search.config import Config, load_config
 from trimtab.search.evaluation import Evaluation, pareto
 from trimtab.search.export import ExportCheck, export_candidate, write_text
-from trimtab.search.fill import fill_database
 from trimtab.search.ground import Ground, survey
 from trimtab.search.journal import Journal
 from trimtab.search.loop import AgentRun, Ledger, Searcher
@@ -37,6 +36,7 @@ from trimtab.search.pool import make_pool
 from trimtab.search.problem import Problem, open_database
 from trimtab.search.progress import Progress
 from trimtab.search.recheck import contenders, recheck
+from trimtab.search.rehearsal import fill_for, first_proposals
 from trimtab.search.stopping import heeding_interrupts
 from trimtab.search.summary import Winner, best_of, build_summary
 from trimtab.spaces.candidate import Candidate
@@ -105,7 +105,8 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
         bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
         model = CostModel(problem.space, table)
         if known is None:
-            ground, limits = survey(problem, bench, model, progress)
+            propose = first_proposals(problem, config.agents, progress)
+            ground, limits = survey(problem, bench, model, progress, propose)
         else:
             ground, limits = known.ground, known.limits(model, config.seed)
         try:
@@ -199,7 +200,7 @@ def open_estimates(problem: Problem, progress: Progress) -> LayerDatabase | None
     config = problem.config
     if config.proxy != "layers" and not any(AGENTS[name].needs_estimates for name in config.agents):
         return None
-    fill_database(problem, config.workers, progress)
+    fill_for(problem, config.agents, progress)
     return open_database(problem.space, problem.judge.calibration)
 
 

@@ -12,11 +12,12 @@ import torch
 
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.table import LatencyTable
-from trimtab.search.arena import Arena, estimates_for
+from trimtab.search.arena import Arena
 from trimtab.search.journal import Journal, read_journal
 from trimtab.search.loop import AgentRun, Ledger, Memory, Searcher
 from trimtab.search.pool import LocalPool
 from trimtab.search.progress import Progress
+from trimtab.search.rehearsal import estimates_for
 from trimtab.search.run import keep_best
 
 __all__ = ["Trial", "read_trial", "run_trial"]
