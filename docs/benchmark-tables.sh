@@ -25,5 +25,6 @@ for level in $levels; do
   echo; echo "## Layers at the level $level"
   bench kernels --engines native,onnxruntime,onnxruntime-saturating,openvino --level "$level" --seconds "$seconds"
 done
-echo; echo "## Repetitions"
-bench measure --networks resnet20 --repetitions "${REPETITIONS:-50}" --minutes "${MINUTES:-10}" --load --seconds 1
+echo; echo "## Measurements and their intervals"
+bench measure --networks resnet20 --minutes "${MINUTES:-10}"
+bench measure --networks resnet20 --minutes "${MINUTES:-10}" --load

@@ -1,13 +1,19 @@
-"""End-to-end latency of policies, each measured in turn with the untouched network."""
+"""End-to-end latency of policies, candidates and exported files on one engine."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 
 from trimtab.evaluators.accuracy import timing_candidate
-from trimtab.evaluators.engines.base import Engine, EngineSession, Images
+from trimtab.evaluators.comparison import Compile, compare, machine_memory
+from trimtab.evaluators.engines.base import Engine, Images
+from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.latency import Latency, Link
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.timing import Latency, measure, noise_floor, timing_slot
+from trimtab.evaluators.timing import timing_slot
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
@@ -16,11 +22,21 @@ __all__ = ["LatencyBench"]
 
 ROTATED_INPUTS = 8
 
+#: Seconds in which the machine's memory is estimated, and the length of blocks: so many memories, within bounds.
+MEMORY_SECONDS = 1.0
+MEMORIES = 3
+BLOCKS_BETWEEN = (0.1, 0.5)
+
+#: Blocks of a link at least, and A/A measurements, with their blocks.
+LINK_BLOCKS = 24
+FLOORS, FLOOR_BLOCKS = 5, 8
+
 
 class LatencyBench:
-    """Measures on one engine at batch 1, with the fp32 base as the reference of every measurement.
+    """Measures on one engine at batch 1, with the uniform int8 form as the yardstick of every measurement.
 
-    `images` (N, C, H, W), real ones; a few are rotated through.
+    `images` (N, C, H, W), real ones; a few are rotated through. Half a measurement's interval is to be at most
+    `precision` of the ratio, where there is time.
     """
 
     def __init__(self, engine: Engine, space: Space, images: Images, precision: float = 0.01) -> None:
@@ -28,23 +44,79 @@ class LatencyBench:
         self.space = space
         self.precision = precision
         self.inputs = np.ascontiguousarray(images[:ROTATED_INPUTS, None], dtype=np.float32)
-        self._base = timing_candidate(space, space.base())
-        self.reference = self.session(self._base)
+        self.yardstick = self.compiles(space.int8())
+        #: Seconds that measuring took so far.
+        self.took = 0.0
 
-    def session(self, candidate: Candidate) -> EngineSession:
-        """Compile a candidate for one image at a time."""
-        return self.engine.compile(lower(candidate), 1, candidate.ranges)
-
-    def measure(self, candidate: Policy | Candidate, seconds: float) -> Latency:
-        """Measure a policy, or a finished candidate, for at most about `seconds`."""
+    def compiles(self, candidate: Policy | Candidate) -> Compile:
+        """Return what compiles a policy, or a finished candidate, for one image at a time."""
         if isinstance(candidate, Policy):
             candidate = timing_candidate(self.space, candidate)
-        session = self.session(candidate)
-        with timing_slot(self.engine.threads):
-            return measure(session, self.reference, self.inputs, precision=self.precision, seconds=seconds)
+        graph, ranges = lower(candidate), candidate.ranges
+        return lambda: self.engine.compile(graph, 1, ranges)
 
-    def noise_floor(self, seconds: float) -> float:
-        """Measure the base against another compilation of itself (A/A)."""
-        same = self.session(self._base)
+    def tie(self, seconds: float, told: Callable[[float], None] = lambda took: None) -> Link:
+        """Measure the yardstick against the untouched network, until the interval is narrow or for `seconds`.
+
+        `told` hears now and then how long it took so far.
+        """
         with timing_slot(self.engine.threads):
-            return noise_floor(same, self.reference, self.inputs, seconds=seconds)
+            memory = machine_memory(self.yardstick(), self.inputs, min(MEMORY_SECONDS, seconds))
+            block = float(np.clip(MEMORIES * memory, *BLOCKS_BETWEEN))
+            comparison = compare(
+                self.yardstick,
+                self.compiles(self.space.base()),
+                self.inputs,
+                precision=self.precision,
+                seconds=seconds,
+                block_seconds=block,
+                least=LINK_BLOCKS,
+                told=told,
+            )
+        self.took += comparison.took
+        return Link.of(comparison, block)
+
+    def measure(
+        self,
+        network: Policy | Candidate | Compile,
+        link: Link,
+        seconds: float,
+        limit: Interval | None = None,
+        precision: float | None = None,
+    ) -> Latency:
+        """Measure a policy, a finished candidate, or what opens a file, for at most about `seconds`.
+
+        With a `limit`, in multiples of the yardstick, it goes on until it is decided whether that is met.
+        """
+        opened = self.compiles(network) if isinstance(network, Policy | Candidate) else network
+        with timing_slot(self.engine.threads):
+            comparison = compare(
+                opened,
+                self.yardstick,
+                self.inputs,
+                precision=self.precision if precision is None else precision,
+                seconds=seconds,
+                limit=limit,
+                block_seconds=link.block_seconds,
+            )
+        self.took += comparison.took
+        return Latency.of(comparison, link)
+
+    def noise_floor(self, link: Link) -> float:
+        """Return the largest deviation from 1 over several measurements of the yardstick against itself (A/A)."""
+        seconds = FLOOR_BLOCKS * link.block_seconds
+        with timing_slot(self.engine.threads):
+            found = [
+                compare(
+                    self.yardstick,
+                    self.yardstick,
+                    self.inputs,
+                    precision=math.inf,
+                    seconds=seconds,
+                    block_seconds=link.block_seconds,
+                    least=FLOOR_BLOCKS,
+                )
+                for _ in range(FLOORS)
+            ]
+        self.took += sum(comparison.took for comparison in found)
+        return max(abs(comparison.interval.middle - 1) for comparison in found)

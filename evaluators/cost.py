@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,14 +121,23 @@ class CostModel:
 
     def latency(self, policy: Policy) -> float:
         """Return the seconds for one batch of one image."""
-        calls = self.plan.calls(policy)
-        return self.fit(sum([self._seconds_of(call) for call in calls]), len(calls))
+        return self.fit(*self.total(policy))
 
-    def _seconds_of(self, call: Call) -> float:
-        known = self._seconds.get(call)
-        if known is None:
-            known = self._seconds[call] = self.table.seconds(call.step)
-        return known
+    def total(self, policy: Policy) -> tuple[float, int]:
+        """Return the sum of the seconds of a policy's steps, as they are in the table, and their number."""
+        calls = self._priced_calls(policy)
+        return sum([self._seconds[call] for call in calls]), len(calls)
+
+    def steps(self, policy: Policy) -> Counter[Step]:
+        """Return a policy's steps, all of them in the table."""
+        return Counter(call.step for call in self._priced_calls(policy))
+
+    def _priced_calls(self, policy: Policy) -> list[Call]:
+        calls = self.plan.calls(policy)
+        if not self._seconds.keys() >= set(calls):
+            self.table.fill(policy, calls)
+            self._seconds |= {call: self.table.seconds(call.step) for call in calls}
+        return calls
 
     def macs(self, policy: Policy) -> int:
         """Return the multiply-accumulates for one image."""
@@ -151,14 +161,14 @@ class CostModel:
         """Return each layer's part of a cost that is a sum over layers (all but memory), and under "" the rest of it.
 
         A layer's part includes what follows it up to the next layer; layers that run together share their time as
-        they would need it alone.
+        they share the multiplications.
         """
         if budget == "size":
             return self._sizes(policy, self._stored_coded)
         parts: dict[str, float] = {"": self.fit.constant if budget == "latency" else 0.0}
         owner = self.space.network.layers[0].name
         layers = {op.name for op in self.space.network.layers}
-        for call in self.plan.calls(policy):
+        for call in self._priced_calls(policy) if budget == "latency" else self.plan.calls(policy):
             owner = call.op if call.op in layers else owner
             for layer, cost in self._by_member(call, owner, budget):
                 parts[layer] = parts.get(layer, 0.0) + cost
@@ -170,13 +180,12 @@ class CostModel:
             members = zip(call.members or (owner,), step.members or (step,), strict=True)
             yield from ((layer, float(member.macs)) for layer, member in members)
             return
-        seconds = self.fit.factor * self._seconds_of(call) + self.fit.per_step
+        seconds = self.fit.factor * self._seconds[call] + self.fit.per_step
         if not step.members:
             yield owner, seconds
             return
-        alone = [self.table.seconds(member) for member in step.members]
-        for layer, own in zip(call.members, alone, strict=True):
-            yield layer, seconds * own / sum(alone)
+        for layer, member in zip(call.members, step.members, strict=True):
+            yield layer, seconds * member.macs / step.macs
 
     def _stored_coded(self, op: Op, decision: LayerDecision, weights: int) -> float:
         return self._coded(op, decision.w_bits, decision.pattern).bytes(weights)

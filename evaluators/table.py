@@ -1,4 +1,4 @@
-"""The latency table: the time of every single step, measured once per machine and engine, filled as it is asked."""
+"""The latency table of a network: every step's time, measured once per machine and engine, filled as it is asked."""
 
 from __future__ import annotations
 
@@ -6,57 +6,46 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trimtab.evaluators.engines.base import Engine, cpu_name
-from trimtab.evaluators.steps import STEP, Step, step_graph
+from trimtab.evaluators.step_timer import step_timer
+from trimtab.evaluators.steps import Call, Step
 from trimtab.evaluators.timing import cache_dir, timing_slot
+from trimtab.spaces.policy import Policy
+from trimtab.spaces.space import Space
 
 __all__ = ["LatencyTable"]
 
-#: Seconds per slice of a step's measurement.
-STEP_SECONDS = 0.001
-
-#: Seconds after which the reference step is measured again.
-REFERENCE_LASTS = 0.03
-
-#: The step that every entry is measured beside: entries are stored as multiples of it, so that the table stays
-#: consistent while the machine's speed drifts.
-REFERENCE = Step(
-    "conv2d",
-    (16, 16, 16),
-    (16, 16, 16),
-    (
-        ("activation", "relu"),
-        ("dilation", (1, 1)),
-        ("groups", 1),
-        ("kernel", (3, 3)),
-        ("padding", (1, 1, 1, 1)),
-        ("stride", (1, 1)),
-    ),
-)
-
 
 class LatencyTable:
-    """Seconds per step, cached on disk by (engine, kernel level, processor, threads, operator signature).
+    """Seconds per step of one network's policies, cached on disk by engine, kernel level, processor, threads, network.
 
-    `path` is the file (JSON lines, appended; a broken line is measured again); `filled` is called after every new
-    entry with the number of entries measured so far, for a progress bar.
+    `path` is the file (JSON lines, appended; a broken line is measured again); `filled` is called after every policy
+    that had to be measured with the number of entries measured so far, for a progress bar; `took` is the seconds that
+    measuring took. Not thread-safe; processes may share the file.
     """
 
-    def __init__(self, engine: Engine, folder: Path | None = None, filled: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, space: Space, folder: Path | None = None, filled: Callable[[int], None] | None = None
+    ) -> None:
         self.engine = engine
         self.filled = filled
         self.measured = 0
-        where = {"engine": engine.signature, "cpu": cpu_name(), "format": 2}
+        self.took = 0.0
+        self._timer = step_timer(engine, space)
+        where = {
+            "engine": engine.signature,
+            "cpu": cpu_name(),
+            "network": space.network.fingerprint(),
+            "format": 4,
+        }
         digest = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:12]
         self.path = (folder or cache_dir() / "latency") / f"{engine.name}-{digest}.jsonl"
         self._entries: dict[str, float] = {}
         self._kernels: dict[str, str] = {}
         self._seconds: dict[Step, float] = {}
-        self._reference_now = 0.0
-        self._reference_at = -math.inf
         self._known_bytes = 0  # how much of the file has been read
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,57 +67,42 @@ class LatencyTable:
         for key, value in entries.items():
             self._entries.setdefault(key, value)
 
+    def fill(self, policy: Policy, calls: Sequence[Call]) -> None:
+        """See to it that all steps of a policy, its `calls`, are in the table: measure what is lacking."""
+        if all(call.step in self._seconds for call in calls):
+            return
+        if any(call.step.key not in self._entries for call in calls) or "reference" not in self._entries:
+            self._measure(policy, calls)
+        reference = self._entries["reference"]
+        for call in calls:
+            self._seconds[call.step] = self._entries[call.step.key] * reference
+
     def seconds(self, step: Step) -> float:
-        """Return the step's seconds per run, measured now if it is not in the table."""
-        known = self._seconds.get(step)
-        if known is None:
-            known = self._seconds[step] = self._relative(step) * self.reference_seconds
-        return known
+        """Return the seconds per run of a step that is in the table."""
+        return self._seconds[step]
 
     def kernel(self, step: Step) -> str:
-        """Return the name of the kernel that ran the step when it was measured; empty where the engine does not tell.
+        """Return the name of the kernel that ran a step of the table; empty where the engine does not tell.
 
         Steps of different bits may well have the same one: then they cost the same.
         """
-        self.seconds(step)
         return self._kernels.get(step.key, "")
 
-    def total(self, steps: Iterable[Step]) -> float:
-        """Return the sum over steps, in seconds."""
-        return sum(self.seconds(step) for step in steps)
-
-    @property
-    def reference_seconds(self) -> float:
-        """Seconds of the reference step, as first measured on this machine."""
-        if "reference" not in self._entries:
-            with timing_slot(self.engine.threads):
-                self._read()
-                if "reference" not in self._entries:
-                    self._add("reference", self._measure(REFERENCE), "")
-        return self._entries["reference"]
-
-    def _relative(self, step: Step) -> float:
-        if step.key not in self._entries:
-            with timing_slot(self.engine.threads):
-                # Searches that run beside this one price alike only if each step is measured by one of them.
-                self._read()
-                if step.key not in self._entries:
-                    self._add_step(step)
-        return self._entries[step.key]
-
-    def _add_step(self, step: Step) -> None:
-        if time.monotonic() - self._reference_at > REFERENCE_LASTS:
-            self._reference_now = self._measure(REFERENCE)
-            self._reference_at = time.monotonic()
-        kernel = self.engine.layer_kernel(step_graph(step), STEP)
-        self._add(step.key, self._measure(step) / self._reference_now, kernel)
-        self.measured += 1
+    def _measure(self, policy: Policy, calls: Sequence[Call]) -> None:
+        with timing_slot(self.engine.threads):
+            start = time.perf_counter()
+            # Searches that run beside this one price alike only if each step is measured by one of them.
+            self._read()
+            if "reference" not in self._entries:
+                self._add("reference", self._timer.reference_seconds(), "")
+            lacking = [call for call in calls if call.step.key not in self._entries]
+            for timed in self._timer.time(policy, lacking) if lacking else ():
+                if timed.step.key not in self._entries:
+                    self._add(timed.step.key, timed.value, timed.kernel)
+                    self.measured += 1
+            self.took += time.perf_counter() - start
         if self.filled is not None:
             self.filled(self.measured)
-
-    def _measure(self, step: Step) -> float:
-        # The minimum of slices repeats best on a shared machine: interference only ever adds.
-        return min(self.engine.layer_seconds(step_graph(step), STEP, STEP_SECONDS))
 
     def _add(self, key: str, value: float, kernel: str) -> None:
         self._entries[key], self._kernels[key] = value, kernel

@@ -17,6 +17,7 @@ from trimtab.evaluators.data import Splits
 from trimtab.search.config import GIVEN_DATA, GIVEN_NETWORK, make_config
 from trimtab.search.evaluation import Evaluation
 from trimtab.search.export import ExportCheck, export_candidate
+from trimtab.search.ground import measured_link
 from trimtab.search.problem import Problem, make_problem
 from trimtab.search.progress import ConsoleProgress, Progress
 from trimtab.search.run import Outcome, prepare_folder, run_search
@@ -93,7 +94,8 @@ class Result:
             if self.best is None:
                 raise BadInput("there is no winner to export: no candidate met every budget when it was measured")
             policy = self.best.policy
-        return export_candidate(self._problem, self._problem.judge.candidate(policy), Path(path))
+        link, limit = measured_link(self._problem, self.folder, Progress())
+        return export_candidate(self._problem, self._problem.judge.candidate(policy), Path(path), link, limit)
 
     def __repr__(self) -> str:
         if self.best is None or self.best.latency is None:

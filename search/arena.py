@@ -130,7 +130,7 @@ def rehearse(arena: Arena, agents: Sequence[str], progress: Progress) -> Arena:
     """
     fill_for(arena.problem, agents, progress)
     engine = arena.problem.config.engine
-    table = LatencyTable(make_engine(engine.name, engine.threads))
+    table = LatencyTable(make_engine(engine.name, engine.threads), arena.problem.space)
     limits = arena.limits(table)
     with progress.bar("latency table") as bar:
         table.filled = bar.update

@@ -242,9 +242,10 @@ def evaluate(
     from trimtab.search.tables import print_evaluation
     from trimtab.spaces.policy import Policy
 
-    loaded = Policy.load(policy)
-    problem = load_problem(_config(config or _beside(policy), set_ or []), ConsoleProgress(), download)
-    found = evaluate_policy(problem, loaded)
+    loaded, progress = Policy.load(policy), ConsoleProgress()
+    beside = _beside(policy) if config is None else config
+    problem = load_problem(_config(beside, set_ or []), progress, download)
+    found = evaluate_policy(problem, loaded, progress, None if beside is None else beside.parent)
     _print_json(found) if as_json else print_evaluation(found)
 
 
@@ -259,6 +260,7 @@ def export(
     from dataclasses import asdict
 
     from trimtab.search.export import export_candidate
+    from trimtab.search.ground import measured_link
     from trimtab.search.problem import load_problem
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.run import open_run
@@ -268,9 +270,11 @@ def export(
     if not (run / "policy.json").is_file():
         raise BadInput(f"{run} has no policy.json: its search has not finished, or nothing met the budgets")
     policy = Policy.load(run / "policy.json")
-    problem = load_problem(config, ConsoleProgress(), download)
+    progress = ConsoleProgress()
+    problem = load_problem(config, progress, download)
     candidate = problem.judge.candidate(policy)
-    checks = export_candidate(problem, candidate, out or run / "export")
+    link, limit = measured_link(problem, run, progress)
+    checks = export_candidate(problem, candidate, out or run / "export", link, limit)
     if as_json:
         _print_json({"folder": str(out or run / "export"), "exports": [asdict(check) for check in checks]})
         return
@@ -339,9 +343,12 @@ def bench(
         typer.Option(help="engines, kernels: hold engines to this kernel level; onnxruntime obeys none."),
     ] = None,
     layers: Annotated[str, typer.Option(help="kernels: only layers whose name contains this.")] = "",
-    repetitions: Annotated[int, typer.Option(min=2, help="measure: how often.")] = 20,
-    minutes: Annotated[float, typer.Option(min=0.0, help="measure: spread over so many minutes.")] = 0.0,
+    minutes: Annotated[float, typer.Option(min=1.0, help="measure: for so many minutes.")] = 10.0,
     load: Annotated[bool, typer.Option("--load", help="measure: keep all cores busy in bursts meanwhile.")] = False,
+    finished: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--run", help="measure: a run directory, whose winner is measured; a small network without it."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="methods, proxy, judge: a YAML file; the embedded default without it.")
     ] = None,
@@ -362,8 +369,8 @@ def bench(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the kernels layer by layer, whole networks on every engine, how well measurements repeat,
-    what methods do to a network, how well the proxy ranks, or how fast candidates are judged."""
+    """Measure the kernels layer by layer, whole networks on every engine, how far measurements lie off and whether
+    their intervals say so, what methods do to a network, how well the proxy ranks, or how fast judging is."""
     from trimtab.search.bench import BenchOptions, run
     from trimtab.search.tables import markdown_rows, print_rows
 
@@ -376,9 +383,9 @@ def bench(
         seconds=seconds,
         level=level,
         layers=layers,
-        repetitions=repetitions,
         minutes=minutes,
         load=load,
+        finished=finished,
         config=_config(config, set_ or []) if what in ("methods", "proxy", "judge") else None,
         cases=tuple(case for case in cases.split(";") if case.strip()),
         final=final,

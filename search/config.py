@@ -216,12 +216,15 @@ class RepairsConfig(_Section):
 
 
 class MeasureConfig(_Section):
-    """How long to measure: each end-to-end measurement stops when half its 95 % interval is at most `precision` of
-    the ratio, or after `seconds`; the winner gets `final_seconds`. `probes` networks calibrate the latency table."""
+    """How long to measure, end to end: until it is decided whether the latency budget is met, and at most `seconds`
+    for a candidate of the search. The winner and its exported file get up to `final_seconds` each, until half their
+    95 % interval is at most `precision` of the ratio too; what ties the yardstick to the network as given gets up to
+    `link_seconds`, once. `probes` networks calibrate the latency table."""
 
     precision: float = Field(0.01, gt=0, lt=1)
-    seconds: float = Field(0.4, gt=0)
-    final_seconds: float = Field(2.0, gt=0)
+    seconds: float = Field(4.0, gt=0)
+    final_seconds: float = Field(15.0, gt=0)
+    link_seconds: float = Field(30.0, gt=0)
     probes: int = Field(6, ge=2)
 
 

@@ -87,7 +87,7 @@ def run_contest(
         journal = stack.enter_context(Journal(folder / "journal")) if resume else None
         if journal is not None:
             _check_same(problem, journal)
-        table = LatencyTable(make_engine(problem.config.engine.name, problem.config.engine.threads))
+        table = LatencyTable(make_engine(problem.config.engine.name, problem.config.engine.threads), problem.space)
         arenas = [build_arena(problem, budgets, plan.agents, table, journal, progress) for budgets in plan.budgets]
         if journal is None:
             folder.mkdir(parents=True, exist_ok=True)

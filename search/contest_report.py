@@ -137,7 +137,8 @@ def _ground(budget: Values) -> str:
     limits = ", ".join(f"{name} {describe(name, limit)}" for name, limit in budget["limits"].items())
     base, int8 = budget["base"], budget["int8"]
     return (
-        f"Limits: {limits}; {budget['margin']:.1%} of the latency limit kept free for the table's error. As given: "
+        f"Limits: {limits}; {budget['margin']:.1%} of the latency limit kept free for what prices and "
+        "measurements may be off by. As given: "
         f"{base['accuracy']:.2%}, {base['latency'] * 1e3:.4g} ms, {base['size'] / 1024:.4g} KiB; uniform int8: "
         f"{int8['accuracy']:.2%}, {int8['latency'] * 1e3:.4g} ms, {int8['size'] / 1024:.4g} KiB."
     )

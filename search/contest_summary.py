@@ -127,13 +127,12 @@ def _run(arena: Arena, finished: Finished) -> Values:
 
 def _winner(arena: Arena, winner: Evaluation, accuracy: float | None) -> Values:
     """A measured winner; ratios are to the uniform int8 form, where `latency` comes with its 95 % interval."""
-    base, int8, latency = arena.ground.base, arena.ground.int8, winner.latency
-    scale = base.latency / int8.latency
+    int8, latency = arena.ground.int8, winner.latency
     return {
         "policy": winner.policy.id,
         "proxy_accuracy": winner.accuracy,
         "accuracy": accuracy,
-        "latency": None if latency is None else [scale * v for v in (latency.ratio, latency.low, latency.high)],
+        "latency": None if latency is None else list(latency.to_yardstick),
         "size": winner.cost.size / int8.size,
         "violations": dict(winner.violations),
     }

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trimtab.evaluators.cost import Cost
-from trimtab.evaluators.timing import Latency
+from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.latency import Latency
 from trimtab.spaces.policy import Policy
 
 __all__ = ["Evaluation", "pareto", "violations"]
@@ -19,7 +20,7 @@ class Evaluation:
     they are stored; `latency` where it was measured end to end.
 
     `violations` maps every budget to cost / limit - 1; for a measured policy its latency counts by the upper end of
-    the interval. `seconds` says where the evaluation's time went.
+    the interval that decisions rest on. `seconds` says where the evaluation's time went.
     """
 
     policy: Policy
@@ -39,11 +40,14 @@ class Evaluation:
         """Whether it is feasible by an end-to-end measurement."""
         return self.latency is not None and self.feasible
 
-    def measured(self, latency: Latency, base_seconds: float, limits: Mapping[str, float]) -> Evaluation:
-        """Return the evaluation with its measured latency in place of the predicted one."""
+    def measured(self, latency: Latency, limit: Interval | None) -> Evaluation:
+        """Return the evaluation with its measured latency in place of the predicted one.
+
+        `limit` is the latency budget in multiples of the yardstick, None where there is none.
+        """
         found = dict(self.violations)
-        if "latency" in limits:
-            found["latency"] = latency.high * base_seconds / limits["latency"] - 1
+        if limit is not None:
+            found["latency"] = latency.excess(limit)
         return replace(self, latency=latency, violations=found)
 
     def to_json(self) -> dict[str, Any]:
@@ -54,13 +58,13 @@ class Evaluation:
             "cost": asdict(self.cost),
             "violations": dict(self.violations),
             "seconds": dict(self.seconds),
-            "latency": None if self.latency is None else asdict(self.latency),
+            "latency": None if self.latency is None else self.latency.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
         """Read what `to_json` wrote."""
-        latency = None if data["latency"] is None else Latency(**data["latency"])
+        latency = None if data["latency"] is None else Latency.from_json(data["latency"])
         policy = Policy.from_json(data["policy"])
         return cls(policy, data["accuracy"], Cost(**data["cost"]), data["violations"], data["seconds"], latency)
 

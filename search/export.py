@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +14,28 @@ import numpy as np
 from trimtab import kernels
 from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.evaluators.bench import LatencyBench
+from trimtab.evaluators.comparison import Verdict
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.base import EngineSession
 from trimtab.evaluators.engines.native import NativeSession
+from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.latency import Latency, Link
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.onnx_model import save_onnx, to_onnx
-from trimtab.evaluators.timing import Latency, measure, timing_slot
 from trimtab.search.problem import Problem
 from trimtab.spaces.candidate import Candidate
 
-__all__ = ["ExportCheck", "export_candidate", "write_text"]
+__all__ = ["IN_WORDS", "ExportCheck", "export_candidate", "write_text"]
 
 #: Images on which an export is compared with the candidate that was measured.
 PARITY_IMAGES = 1000
+
+#: How a verdict is said.
+IN_WORDS: Mapping[Verdict, str] = {
+    "within": "within the latency budget",
+    "over": "over the latency budget",
+    "open": "too near to the latency budget to tell",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,8 @@ class ExportCheck:
     """One export, run back: its file, its bytes, how it agrees with the candidate on the selection images, its latency.
 
     `agreement` is the share of images with the same class, `largest_difference` is of logits; `latency` is relative to
-    the fp32 base on the same engine.
+    the fp32 base on the same engine. `verdict` says of the file for the engine that the budgets are meant for on which
+    side of the latency budget it was measured; it is None for other files, and without such a budget.
     """
 
     engine: str
@@ -42,6 +54,7 @@ class ExportCheck:
     agreement: float
     largest_difference: float
     latency: Latency
+    verdict: Verdict | None
 
     def line(self) -> str:
         """Say it in a line."""
@@ -50,11 +63,17 @@ class ExportCheck:
             f"images, largest logit difference {self.largest_difference:.3g}, accuracy {self.accuracy:.2%}, "
             f"{self.latency.seconds * 1e3:.4f} ms = {self.latency.ratio:.4f}x fp32 "
             f"[{self.latency.low:.4f}, {self.latency.high:.4f}]"
+            + ("" if self.verdict is None else f", {IN_WORDS[self.verdict]}")
         )
 
 
-def export_candidate(problem: Problem, candidate: Candidate, folder: Path) -> list[ExportCheck]:
-    """Write `policy.json`, `model.safetensors` and `model.onnx` into a folder, run both models back, and compare."""
+def export_candidate(
+    problem: Problem, candidate: Candidate, folder: Path, link: Link, limit: Interval | None
+) -> list[ExportCheck]:
+    """Write `policy.json`, `model.safetensors` and `model.onnx` into a folder, run both models back, and compare.
+
+    `link` and `limit` are those of the run's engine.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     graph = lower(candidate)
     write_text(folder / "policy.json", json.dumps(candidate.policy.to_json(), indent=1) + "\n")
@@ -63,15 +82,18 @@ def export_candidate(problem: Problem, candidate: Candidate, folder: Path) -> li
     save_onnx(to_onnx(graph, ranges=candidate.ranges), onnx)
 
     images, labels = problem.judge.images[:PARITY_IMAGES], problem.judge.labels[:PARITY_IMAGES]
-    threads = problem.config.engine.threads
+    engine, measured = problem.config.engine, problem.config.measure
     expected = judging_session(candidate).run(images)
     checks = []
     for name, path in (("native", native), ("onnxruntime", onnx)):
-        bench = LatencyBench(make_engine(name, threads), problem.space, images)
-        session = _load(name, path, threads)
+        bench = LatencyBench(make_engine(name, engine.threads), problem.space, images, measured.precision)
+        opened = partial(_load, name, path, engine.threads)
+        session = opened()
         found = session.run(images)
-        with timing_slot(threads):
-            latency = measure(session, bench.reference, bench.inputs, seconds=problem.config.measure.final_seconds / 2)
+        budgeted = name == engine.name
+        seconds = measured.final_seconds if budgeted else measured.final_seconds / 3
+        tied = link if budgeted else bench.tie(seconds)
+        latency = bench.measure(opened, tied, seconds, limit if budgeted else None)
         checks.append(
             ExportCheck(
                 name,
@@ -81,6 +103,7 @@ def export_candidate(problem: Problem, candidate: Candidate, folder: Path) -> li
                 float((found.argmax(1) == expected.argmax(1)).mean()),
                 float(np.abs(found - expected).max()),
                 latency,
+                latency.verdict(limit) if budgeted and limit is not None else None,
             )
         )
     return checks

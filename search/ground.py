@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,20 @@ import numpy as np
 from trimtab.errors import InfeasibleBudget
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import Cost, CostModel, TableFit
-from trimtab.search.budgets import BudgetLimits, resolve
+from trimtab.evaluators.engines import cpu_name, make_engine
+from trimtab.evaluators.engines.base import Engine
+from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.latency import Link
+from trimtab.search.budgets import Budget, BudgetLimits, resolve
+from trimtab.search.journal import read_journal
 from trimtab.search.problem import Problem
 from trimtab.search.progress import Progress
 from trimtab.spaces.policy import Policy
 
-__all__ = ["Ground", "survey"]
+__all__ = ["Ground", "latency_limit", "measured_link", "survey", "tie"]
+
+#: Half the interval of a network that the table is fitted to, as a share of its latency.
+PROBE_PRECISION = 0.02
 
 #: The most that is taken off a latency limit for the table's error, and the share of predictions it allows for.
 LARGEST_MARGIN = 0.1
@@ -30,17 +39,21 @@ NEARLY_ALL, ROUNDS = 0.9, 2
 class Ground:
     """Measured once at the start of a run and kept in its journal, so that a resumed run stands on the same.
 
-    `base` and `int8` are costs (latency measured end to end, in seconds); `noise_floor` is the largest deviation of
-    A/A runs; `limits` are in seconds, bytes and MACs; `margin` is what the table's error takes off the latency limit.
+    `base` and `int8` are costs (latency measured end to end, in seconds); `link` ties the int8 form, the yardstick of
+    every measurement, to the base; `noise_floor` is the largest deviation of A/A runs; `limits` are in seconds, bytes
+    and MACs, `limit` is the latency's in multiples of the yardstick (None without one); `margin` is what the errors of
+    the table, of the link and of the measurement that decides take off the latency limit.
     """
 
     base: Cost
     int8: Cost
     base_accuracy: float
     int8_accuracy: float
+    link: Link
     noise_floor: float
     fit: TableFit
     limits: Mapping[str, float]
+    limit: Interval | None
     margin: float
 
     def to_json(self) -> dict[str, Any]:
@@ -50,7 +63,13 @@ class Ground:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ground:
         """Read what `to_json` wrote."""
-        nested = {"base": Cost(**data["base"]), "int8": Cost(**data["int8"]), "fit": TableFit(**data["fit"])}
+        nested = {
+            "base": Cost(**data["base"]),
+            "int8": Cost(**data["int8"]),
+            "link": Link.from_json(data["link"]),
+            "fit": TableFit(**data["fit"]),
+            "limit": None if data["limit"] is None else Interval(*data["limit"]),
+        }
         return cls(**{**data, **nested})
 
 
@@ -66,8 +85,7 @@ def survey(
     `propose` returns what agents propose under limits: measured too, for a search that will trust the table.
     """
     surveyor = _Surveyor(problem, bench, model)
-    progress.line("measuring the network as given, and its uniform int8 form")
-    surveyor.measure_references()
+    surveyor.measure_references(progress)
     with progress.bar("latency table") as bar:
         model.table.filled = bar.update
         surveyor.probe(_spread(problem, problem.config.measure.probes))
@@ -80,6 +98,49 @@ def survey(
     return surveyor.ground(limits), limits
 
 
+def tie(bench: LatencyBench, seconds: float, progress: Progress) -> Link:
+    """Measure what ties the yardstick to the network as given, and say how well that is known."""
+    with progress.bar("seconds of the network as given in turn with its int8 form", round(seconds)) as bar:
+        link = bench.tie(seconds, lambda took: bar.update(min(int(took), round(seconds))))
+    ratio = link.ratio
+    progress.line(
+        f"uniform int8 takes {ratio.middle:.4f}x of the time of the network as given [{ratio.low:.4f}, "
+        f"{ratio.high:.4f}], after {link.took:.0f} s in {len(link.history)} blocks"
+        + ("" if link.stopped_by == "interval" else ", when the time was up")
+    )
+    return link
+
+
+def _recorded(folder: Path, engine: Engine) -> Ground | None:
+    """Return the ground of the run in a folder; None where there is none, or none of this engine and processor."""
+    if not (folder / "journal").is_file():
+        return None
+    records = {record.kind: record.data for record in read_journal(folder / "journal")}
+    run, ground = records.get("run"), records.get("ground")
+    if run is None or ground is None or (run["engine"], run["cpu"]) != (engine.signature, cpu_name()):
+        return None
+    return Ground.from_json(ground)
+
+
+def measured_link(problem: Problem, folder: Path | None, progress: Progress) -> tuple[Link, Interval | None]:
+    """Return the link that the run in a folder measured, or one that is measured now where there is none of this engine
+    and processor; and the latency budget in multiples of the yardstick."""
+    config = problem.config
+    engine = make_engine(config.engine.name, config.engine.threads)
+    ground = None if folder is None else _recorded(folder, engine)
+    if ground is not None:
+        link = ground.link
+    else:
+        bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
+        link = tie(bench, config.measure.link_seconds, progress)
+    return link, latency_limit(config.parsed_budgets, link)
+
+
+def latency_limit(budgets: Sequence[Budget], link: Link) -> Interval | None:
+    """Return the latency budget in multiples of the yardstick; None where latency has no limit."""
+    return next((link.limit(budget.value, budget.relative_to) for budget in budgets if budget.name == "latency"), None)
+
+
 class _Surveyor:
     def __init__(self, problem: Problem, bench: LatencyBench, model: CostModel) -> None:
         self.problem, self.bench, self.model = problem, bench, model
@@ -87,34 +148,39 @@ class _Surveyor:
         self.settings = problem.config.measure
         self.measured: dict[Policy, float] = {}
 
-    def measure_references(self) -> None:
-        seconds = self.settings.seconds
-        self.noise = self.bench.noise_floor(seconds / 2)
-        self.base_seconds = self.bench.measure(self.space.base(), seconds).reference_seconds
+    def measure_references(self, progress: Progress) -> None:
+        self.link = tie(self.bench, self.settings.link_seconds, progress)
+        self.noise = self.bench.noise_floor(self.link)
+        self.base_seconds = self.link.base_seconds.middle
         self.measured[self.space.base()] = self.base_seconds
-        self.seconds(self.space.int8())
+        self.measured[self.space.int8()] = self.base_seconds * self.link.ratio.middle
         self.base, self.int8 = (self._cost(p) for p in (self.space.base(), self.space.int8()))
         self.base_accuracy = self.problem.judge(self.space.base()).accuracy
         self.int8_accuracy = self.problem.judge(self.space.int8()).accuracy
         costs = ({name: c.get(name) for name in asdict(c)} for c in (self.base, self.int8))
         self.resolved = resolve(self.problem.config.parsed_budgets, *costs)
+        self.limit = latency_limit(self.problem.config.parsed_budgets, self.link)
 
     def seconds(self, policy: Policy) -> float:
         """End-to-end seconds: the measured ratio times the base's seconds."""
         if policy not in self.measured:
-            self.measured[policy] = self.bench.measure(policy, self.settings.seconds).ratio * self.base_seconds
+            latency = self.bench.measure(policy, self.link, self.settings.seconds, precision=PROBE_PRECISION)
+            self.measured[policy] = latency.ratio * self.base_seconds
         return self.measured[policy]
 
     def probe(self, policies: list[Policy]) -> None:
         """Measure policies and fit the table to everything measured so far."""
         for policy in policies:
             self.seconds(policy)
-        steps = [self.model.plan.steps(policy) for policy in self.measured]
-        totals = [self.model.table.total(s) for s in steps]
-        self.model.fit = TableFit.of(totals, [len(s) for s in steps], list(self.measured.values()))
+        totals, steps = zip(*(self.model.total(policy) for policy in self.measured), strict=True)
+        self.model.fit = TableFit.of(totals, steps, list(self.measured.values()))
 
     def limits(self, margin: float = 0.0) -> BudgetLimits:
-        return BudgetLimits(self.model, self.resolved, margin, self.problem.config.seed, confirm=self.seconds)
+        """Return the limits less a margin for the table's error, the link's, and that of the decisive measurement."""
+        kept = (1 - margin) * (1 - self.settings.precision)
+        if self.limit is not None:
+            kept *= self.limit.low / self.limit.middle
+        return BudgetLimits(self.model, self.resolved, 1 - kept, self.problem.config.seed, confirm=self.seconds)
 
     def limits_with_margin(self, most: float = MOST) -> BudgetLimits:
         """Keep as far from the latency limit as most predictions near it fell short of the measurement.
@@ -141,9 +207,11 @@ class _Surveyor:
             self.int8,
             self.base_accuracy,
             self.int8_accuracy,
+            self.link,
             self.noise,
             self.model.fit,
             self.resolved,
+            self.limit,
             limits.margin,
         )
 

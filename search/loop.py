@@ -11,7 +11,7 @@ from typing import Literal
 from trimtab.agents import AGENTS
 from trimtab.agents.base import Agent, Estimates
 from trimtab.evaluators.bench import LatencyBench
-from trimtab.evaluators.timing import Latency
+from trimtab.evaluators.latency import Latency
 from trimtab.search.budgets import BudgetLimits
 from trimtab.search.evaluation import Evaluation, violations
 from trimtab.search.ground import Ground
@@ -96,7 +96,7 @@ class Memory:
             evaluation = Evaluation.from_json(data)
             self.judged[evaluation.policy.id] = evaluation
         elif record.kind == "measured":
-            self.latencies[data["policy"]] = Latency(**data["latency"])
+            self.latencies[data["policy"]] = Latency.from_json(data["latency"])
         elif record.kind == "told":
             self.spent.setdefault(data["agent"], []).append(Spent(**data["seconds"]))
 
@@ -121,7 +121,7 @@ class Ledger(Memory):
     def measured(self, policy: Policy, latency: Latency) -> None:
         """Remember an end-to-end measurement."""
         self.latencies[policy.id] = latency
-        self.journal.append("measured", {"policy": policy.id, "latency": asdict(latency)})
+        self.journal.append("measured", {"policy": policy.id, "latency": latency.to_json()})
 
     def told(self, agent: str, spent: Spent) -> None:
         """Remember that a batch is done with, and the time it took."""
@@ -236,7 +236,8 @@ class Searcher:
         """Return the evaluation with its latency measured end to end, now or earlier, where there is a bench."""
         policy = evaluation.policy
         if self.bench is not None and policy.id not in self.ledger.latencies:
-            latency = self.bench.measure(policy, self.problem.config.measure.seconds)
+            seconds, limit = self.problem.config.measure.seconds, self.ground.limit
+            latency = self.bench.measure(policy, self.ground.link, seconds, limit, math.inf)
             self.ledger.measured(policy, latency)
         return self._with_latency(evaluation)
 
@@ -244,4 +245,4 @@ class Searcher:
         latency = self.ledger.latencies.get(evaluation.policy.id)
         if latency is None:
             return evaluation
-        return evaluation.measured(latency, self.ground.base.latency, self.ground.limits)
+        return evaluation.measured(latency, self.ground.limit)

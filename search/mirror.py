@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import BadInput, TrimtabError
-from trimtab.evaluators.timing import Latency
+from trimtab.evaluators.latency import Latency
 from trimtab.search.config import check_storage
 from trimtab.search.evaluation import Evaluation
 from trimtab.search.ground import Ground
@@ -152,8 +152,8 @@ def _judged(records: Sequence[Record], ground: Ground) -> dict[str, Evaluation]:
             evaluation = Evaluation.from_json(record.data)
             judged[evaluation.policy.id] = evaluation
         elif record.kind == "measured" and (found := judged.get(record.data["policy"])):
-            latency = Latency(**record.data["latency"])
-            judged[found.policy.id] = found.measured(latency, ground.base.latency, ground.limits)
+            latency = Latency.from_json(record.data["latency"])
+            judged[found.policy.id] = found.measured(latency, ground.limit)
     return judged
 
 

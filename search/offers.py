@@ -73,7 +73,7 @@ def describe_space(problem: Problem, progress: Progress) -> dict[str, Any]:
     """Return a problem's space as plain JSON values: `layers`, `groups`, `choices` (each an `Offer`), and the number of
     vectors before and after the choices that gain nothing have gone, as powers of ten."""
     config, space = problem.config, problem.space
-    table = LatencyTable(make_engine(config.engine.name, config.engine.threads))
+    table = LatencyTable(make_engine(config.engine.name, config.engine.threads), space)
     model = CostModel(space, table)
     offers = _priced(model, config.budgets, progress)
     kept = space.without(removals(offers)) if config.space.drop_pointless else space
@@ -87,7 +87,7 @@ def describe_space(problem: Problem, progress: Progress) -> dict[str, Any]:
             {"group": group.name, "channels": group.size, "members": sorted(group.members)} for group in space.groups
         ],
         "choices": [asdict(offer) for offer in offers],
-        "base": {"seconds": table.total(model.plan.steps(base)), "size": model.size(base)},
+        "base": {"seconds": model.total(base)[0], "size": model.size(base)},
         "digits": {"all": math.log10(space.size), "offered": math.log10(kept.size)},
         "dropped": config.space.drop_pointless,
     }
@@ -177,7 +177,7 @@ class _Pricer:
 
     def _gain(self, policy: Policy, other: Policy) -> float:
         """The share of time that a policy takes off the steps in which it differs from another."""
-        ours, theirs = (Counter(self.model.plan.steps(p)) for p in (policy, other))
+        ours, theirs = self.model.steps(policy), self.model.steps(other)
         before = self._seconds(theirs - ours)
         return 1 - self._seconds(ours - theirs) / before if before else 0.0
 

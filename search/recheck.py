@@ -33,8 +33,8 @@ def recheck(
     Return the network, and the evaluation with measured latency and stored bytes in place of predicted ones.
     """
     candidate = problem.judge.candidate(evaluation.policy)
-    latency = bench.measure(candidate, problem.config.measure.final_seconds)
-    found = evaluation.measured(latency, ground.base.latency, ground.limits)
+    latency = bench.measure(candidate, ground.link, problem.config.measure.final_seconds, ground.limit)
+    found = evaluation.measured(latency, ground.limit)
     return _with_size(found, kernels.stored_bytes(lower(candidate)), ground.limits), candidate
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from trimtab.agents import AGENTS
@@ -26,7 +27,7 @@ from trimtab.evaluators.table import LatencyTable
 from trimtab.search.budgets import BudgetLimits, describe
 from trimtab.search.config import Config, load_config
 from trimtab.search.evaluation import Evaluation, pareto
-from trimtab.search.export import ExportCheck, export_candidate, write_text
+from trimtab.search.export import IN_WORDS, ExportCheck, export_candidate, write_text
 from trimtab.search.ground import Ground, survey
 from trimtab.search.journal import Journal
 from trimtab.search.loop import AgentRun, Ledger, Searcher
@@ -96,7 +97,7 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
     config = problem.config
     engine = make_engine(config.engine.name, config.engine.threads)
     _check_offered(config, engine)
-    table = LatencyTable(engine)
+    table = LatencyTable(engine, problem.space)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(folder / "journal")) if resume else None
         known = _recall(problem, journal) if journal is not None else None
@@ -124,7 +125,7 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
         mirror = mirror_for(problem, folder, ground)
         runs = _search(problem, ground, limits, bench, ledger, mirror, folder, progress)
         finisher = _Finisher(problem, ground, bench, model, runs, ledger, folder, progress)
-        outcome = finisher.finish(time.perf_counter() - started)
+        outcome = finisher.finish(started)
         journal.append("finished", {"winner": outcome.winner.evaluation.policy.id if outcome.winner else None})
     return outcome
 
@@ -204,6 +205,11 @@ def open_estimates(problem: Problem, progress: Progress) -> LayerDatabase | None
     return open_database(problem.space, problem.judge.calibration)
 
 
+def preferred(found: list[Evaluation]) -> Evaluation | None:
+    """TEMPORARY."""
+    return max(found, key=lambda e: (e.accuracy, -e.cost.size), default=None)
+
+
 class _Finisher:
     """Chooses the winners on the finished networks, reads the final images once, exports, and reports."""
 
@@ -221,24 +227,18 @@ class _Finisher:
         self.problem, self.ground, self.bench, self.model = problem, ground, bench, model
         self.runs, self.ledger, self.folder, self.progress = runs, ledger, folder, progress
         self.rechecked: dict[str, tuple[Evaluation, Candidate]] = {}
+        #: Policies whose exported file was not measured within the budgets.
+        self.refused: list[str] = []
 
-    def finish(self, seconds: float) -> Outcome:
+    def finish(self, started: float) -> Outcome:
         self.progress.line("re-checking the winners on their finished networks")
-        chosen = {run.agent: self._recheck(run) for run in self.runs}
+        chosen, checks = self._choose()
         finals = self._read_final([c for c in chosen.values() if c is not None])
         winners = {
             agent: None if found is None else Winner(agent, found[0], finals[found[0].policy.id])
             for agent, found in chosen.items()
         }
         best = best_of(winners)
-        checks: list[ExportCheck] = []
-        if best is not None:
-            self.progress.line("exporting, and running the exports back")
-            candidate = self.rechecked[best.evaluation.policy.id][1]
-            write_policy(self.folder, candidate.policy)
-            checks = export_candidate(self.problem, candidate, self.folder / "export")
-        else:
-            (self.folder / "policy.json").unlink(missing_ok=True)  # the measurement refuted what the search took it for
         front = tuple(pareto(e for run in self.runs for e in run.evaluations if e.feasible))
         summary = build_summary(
             self.problem,
@@ -251,13 +251,48 @@ class _Finisher:
             self._table_error(),
             self._profile(best),
             self._judging(best),
-            seconds,
+            time.perf_counter() - started,
         )
+        summary["measuring"] = {"end_to_end": self.bench.took, "table": self.model.table.took}
+        summary["refused"] = self.refused
         write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         from trimtab.search.report import write_report
 
         write_report(self.folder)
         return Outcome(self.folder, best, front, summary, any(run.ended == "interrupted" for run in self.runs))
+
+    def _choose(self) -> tuple[dict[str, tuple[Evaluation, Candidate] | None], list[ExportCheck]]:
+        """Return every agent's re-checked winner, and the checks of the best one's exports.
+
+        The best is the first one whose exported file was measured within the budgets too; one that was not is no
+        longer feasible, and its agent's next evaluation takes its place.
+        """
+        while True:
+            chosen = {run.agent: self._recheck(run) for run in self.runs}
+            found = preferred([c[0] for c in chosen.values() if c is not None])
+            if found is None:
+                (self.folder / "policy.json").unlink(missing_ok=True)  # refuted by the measurement
+                rmtree(self.folder / "export", ignore_errors=True)
+                return chosen, []
+            candidate = self.rechecked[found.policy.id][1]
+            self.progress.line("exporting, and running the exports back")
+            write_policy(self.folder, found.policy)
+            checks = export_candidate(
+                self.problem, candidate, self.folder / "export", self.ground.link, self.ground.limit
+            )
+            exported = next((check.latency for check in checks if check.verdict is not None), None)
+            if exported is None:
+                return chosen, checks
+            found = found.measured(exported, self.ground.limit)
+            self.rechecked[found.policy.id] = found, candidate
+            if found.feasible:
+                return {agent: self._current(one) for agent, one in chosen.items()}, checks
+            self.refused.append(found.policy.id)
+            words = next(IN_WORDS[check.verdict] for check in checks if check.verdict is not None)
+            self.progress.line(f"the exported file of {found.policy.id} is {words}: the next network is tried")
+
+    def _current(self, chosen: tuple[Evaluation, Candidate] | None) -> tuple[Evaluation, Candidate] | None:
+        return None if chosen is None else self.rechecked[chosen[0].policy.id]
 
     def _recheck(self, run: AgentRun) -> tuple[Evaluation, Candidate] | None:
         """Return the agent's most accurate evaluation whose finished network meets every budget, measured."""
@@ -296,7 +331,7 @@ class _Finisher:
 
     def _steps(self, policy: Policy) -> list[dict[str, Any]]:
         named = self.model.plan.named_steps(policy)
-        scale = self.model.get(policy, "latency") / self.model.table.total(step for _, step in named)
+        scale = self.model.get(policy, "latency") / self.model.total(policy)[0]
         return [
             {
                 "layer": name,
@@ -369,4 +404,4 @@ def _say_ground(ground: Ground, config: Config, progress: Progress) -> None:
         f"{int8.size / base.size:.3f}x size, accuracy {ground.int8_accuracy:.2%}; noise floor {ground.noise_floor:.2%}"
     )
     asked = ", ".join(f"{name} {text} = {describe(name, ground.limits[name])}" for name, text in config.budgets.items())
-    progress.line(f"budgets: {asked}; {ground.margin:.1%} kept free for the table's error")
+    progress.line(f"budgets: {asked}; {ground.margin:.1%} kept free for what prices and measurements may be off by")

@@ -16,6 +16,8 @@ from rich.table import Table
 from trimtab.errors import BadInput
 from trimtab.search.budgets import describe
 from trimtab.search.contest_report import feasible_line, standings
+from trimtab.search.export import IN_WORDS
+from trimtab.search.report import measuring_line
 
 __all__ = [
     "load_summary",
@@ -61,6 +63,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
             f"Table against end to end: median error {error['median']:.1%}, largest {error['largest']:.1%} over "
             f"{error['networks']} networks; noise floor {summary['noise_floor']:.2%}."
         )
+    console.print(f"Measuring took {measuring_line(summary['measuring'], summary['seconds'])}.")
     rates = summary["candidates_per_second"]
     console.print(
         f"Candidates per second: {rates['search']:.2f} in the search; the winner alone {rates['native']:.2f} with the "
@@ -159,6 +162,12 @@ def _budgets(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def _verdict(found: Mapping[str, Any]) -> str | None:
+    if found["verdict"] is None:
+        return None
+    return f"{IN_WORDS[found['verdict']]}: at most {found['limit'][0]:.4f}x int8"
+
+
 def print_evaluation(found: Mapping[str, Any]) -> None:
     """Print one policy's figures."""
     latency = found["latency"]
@@ -170,8 +179,10 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
             "final accuracy": f"{found['final_accuracy']:.2%}",
             "chosen on": found["provenance"],
             "latency": f"{latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "
-            f"[{latency['low']:.4f}, {latency['high']:.4f}], {latency['slices']} slices, stopped by "
-            f"{latency['stopped_by']}",
+            f"[{latency['low']:.4f}, {latency['high']:.4f}], {latency['blocks']} blocks in {latency['took']:.1f} s, "
+            f"stopped by {latency['stopped_by']}",
+            "latency vs int8": "{:.4f}x [{:.4f}, {:.4f}]".format(*latency["to_yardstick"]),
+            "latency budget": _verdict(found),
             "noise floor": f"{found['noise_floor']:.2%}",
             "size": describe("size", found["size"]),
             "macs": describe("macs", found["macs"]) + " (one multiply-accumulate = 1)",

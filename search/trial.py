@@ -48,7 +48,7 @@ def run_trial(trial: Trial, arena: Arena, root: Path, report: Callable[[dict[str
     torch.set_num_threads(1)
     config = arena.problem.config.model_copy(update={"agent": trial.agent, "baselines": (), "seed": trial.seed})
     problem = replace(arena.problem, config=config)
-    limits = arena.limits(LatencyTable(make_engine(config.engine.name, config.engine.threads)))
+    limits = arena.limits(LatencyTable(make_engine(config.engine.name, config.engine.threads), problem.space))
     folder = trial.folder(root, arena)
     folder.mkdir(parents=True, exist_ok=True)
     keep = keep_best(folder)

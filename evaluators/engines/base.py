@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from trimtab.kernels.graph import Graph
 
-__all__ = ["Engine", "EngineSession", "Images", "TimeSlice", "cpu_name"]
+__all__ = ["Engine", "EngineSession", "Images", "StepEngine", "StepSession", "TimeSlice", "cpu_name"]
 
 Images = npt.NDArray[np.float32]
 
@@ -73,6 +73,32 @@ class Engine(Protocol):
 
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time one layer of a small program, several slices of `seconds` each: seconds per run of each slice."""
+        ...
+
+
+class StepSession(EngineSession, Protocol):
+    """A compiled network that tells its steps apart."""
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        """The kernel that runs each layer, by the layer's tensor."""
+        ...
+
+    def profile(self, inputs: Images, seconds: float) -> Mapping[str, float]:
+        """Run on inputs (R, batch, C, H, W) for about so long; return every step's seconds per run, by its tensor."""
+        ...
+
+
+@runtime_checkable
+class StepEngine(Engine, Protocol):
+    """An engine whose sessions tell their steps apart, so that steps can be timed in place."""
+
+    tells_steps: bool
+
+    def compile(
+        self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
+    ) -> StepSession:
+        """Compile a program; see `Engine`."""
         ...
 
 

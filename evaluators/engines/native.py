@@ -19,6 +19,7 @@ class NativeEngine:
     """Runs programs on `trimtab.kernels`, at the best kernel level or the one that `TRIMTAB_ISA` forces."""
 
     name = "native"
+    tells_steps = True
 
     def __init__(self, threads: int = 1, level: str | None = None) -> None:
         self.threads = threads
@@ -62,10 +63,24 @@ class NativeSession:
 
     def __init__(self, session: kernels.Session) -> None:
         self.session = session
+        self._each = 0.0
 
     def run(self, x: Images) -> Images:
         """Return the output for (N, C, H, W)."""
         return self.session.run(np.ascontiguousarray(x, dtype=np.float32))
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        """The kernel that runs each layer."""
+        return self.session.kernels
+
+    def profile(self, inputs: Images, seconds: float) -> Mapping[str, float]:
+        """Return the seconds per run of every step, and of the conversion of input and output."""
+        inputs = np.ascontiguousarray(inputs, dtype=np.float32)
+        if not self._each:
+            first = self.session.time(inputs, seconds / 2)
+            self._each = first.seconds / first.runs
+        return dict(self.session.profile(inputs, max(2, round(seconds / self._each))))
 
     def time(self, inputs: Images, seconds: float) -> TimeSlice:
         """Time runs in the native loop."""

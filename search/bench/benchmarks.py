@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trimtab.errors import BadInput, unknown_name
+from trimtab.search.bench.coverage import bench_coverage
 from trimtab.search.bench.judge import bench_judge
 from trimtab.search.bench.layers import bench_kernels
 from trimtab.search.bench.methods import bench_methods
 from trimtab.search.bench.networks import bench_networks
 from trimtab.search.bench.proxy import bench_proxy
-from trimtab.search.bench.repeat import bench_repeat
 from trimtab.search.config import Config
 
 __all__ = ["BenchOptions", "run"]
@@ -29,9 +30,9 @@ class BenchOptions:
     seconds: float
     level: str | None
     layers: str
-    repetitions: int
     minutes: float
     load: bool
+    finished: Path | None = None
     config: Config | None = None
     cases: tuple[str, ...] = ()
     final: bool = False
@@ -62,7 +63,7 @@ def _kernels(o: BenchOptions) -> list[dict[str, Any]]:
 
 
 def _measure(o: BenchOptions) -> list[dict[str, Any]]:
-    return bench_repeat(o.networks[0], o.engines[0], o.threads[0], o.seconds, o.repetitions, o.minutes, o.load)
+    return bench_coverage(o.networks[0], o.engines[0], o.threads[0], o.minutes, o.load, o.finished)
 
 
 def _methods(o: BenchOptions) -> list[dict[str, Any]]:

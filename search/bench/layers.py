@@ -15,8 +15,10 @@ import onnx
 from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.base import Engine, EngineSession, Images, TimeSlice
+from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.onnx_model import to_onnx
-from trimtab.evaluators.timing import Estimate, Rounds, interleave, timing_slot
+from trimtab.evaluators.rounds import Rounds, interleave
+from trimtab.evaluators.timing import timing_slot
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.kernels.roofline import Roofline, beyond_caches, cache_sizes, measure_roofline, stream_rate
 from trimtab.kernels.session import Session
@@ -85,6 +87,9 @@ COLD_CACHES = 3
 
 #: Fewer images than a second cache holds, so that the input is as hot as it is inside a network.
 ROTATED = 2
+
+#: Seconds that a layer takes at least.
+SHORTEST = 1e-9
 
 
 def bench_kernels(
@@ -252,13 +257,15 @@ class _Found:
         seconds = rounds.seconds.copy()
         for index, what in enumerate(timed):
             if what.kind is not None and what.engine != "native":
-                seconds[:, index] -= rounds.time(timed.index(_Timed(None, what.engine))).median
+                call = rounds.time(timed.index(_Timed(None, what.engine))).middle
+                # A slice may be shorter than the usual call, but nothing takes no time.
+                seconds[:, index] = np.maximum(seconds[:, index] - call, SHORTEST)
         return _Found(timed, Rounds(seconds, rounds.interrupted))
 
-    def time(self, what: _Timed) -> Estimate:
+    def time(self, what: _Timed) -> Interval:
         return self.rounds.time(self.timed.index(what))
 
-    def speedup(self, what: _Timed, over: _Timed | None) -> Estimate | None:
+    def speedup(self, what: _Timed, over: _Timed | None) -> Interval | None:
         return None if over is None else self.rounds.ratio(self.timed.index(over), self.timed.index(what))
 
 
@@ -288,7 +295,7 @@ def _row(layer: Layer, kind: Kind, found: _Found, exact: Mapping[str, bool], roo
     time = found.time(this)
     macs, moved = work_of(layer, kind)
     # Main memory is shared with others: its rate is that of the same rounds.
-    rate = 1 / found.time(_STREAM).median if layer.cold else None
+    rate = 1 / found.time(_STREAM).middle if layer.cold else None
     attainable = roofline.attainable(macs, moved, kind != FLOAT, rate)
     others = [t for t in found.timed if t.engine != "native" and t.kind == (FLOAT if kind == FLOAT else INT8)]
     best = min(others, key=found.time, default=None)
@@ -301,16 +308,16 @@ def _row(layer: Layer, kind: Kind, found: _Found, exact: Mapping[str, bool], roo
         "level": roofline.level,
         **named("ms", time, 1e3),
         "mmac": macs / 1e6,
-        "gmac_per_s": macs / time.median / 1e9,
+        "gmac_per_s": macs / time.middle / 1e9,
         "bytes": moved,
-        "gbyte_per_s": moved / time.median / 1e9,
+        "gbyte_per_s": moved / time.middle / 1e9,
         "roofline_gmac_per_s": attainable / 1e9,
-        "roofline": macs / time.median / attainable,
+        "roofline": macs / time.middle / attainable,
         **named("int8_speedup", found.speedup(this, int8)),
         "best_other": None if best is None else best.engine,
         **named("speedup", found.speedup(this, best)),
         **named("exact_speedup", found.speedup(this, best_exact)),
-        "others_ms": {t.engine: found.time(t).median * 1e3 for t in others if t.kind == kind} or None,
+        "others_ms": {t.engine: found.time(t).middle * 1e3 for t in others if t.kind == kind} or None,
     }
 
 

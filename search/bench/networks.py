@@ -13,8 +13,10 @@ from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines import Engine, make_engine
 from trimtab.evaluators.engines.base import EngineSession, Images
+from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.timing import Estimate, Rounds, interleave, timing_slot
+from trimtab.evaluators.rounds import Rounds, interleave
+from trimtab.evaluators.timing import timing_slot
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.search.bench.child import obeys_caps, run_in_child
 from trimtab.search.bench.rows import empty_network, named
@@ -129,13 +131,13 @@ class _Found:
     rounds: Rounds
     exact: Mapping[str, bool | None]
 
-    def time(self, what: _Timed) -> Estimate | None:
+    def time(self, what: _Timed) -> Interval | None:
         return self.rounds.time(self.timed.index(what)) if what in self.timed else None
 
     def fastest(self, whats: list[_Timed]) -> _Timed | None:
         return min(whats, key=lambda what: self.rounds.time(self.timed.index(what)), default=None)
 
-    def speedup(self, what: _Timed, over: _Timed | None) -> Estimate | None:
+    def speedup(self, what: _Timed, over: _Timed | None) -> Interval | None:
         if over is None or not {what, over} <= set(self.timed):
             return None
         return self.rounds.ratio(self.timed.index(over), self.timed.index(what))

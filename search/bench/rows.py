@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from trimtab.evaluators.timing import Estimate
+from trimtab.evaluators.intervals import Interval
 from trimtab.kernels.graph import Graph, Node
 
 __all__ = ["empty_network", "named"]
 
 
-def named(name: str, estimate: Estimate | None, unit: float = 1.0) -> dict[str, float | None]:
+def named(name: str, estimate: Interval | None, unit: float = 1.0) -> dict[str, float | None]:
     """Return an estimate, in multiples of 1 / `unit`, as three entries of a row: NAME, NAME_low and NAME_high."""
     values = (None, None, None) if estimate is None else tuple(value * unit for value in estimate)
     return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from trimtab.search.bench.repeat import bench_repeat, bursts
 
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.engines import ENGINES as ENGINE_MAKERS
@@ -20,7 +21,6 @@ from trimtab.search.bench import layers as layer_bench
 from trimtab.search.bench import networks as network_bench
 from trimtab.search.bench.child import caps, obeys_caps, run_in_child
 from trimtab.search.bench.layers import FLOAT, KINDS, LAYERS, Kind, Layer, layer_graph, layer_model, work_of
-from trimtab.search.bench.repeat import bench_repeat, bursts
 from trimtab.search.tables import markdown_rows
 
 ENGINES = ["native", "onnxruntime"]

@@ -1,0 +1,194 @@
+"""The comparison of two networks in time: measured in turn, in blocks, for as long as the question needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
+from trimtab.evaluators.intervals import LOOKS, Interval, block_interval, decision_interval, memory
+
+__all__ = [
+    "BLOCK_SECONDS",
+    "Block",
+    "Comparison",
+    "Compile",
+    "Verdict",
+    "compare",
+    "machine_memory",
+    "measure_block",
+    "verdict",
+]
+
+Compile = Callable[[], EngineSession]
+Verdict = Literal["within", "over", "open"]
+
+#: Short, so that what disturbs the machine disturbs neighbouring slices alike.
+SLICE_SECONDS = 0.002
+
+#: Longer than the machine's memory, unless that was measured.
+BLOCK_SECONDS = 0.25
+
+#: Slices of each network in a block at least, however slow the networks are.
+LEAST_SLICES = 5
+
+#: Blocks after which it is looked whether the interval is narrow enough.
+PRECISION_EVERY = 8
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of slices in turn, A B A B ..., with both networks compiled anew.
+
+    `ratio` is the median over the slices of the first network's time per run divided by the mean of its neighbours';
+    `seconds` and `yardstick_seconds` are median times per run. `dropped` slices count for nothing, because the system
+    took the core away while they ran; where it did so in most of them, all count.
+    """
+
+    ratio: float
+    seconds: float
+    yardstick_seconds: float
+    slices: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Blocks in order of time, and why there are no more of them.
+
+    `took` is in seconds, compilation included. `stopped_by`: "interval" where it became as narrow as was asked,
+    "decision" where it was decided on which side of the limit the ratio lies, "time" where neither came about.
+    """
+
+    blocks: tuple[Block, ...]
+    took: float
+    stopped_by: Literal["interval", "decision", "time"]
+
+    @property
+    def ratios(self) -> list[float]:
+        """The blocks' values."""
+        return [block.ratio for block in self.blocks]
+
+    @property
+    def interval(self) -> Interval:
+        """The first network's time divided by the second's."""
+        return block_interval(self.ratios)
+
+    @property
+    def seconds(self) -> float:
+        """The first network's seconds per run."""
+        return float(np.median([block.seconds for block in self.blocks]))
+
+    @property
+    def slices(self) -> int:
+        """Slices that count."""
+        return sum(block.slices for block in self.blocks)
+
+    @property
+    def dropped(self) -> int:
+        """Slices that do not."""
+        return sum(block.dropped for block in self.blocks)
+
+
+def compare(
+    network: Compile,
+    yardstick: Compile,
+    inputs: Images,
+    *,
+    precision: float,
+    seconds: float,
+    limit: Interval | None = None,
+    block_seconds: float = BLOCK_SECONDS,
+    least: int = LOOKS[0],
+    told: Callable[[float], None] = lambda took: None,
+) -> Comparison:
+    """Measure a network in turn with a yardstick: both are compiled anew for every block, because where a program lies
+    in memory changes its time by a percent.
+
+    `inputs` (R, batch, C, H, W) are rotated. It ends where half the interval is at most `precision` of the ratio and,
+    with a `limit` to the ratio, it is decided whether that is met, which may be at any of LOOKS; in any case after
+    `seconds`, but with no fewer than `least` blocks. `told` hears after every block how long it took so far.
+    Call it inside `timing_slot`.
+    """
+    blocks: list[Block] = []
+    start = time.perf_counter()
+    decided = limit is None
+    while True:
+        blocks.append(measure_block(network(), yardstick(), inputs, min(block_seconds, seconds / least)))
+        took = time.perf_counter() - start
+        told(took)
+        if len(blocks) < least:
+            continue
+        ratios = [block.ratio for block in blocks]
+        if limit is not None and not decided and len(blocks) in LOOKS:
+            decided = verdict(decision_interval(ratios), limit) != "open"
+        if decided and _is_due(len(blocks)) and block_interval(ratios).precision <= precision:
+            return Comparison(tuple(blocks), took, "interval" if limit is None else "decision")
+        if took >= seconds:
+            return Comparison(tuple(blocks), took, "time")
+
+
+def _is_due(blocks: int) -> bool:
+    return blocks in LOOKS or blocks % PRECISION_EVERY == 0
+
+
+def measure_block(network: EngineSession, yardstick: EngineSession, inputs: Images, seconds: float) -> Block:
+    """Time two sessions in turn for about `seconds`."""
+    ours, theirs = _in_turn(network, yardstick, inputs, seconds)
+    times, beside = np.array([_per_run(s) for s in ours]), np.array([_per_run(s) for s in theirs])
+    switches = np.array([s.involuntary_switches for s in theirs])
+    whole = np.array([s.involuntary_switches for s in ours]) + switches[:-1] + switches[1:] == 0
+    used = whole if 2 * whole.sum() >= len(whole) else np.ones_like(whole)
+    neighbours = (beside[:-1] + beside[1:]) / 2
+    return Block(
+        ratio=float(np.median((times / neighbours)[used])),
+        seconds=float(np.median(times[used])),
+        yardstick_seconds=float(np.median(neighbours[used])),
+        slices=int(used.sum()),
+        dropped=int((~used).sum()),
+    )
+
+
+def machine_memory(session: EngineSession, inputs: Images, seconds: float) -> float:
+    """Return for how many seconds the machine's speed is remembered, from the slices of one network in `seconds`."""
+    start = time.perf_counter()
+    times, _ = _in_turn(session, session, inputs, seconds)
+    each = (time.perf_counter() - start) / len(times)
+    return each * memory([_per_run(piece) for piece in times])
+
+
+def _in_turn(
+    network: EngineSession, yardstick: EngineSession, inputs: Images, seconds: float
+) -> tuple[list[TimeSlice], list[TimeSlice]]:
+    """Return N slices of a network, and the N + 1 of a yardstick around them."""
+    for session in (yardstick, network):
+        session.time(inputs, SLICE_SECONDS)
+    end = time.perf_counter() + seconds
+    ours: list[TimeSlice] = []
+    theirs = [_slice(yardstick, inputs)]
+    while len(ours) < LEAST_SLICES or time.perf_counter() < end:
+        ours.append(_slice(network, inputs))
+        theirs.append(_slice(yardstick, inputs))
+    return ours, theirs
+
+
+def _slice(session: EngineSession, inputs: Images) -> TimeSlice:
+    # One run before it does not count: the other network has had the caches.
+    session.time(inputs, 0.0)
+    return session.time(inputs, SLICE_SECONDS)
+
+
+def _per_run(piece: TimeSlice) -> float:
+    return piece.seconds / piece.runs
+
+
+def verdict(ratio: Interval, limit: Interval) -> Verdict:
+    """Say whether a ratio is within a limit, over it, or too near to tell; the limit may itself be uncertain."""
+    share = ratio.times(limit.inverse())
+    if share.high <= 1:
+        return "within"
+    return "over" if share.low > 1 else "open"

@@ -1,0 +1,174 @@
+"""Coverage of intervals: how far measurements of seconds lie from what ten minutes say, and whether they say so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trimtab.errors import BadInput
+from trimtab.evaluators.accuracy import timing_candidate
+from trimtab.evaluators.comparison import BLOCK_SECONDS, Compile
+from trimtab.evaluators.engines import make_engine
+from trimtab.evaluators.engines.base import Engine, Images
+from trimtab.evaluators.intervals import Interval, block_interval
+from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.rounds import interleave
+from trimtab.evaluators.timing import timing_slot
+from trimtab.search.bench.load import bursts
+from trimtab.search.bench.networks import load_network
+from trimtab.search.config import default_config, load_config
+from trimtab.spaces.policy import Policy
+from trimtab.spaces.space import Space
+
+__all__ = ["LENGTHS", "bench_coverage", "coverage_rows"]
+
+Floats = npt.NDArray[np.float64]
+
+#: Seconds of the measurements.
+LENGTHS = (1.0, 2.0, 5.0, 10.0)
+
+#: Seconds of every network at the beginning that serve as the link and as the history of unlike pairs.
+RUN_IN = 30.0
+
+#: Measurements of each length at least; where they would not fit beside each other, they overlap.
+LEAST_MEASUREMENTS = 60
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A network in three forms: as given, uniform int8, and a small one."""
+
+    name: str
+    small: str
+    inputs: Images
+    forms: tuple[Compile, Compile, Compile]
+
+
+def bench_coverage(
+    network: str, engine: str, threads: int, minutes: float, load: bool, run: Path | None
+) -> list[dict[str, Any]]:
+    """Measure pairs of networks for `minutes`, all networks in turn, under a load of bursts where `load` is set, and
+    say of measurements of every one of LENGTHS how they stand to all blocks pooled.
+
+    The pairs: `network`'s int8 form with itself as given; half of its channels with its int8 form; and the winner of
+    the `run` in a folder (without one, a quarter of the demo's channels) with its int8 form, and with its base by the
+    link. See `coverage_rows` for the rows.
+    """
+    if minutes * 60 < 2 * RUN_IN:
+        raise BadInput(f"bench measure needs at least {2 * RUN_IN / 60:.0f} minutes, got {minutes:g}")
+    made = make_engine(engine, threads)
+    settings = [_of_network(made, network), _of_run(made, run)]
+    records: list[list[Floats]] = [[] for _ in settings]
+    with bursts() if load else nullcontext(), timing_slot(threads):
+        end = time.perf_counter() + minutes * 60
+        while time.perf_counter() < end:
+            for setting, record in zip(settings, records, strict=True):
+                record.append(_block(setting))
+    about = {"engine": made.signature, "load": load, "minutes": minutes}
+    return [
+        {**about, **row}
+        for setting, record in zip(settings, records, strict=True)
+        for row in _rows(setting, np.array(record), network=setting is settings[0])
+    ]
+
+
+def coverage_rows(
+    pair: str, blocks: Sequence[float], truth: float, measure: Callable[[Sequence[float]], Interval]
+) -> list[dict[str, Any]]:
+    """Return a row for every length: `deviation_p50` and `deviation_p95` of measurements from the `truth`, the median
+    half of their intervals, all as shares of it, and the `coverage`: the share of intervals that the truth lies in.
+
+    `blocks` are ratios in order of time. `measurements` counts those taken, `apart` those that do not overlap.
+    """
+    rows = []
+    for seconds in LENGTHS:
+        length = max(round(seconds / BLOCK_SECONDS), 1)
+        apart = len(blocks) // length
+        if apart < 2:
+            continue
+        step = length if apart >= LEAST_MEASUREMENTS else max((len(blocks) - length) // LEAST_MEASUREMENTS, 1)
+        found = [measure(blocks[first : first + length]) for first in range(0, len(blocks) - length + 1, step)]
+        deviations = np.array([abs(interval.middle / truth - 1) for interval in found])
+        rows.append(
+            {
+                "pair": pair,
+                "ratio": truth,
+                "seconds": seconds,
+                "measurements": len(found),
+                "apart": apart,
+                "deviation_p50": float(np.quantile(deviations, 0.5)),
+                "deviation_p95": float(np.quantile(deviations, 0.95)),
+                "half_interval": float(np.median([interval.precision for interval in found])),
+                "coverage": float(np.mean([interval.low <= truth <= interval.high for interval in found])),
+            }
+        )
+    return rows
+
+
+def _rows(setting: _Setting, ratios: Floats, network: bool) -> list[dict[str, Any]]:
+    """`ratios` (blocks, 3) are those of `_block`."""
+    early = round(RUN_IN / BLOCK_SECONDS)
+    unlike, like, across = ratios.T
+    history = list(unlike[:early])
+    link = block_interval(history)
+    rows = coverage_rows(
+        f"{setting.name} {setting.small} / int8", *_pooled(like[early:]), lambda blocks: block_interval(blocks)
+    )
+    if network:
+        direct = lambda blocks: block_interval(blocks, history=history)  # noqa: E731
+        return [*coverage_rows(f"{setting.name} int8 / fp32", *_pooled(unlike[early:]), direct), *rows]
+    truth = block_interval(list(across[early:])).middle
+    chained = lambda blocks: block_interval(blocks).times(link)  # noqa: E731
+    name = f"{setting.name} {setting.small} / fp32, by the link"
+    return [*rows, *coverage_rows(name, list(like[early:]), truth, chained)]
+
+
+def _pooled(blocks: Floats) -> tuple[list[float], float]:
+    return list(blocks), block_interval(list(blocks)).middle
+
+
+def _block(setting: _Setting) -> Floats:
+    """Return int8 / base, small / int8 and small / base in one block, all compiled anew."""
+    sessions = [compiled() for compiled in setting.forms]
+    rounds = interleave([(session, setting.inputs) for session in sessions], BLOCK_SECONDS / len(sessions))
+    base, int8, small = rounds.seconds.T
+    return np.array([np.median(ratio) for ratio in (int8 / base, small / int8, small / base)])
+
+
+def _of_network(engine: Engine, name: str) -> _Setting:
+    space, images = load_network(name)
+    return _setting(engine, name, "half the channels", space, images, space.uniform(0.5, (8, 8)))
+
+
+def _of_run(engine: Engine, run: Path | None) -> _Setting:
+    from trimtab.search.problem import load_problem
+    from trimtab.search.progress import Progress
+
+    config = default_config() if run is None else load_config(run / "config.yaml")
+    problem = load_problem(config, Progress())
+    space = problem.space
+    small, name = space.uniform(0.25, (8, 8)), "a quarter of the channels"
+    if run is not None:
+        if not (run / "policy.json").is_file():
+            raise BadInput(f"{run} has no policy.json: its search has not finished, or nothing met the budgets")
+        small, name = Policy.load(run / "policy.json"), "winner"
+    return _setting(engine, config.data.name, name, space, problem.judge.images, small)
+
+
+def _setting(engine: Engine, name: str, small: str, space: Space, images: Images, policy: Policy) -> _Setting:
+    inputs = np.ascontiguousarray(images[:8, None], dtype=np.float32)
+    forms = [_compiles(engine, space, each) for each in (space.base(), space.int8(), policy)]
+    return _Setting(name, small, inputs, (forms[0], forms[1], forms[2]))
+
+
+def _compiles(engine: Engine, space: Space, policy: Policy) -> Compile:
+    candidate = timing_candidate(space, policy)
+    graph = lower(candidate)
+    return lambda: engine.compile(graph, 1, candidate.ranges)
