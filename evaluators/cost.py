@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.errors import TrimtabError
 from trimtab.evaluators.coding import Coded
@@ -316,11 +317,12 @@ def _attention_ops(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: 
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Keep PyTorch from attention in a single operator, whose FLOPs its counter does not know."""
+    """Keep PyTorch from attention in a single operator, whose FLOPs not every version's counter knows."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
 

@@ -32,6 +32,9 @@ LEAST_BLOCKS = 6
 #: Windows of its own length that a history has to hold to say how far such windows scatter.
 LEAST_WINDOWS = 4
 
+#: Quantiles beyond which a value counts as a spike.
+SPIKES = (0.05, 0.95)
+
 #: Sokal's window: correlations are added up to this multiple of the time that they add up to.
 WINDOW = 5
 
@@ -98,12 +101,10 @@ def memory(values: Sequence[float]) -> float:
     """Return for how many values in a row a stationary series remembers: its integrated autocorrelation time, from 1.
 
     The sum 1 + 2 * (correlation at lag 1, 2, ...) ends where the lag is WINDOW times the sum so far (Madras and Sokal
-    1988, appendix C). Values beyond the quartiles by three times their distance count as if they were there: a single
-    spike would hide what the others remember.
+    1988, appendix C). Values beyond the quantiles SPIKES count as these: spikes would hide what the others remember.
     """
     series = np.asarray(values, dtype=np.float64)
-    low, high = np.quantile(series, (0.25, 0.75))
-    series = np.clip(series, low - 3 * (high - low), high + 3 * (high - low))
+    series = np.clip(series, *np.quantile(series, SPIKES))
     series = series - series.mean()
     variance = float(series @ series)
     total = 1.0

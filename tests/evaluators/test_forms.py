@@ -65,7 +65,7 @@ def test_a_step_is_timed_with_the_zeros_of_its_pattern(space: Space, pattern: st
 
 
 def test_zeros_cost_fewer_bytes_and_blocks_of_them_less_time_by_the_table(space: Space) -> None:
-    model = CostModel(space, LatencyTable(make_engine("native", 1)))
+    model = CostModel(space, LatencyTable(make_engine("native", 1), space))
     dense = space.uniform(1.0, (8, 8))
     for pattern in PATTERNS:
         policy = space.uniform(1.0, (8, 8), pattern)

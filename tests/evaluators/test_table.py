@@ -3,27 +3,42 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.evaluators.fakes import FakeEngine
 from tests.evaluators.nets import space_of
 
-from trimtab.evaluators import LatencyTable, table
+from trimtab import kernels
+from trimtab.evaluators import LatencyTable, lower, step_timer, table
+from trimtab.evaluators.accuracy import timing_candidate
+from trimtab.evaluators.engines import TimeSlice, make_engine
+from trimtab.evaluators.step_timer import REFERENCE
 from trimtab.evaluators.steps import STEP, Step, StepPlan, step_graph
-from trimtab.evaluators.table import REFERENCE
+from trimtab.kernels import Graph
+from trimtab.spaces import Policy
+
+SPACE = space_of("resnet8")
+
+
+def policies() -> list[Policy]:
+    return [SPACE.base(), SPACE.int8()]
 
 
 def steps() -> list[Step]:
     """Distinct steps of a network, in order."""
-    space = space_of("resnet8")
-    plan = StepPlan(space)
-    return list(dict.fromkeys([*plan.steps(space.base()), *plan.steps(space.int8())]))
+    plan = StepPlan(SPACE)
+    return list(dict.fromkeys(step for policy in policies() for step in plan.steps(policy)))
+
+
+def fill(latencies: LatencyTable, *chosen: Policy) -> LatencyTable:
+    for policy in chosen or policies():
+        latencies.fill(policy, StepPlan(SPACE).calls(policy))
+    return latencies
 
 
 def filled(folder: Path, engine: FakeEngine | None = None) -> tuple[LatencyTable, FakeEngine]:
     engine = engine or FakeEngine()
-    latencies = LatencyTable(engine, folder)
-    latencies.total(steps())
-    return latencies, engine
+    return fill(LatencyTable(engine, SPACE, folder)), engine
 
 
 def test_a_step_costs_its_least_slice(tmp_path: Path) -> None:
@@ -34,19 +49,18 @@ def test_a_step_costs_its_least_slice(tmp_path: Path) -> None:
 
 def test_nothing_is_measured_before_it_is_asked(tmp_path: Path) -> None:
     engine = FakeEngine()
-    latencies = LatencyTable(engine, tmp_path)
+    latencies = LatencyTable(engine, SPACE, tmp_path)
     assert (len(latencies), engine.measured) == (0, [])
-    latencies.seconds(steps()[0])
-    assert latencies.measured == 1
+    fill(latencies, SPACE.base())
+    assert latencies.measured == len(set(StepPlan(SPACE).steps(SPACE.base())))
 
 
 def test_every_step_is_measured_once(tmp_path: Path) -> None:
     latencies, engine = filled(tmp_path)
     count = len(engine.measured)
-    total = latencies.total(steps() * 3)
+    fill(latencies)
     assert len(engine.measured) == count
     assert latencies.measured == len(steps())
-    assert total == pytest.approx(3 * sum(engine.truth(step) for step in steps()))
 
 
 def test_another_process_reads_what_was_measured(tmp_path: Path) -> None:
@@ -60,7 +74,7 @@ def test_another_process_reads_what_was_measured(tmp_path: Path) -> None:
 def test_every_step_has_the_kernel_that_ran_it(tmp_path: Path) -> None:
     engine = FakeEngine()
     expected = [engine.layer_kernel(step_graph(step), STEP) for step in steps()]
-    fresh = LatencyTable(engine, tmp_path)
+    fresh = fill(LatencyTable(engine, SPACE, tmp_path))
     assert [fresh.kernel(step) for step in steps()] == expected
     again, _ = filled(tmp_path)
     assert [again.kernel(step) for step in steps()] == expected
@@ -68,7 +82,7 @@ def test_every_step_has_the_kernel_that_ran_it(tmp_path: Path) -> None:
 
 
 def test_tables_lie_in_the_cache(cache: Path) -> None:
-    latencies = LatencyTable(FakeEngine())
+    latencies = LatencyTable(FakeEngine(), SPACE)
     assert latencies.path.is_relative_to(cache)
     assert latencies.path.is_file()
 
@@ -91,8 +105,8 @@ def test_another_processor_is_another_table(tmp_path: Path, monkeypatch: pytest.
 def test_progress_counts_new_entries(tmp_path: Path) -> None:
     seen: list[int] = []
     for _ in range(2):
-        LatencyTable(FakeEngine(), tmp_path, seen.append).total(steps())
-    assert seen == list(range(1, len(steps()) + 1))
+        fill(LatencyTable(FakeEngine(), SPACE, tmp_path, seen.append))
+    assert seen == [len(set(StepPlan(SPACE).steps(SPACE.base()))), len(steps())]
 
 
 def test_the_file_begins_with_what_it_is_for(tmp_path: Path) -> None:
@@ -111,32 +125,24 @@ def test_entries_are_multiples_of_the_reference(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_slows_down_leaves_the_table_consistent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "REFERENCE_LASTS", -1.0)
+    monkeypatch.setattr(step_timer, "REFERENCE_LASTS", -1.0)
     engine = FakeEngine()
-    latencies = LatencyTable(engine, tmp_path)
-    latencies.seconds(steps()[0])
+    latencies = fill(LatencyTable(engine, SPACE, tmp_path), SPACE.base())
     engine.speed = 1.7
+    fill(latencies)
     for step in steps():
         assert latencies.seconds(step) == pytest.approx(engine.truth(step))
 
 
 def test_the_reference_is_measured_again_only_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(table.time, "monotonic", lambda: now)
-    engine = FakeEngine()
-    latencies = LatencyTable(engine, tmp_path)
-
-    def references() -> int:
+    def references(lasts: float) -> int:
+        monkeypatch.setattr(step_timer, "REFERENCE_LASTS", lasts)
+        _, engine = filled(tmp_path / str(lasts))
         return sum(graph.nodes[-1].attrs == step_graph(REFERENCE).nodes[-1].attrs for graph in engine.measured)
 
-    wanted = [step for step in steps() if step.kind != "conv2d"]
-    latencies.seconds(wanted[0])
-    before = references()
-    latencies.seconds(wanted[1])
-    assert references() == before
-    now = 10 * table.REFERENCE_LASTS
-    latencies.seconds(wanted[2])
-    assert references() == before + 1
+    same = sum(step_graph(step).nodes[-1].attrs == step_graph(REFERENCE).nodes[-1].attrs for step in steps())
+    assert references(1e9) - same == 2  # the table's own, and the first one that steps are measured beside
+    assert references(-1.0) - same == 1 + len(steps())
 
 
 def broken(content: bytes, kind: str) -> bytes:
@@ -174,9 +180,10 @@ def test_an_empty_file_is_filled(tmp_path: Path) -> None:
 
 
 def test_searches_beside_each_other_price_alike(tmp_path: Path) -> None:
-    first, engine = LatencyTable(FakeEngine(), tmp_path), FakeEngine()
-    second = LatencyTable(engine, tmp_path)  # opened before the first one has measured anything
-    told = [first.seconds(step) for step in steps()]
+    first, engine = LatencyTable(FakeEngine(), SPACE, tmp_path), FakeEngine()
+    second = LatencyTable(engine, SPACE, tmp_path)  # opened before the first one has measured anything
+    told = [fill(first).seconds(step) for step in steps()]
+    fill(second)
     assert [second.seconds(step) for step in steps()] == told
     assert engine.measured == []
 
@@ -184,7 +191,90 @@ def test_searches_beside_each_other_price_alike(tmp_path: Path) -> None:
 def test_entries_of_another_machine_are_taken_where_there_are_none(tmp_path: Path) -> None:
     first, _ = filled(tmp_path / "a")
     engine = FakeEngine()
-    second = LatencyTable(engine, tmp_path / "b")
+    second = LatencyTable(engine, SPACE, tmp_path / "b")
     second.adopt(first.entries)
+    fill(second)
     assert [second.seconds(step) for step in steps()] == [first.seconds(step) for step in steps()]
     assert engine.measured == []
+
+
+def test_another_network_is_another_table(tmp_path: Path) -> None:
+    filled(tmp_path)
+    LatencyTable(FakeEngine(), space_of("resnet8-b"), tmp_path)
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+
+
+# in place
+
+
+class StepSessions:
+    """Sessions of a made-up machine: every step takes its multiply-accumulates, and the first one a unit more."""
+
+    name, threads, has_bf16, signature, tells_steps = "steps", 1, False, "steps 1", True
+
+    def __init__(self) -> None:
+        self.compiled, self.speed = 0, 1.0
+
+    def compile(self, graph: Graph, batch: int = 1, ranges: object = None) -> MacsSession:
+        self.compiled += 1
+        return MacsSession(self, graph)
+
+    def layer_kernel(self, graph: Graph, layer: str) -> str:
+        raise NotImplementedError
+
+    def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> list[float]:
+        raise NotImplementedError
+
+
+class MacsSession:
+    def __init__(self, machine: StepSessions, graph: Graph) -> None:
+        self.machine = machine
+        self.session = kernels.Session(graph)
+        self.kernels = self.session.kernels
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def profile(self, inputs: np.ndarray, seconds: float) -> dict[str, float]:
+        names = self.session.steps
+        return {name: self.machine.speed * 1e-6 * (1 + i) for i, name in enumerate(names)}
+
+    def time(self, inputs: np.ndarray, seconds: float) -> TimeSlice:
+        return TimeSlice(1, sum(self.profile(inputs, seconds).values()), 0)
+
+
+def test_steps_are_read_off_the_network_that_runs_them(tmp_path: Path) -> None:
+    engine = StepSessions()
+    latencies = LatencyTable(engine, SPACE, tmp_path)
+    base = SPACE.base()
+    fill(latencies, base)
+    assert engine.compiled == 2  # the network, and the reference that it is in turn with
+    found = [latencies.seconds(step) for step in StepPlan(SPACE).steps(base)]
+    assert len(set(found)) == len(found)
+    expected = kernels.Session(lower(timing_candidate(SPACE, base))).kernels
+    for call in StepPlan(SPACE).calls(base):
+        assert latencies.kernel(call.step) == expected.get(call.tensor, "")
+
+
+def test_steps_in_place_are_multiples_of_the_reference(tmp_path: Path) -> None:
+    engine = StepSessions()
+    latencies = LatencyTable(engine, SPACE, tmp_path)
+    fill(latencies, SPACE.int8())
+    engine.speed = 1.6  # the machine slows down between two measurements: nothing is to be seen of it
+    fill(latencies, SPACE.base())
+    for number, call in enumerate(StepPlan(SPACE).calls(SPACE.base())):
+        if call.step not in StepPlan(SPACE).steps(SPACE.int8()):
+            assert latencies.seconds(call.step) == pytest.approx(1e-6 * (1 + number))
+
+
+def test_on_the_native_engine_the_table_adds_up_to_the_network(tmp_path: Path) -> None:
+    engine = make_engine("native", 1)
+    latencies = LatencyTable(engine, SPACE, tmp_path)
+    fill(latencies)
+    for policy in policies():
+        total = sum(latencies.seconds(step) for step in StepPlan(SPACE).steps(policy))
+        candidate = timing_candidate(SPACE, policy)
+        session = engine.compile(lower(candidate), 1, candidate.ranges)
+        x = np.zeros((1, 1, *SPACE.network.input_shape), np.float32)
+        slices = [session.time(x, 0.002) for _ in range(30)]
+        assert total == pytest.approx(min(piece.seconds / piece.runs for piece in slices), rel=0.5)

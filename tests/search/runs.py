@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
     "data": {"name": "digits", "selection": 100, "calibration": 64},
     "budgets": {"latency": "0.95x", "size": "0.5x"},
     "space": {"channels": 3, "bits": [[8, 8], [32, 32]], "ranks": []},
-    "measure": {"seconds": 0.05, "final_seconds": 0.1, "probes": 2},
+    "measure": {"seconds": 0.1, "final_seconds": 0.2, "link_seconds": 0.3, "probes": 2},
     "agent": "milp",
     "baselines": ["uniform", "random"],
     "trials": 6,

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from trimtab.search.bench.repeat import bench_repeat, bursts
 
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.engines import ENGINES as ENGINE_MAKERS
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
+from trimtab.evaluators.intervals import Interval, block_interval
 from trimtab.kernels import Graph, levels
+from trimtab.search.bench import coverage as coverage_bench
 from trimtab.search.bench import layers as layer_bench
 from trimtab.search.bench import networks as network_bench
 from trimtab.search.bench.child import caps, obeys_caps, run_in_child
+from trimtab.search.bench.coverage import LENGTHS, bench_coverage, coverage_rows
 from trimtab.search.bench.layers import FLOAT, KINDS, LAYERS, Kind, Layer, layer_graph, layer_model, work_of
+from trimtab.search.bench.load import bursts
 from trimtab.search.tables import markdown_rows
 
 ENGINES = ["native", "onnxruntime"]
@@ -197,20 +199,45 @@ def test_layers_and_engines_are_checked() -> None:
         layer_bench.layer_rows("@8", ["native", "torch"], 1, 0.01, None)
 
 
-# repetitions
+# coverage
 
 
-def test_a_spread_has_two_rows() -> None:
-    start = time.perf_counter()
-    rows = bench_repeat("resnet8", "native", 1, 0.01, 4, 0.01, load=True)
-    assert time.perf_counter() - start > 0.01 * 60 * 3 / 4
-    assert [row["what"] for row in rows] == ["ratio to fp32", "raw seconds"]
-    for row in rows:
-        assert (row["repetitions"], row["load"]) == (4, True)
-        assert 0 <= row["deviation_p50"] <= row["deviation_p95"]
-        assert row["median"] > 0
-    with pytest.raises(BadInput, match="two repetitions"):
-        bench_repeat("resnet8", "native", 1, 0.01, 1, 0.0, load=False)
+def test_measurements_are_held_to_what_all_blocks_say() -> None:
+    rng = np.random.default_rng(0)
+    blocks = list(0.5 * np.exp(0.01 * rng.normal(size=2400)))  # ten minutes
+    rows = {row["seconds"]: row for row in coverage_rows("a / b", blocks, 0.5, block_interval)}
+    assert list(rows) == list(LENGTHS)
+    for seconds, row in rows.items():
+        assert row["apart"] == 600 / seconds
+        assert row["measurements"] >= 60
+        # The half-width of a 95 % interval is as long as the deviation that one in twenty passes.
+        assert row["deviation_p95"] == pytest.approx(1.96 * 0.01 / (4 * seconds) ** 0.5, rel=0.3)
+        assert row["deviation_p50"] < row["half_interval"]
+        assert row["coverage"] >= 0.93
+    lying = coverage_rows("a / b", blocks, 0.5, lambda blocks: Interval.exactly(float(np.mean(blocks))))
+    assert [row["coverage"] for row in lying] == [0.0] * len(LENGTHS)
+
+
+def test_short_records_overlap_their_measurements_and_leave_out_what_does_not_fit_twice() -> None:
+    rows = coverage_rows("a / b", [0.5] * 60, 0.5, block_interval)
+    assert [row["seconds"] for row in rows] == [1.0, 2.0, 5.0]
+    assert [row["apart"] for row in rows] == [15, 7, 3]
+
+
+@pytest.mark.slow
+def test_coverage_is_measured_on_both_networks_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage_bench, "RUN_IN", 2.0)
+    rows = bench_coverage("resnet8", "native", 1, 0.2, True, None)
+    pairs = dict.fromkeys(row["pair"] for row in rows)
+    assert list(pairs) == [
+        "resnet8 int8 / fp32",
+        "resnet8 half the channels / int8",
+        "digits a quarter of the channels / int8",
+        "digits a quarter of the channels / fp32, by the link",
+    ]
+    assert all(row["load"] and 0 < row["ratio"] < 2 for row in rows)
+    with pytest.raises(BadInput, match="at least"):
+        bench_coverage("resnet8", "native", 1, 0.01, False, None)
 
 
 def test_the_load_ends_with_its_measurement() -> None:

@@ -10,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.evaluators.cost import Cost
-from trimtab.evaluators.timing import Latency
+from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.latency import Latency
 from trimtab.search.evaluation import Evaluation, pareto, violations
 from trimtab.search.journal import Journal
 from trimtab.search.loop import Ledger, Spent
 from trimtab.spaces import LayerDecision, Policy
 
-LATENCY = Latency(0.5, 0.49, 0.52, 1e-3, 2e-3, 40, 1, "interval")
+LATENCY = Latency(
+    *(0.25, 0.24, 0.265), Interval(0.5, 0.49, 0.51), Interval(0.5, 0.48, 0.52), 1e-3, 8, 40, 1, 1.5, "decision"
+)
 LIMITS = {"latency": 1.0, "size": 100.0}
 
 
@@ -56,12 +59,17 @@ def test_a_cost_at_the_limit_is_feasible() -> None:
 def test_a_measured_latency_counts_by_its_upper_end() -> None:
     evaluation = make_evaluation(0, 5.0, 0.5)
     assert not evaluation.feasible
-    met = evaluation.measured(LATENCY, base_seconds=1 / 0.52, limits=LIMITS)
+    met = evaluation.measured(LATENCY, Interval.exactly(0.52))
     assert met.violations["latency"] == pytest.approx(0)
-    assert evaluation.measured(LATENCY, 1.9, LIMITS).verified
-    missed = evaluation.measured(LATENCY, 1.95, LIMITS)  # the median alone would fit
+    assert evaluation.measured(LATENCY, Interval.exactly(0.521)).verified
+    missed = evaluation.measured(LATENCY, Interval.exactly(0.515))  # the narrower interval alone would fit
     assert missed.latency is not None
     assert not missed.verified
+    assert not evaluation.measured(LATENCY, Interval(0.53, 0.5, 0.56)).verified
+
+
+def test_without_a_latency_budget_a_measurement_violates_nothing() -> None:
+    assert make_evaluation(0, 0.5, 0.5).measured(LATENCY, None).violations == make_evaluation(0, 0.5, 0.5).violations
 
 
 def test_what_was_not_measured_is_not_verified() -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
 import torch
 
 from trimtab.evaluators.cost import CostModel
-from trimtab.evaluators.steps import Step
+from trimtab.evaluators.steps import Call, Step
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.offers import Offer, measure_offers, removals
-from trimtab.spaces import Options, Space, build_space
+from trimtab.spaces import Options, Policy, Space, build_space
 from trimtab.spaces.zoo import CifarResNet
 
 Clock = Callable[[Step], float]
@@ -24,8 +24,8 @@ class MadeUpTable:
     def __init__(self, clock: Clock) -> None:
         self.seconds = clock
 
-    def total(self, steps: Iterable[Step]) -> float:
-        return sum(self.seconds(step) for step in steps)
+    def fill(self, policy: Policy, calls: Sequence[Call]) -> None:
+        pass
 
 
 def space_of(**options: Any) -> Space:
@@ -116,7 +116,7 @@ def test_on_the_engine_what_is_offered_is_cheaper_by_the_table(budgets: tuple[st
     from trimtab.evaluators.engines import make_engine
 
     space = space_of(channels=2, ranks=(0.5,), bits=((8, 8), (32, 32)))
-    model = CostModel(space, LatencyTable(make_engine("native", 1)))
+    model = CostModel(space, LatencyTable(make_engine("native", 1), space))
     widest = {knob.name: int(str(knob.choices[-1])) for knob in space.knobs if knob.kind == "channels"}
     offers = {(offer.knob, offer.choice): offer for offer in measure_offers(model, budgets)}
     narrower = [offer for offer in offers.values() if offer.knob in widest and int(offer.choice) != widest[offer.knob]]

@@ -165,7 +165,7 @@ def test_latency_is_the_same_beside_a_busy_worker(problem: Problem) -> None:
     from threading import Event, Thread
 
     bench = LatencyBench(make_engine("native", 1), problem.space, problem.judge.images)
-    policy, policies = problem.space.int8(), draws(problem, 6)
+    link, policy, policies = bench.tie(3.0), problem.space.uniform(0.5, (8, 8)), draws(problem, 6)
     pool = RayPool(problem.judge, 1)
     done = Event()
     judged: list[tuple[Policy, Judgement]] = []
@@ -176,13 +176,13 @@ def test_latency_is_the_same_beside_a_busy_worker(problem: Problem) -> None:
 
     differences, bounds = [], []
     for _ in range(3):  # other tenants of the machine may disturb one attempt
-        idle = bench.measure(policy, 1.0)
-        floor = bench.noise_floor(0.2)
+        idle = bench.measure(policy, link, 1.0)
+        floor = bench.noise_floor(link)
         done.clear()
         thread = Thread(target=keep_busy)
         thread.start()
         before = len(judged)
-        busy = bench.measure(policy, 1.0)
+        busy = bench.measure(policy, link, 1.0)
         done.set()
         thread.join()
         assert len(judged) > before

@@ -82,9 +82,7 @@ def test_the_journal_begins_with_the_ground_and_ends_finished(finished: Finished
     kinds = [record.kind for record in finished.records]
     assert kinds[:3] == ["run", "space", "ground"]
     assert kinds[-1] == "finished"
-    assert (
-        finished.of("finished")[0]["winner"] == finished.outcome.summary["winner"] and (finished.summary["winner"])
-    ) or Policy.from_json(finished.summary["winner"]["policy"]).id == finished.of("finished")[0]["winner"]
+    assert finished.of("finished")[0]["winner"] == Policy.from_json(finished.summary["winner"]["policy"]).id
 
 
 def test_all_agents_have_equally_many_evaluations(finished: Finished) -> None:
@@ -136,11 +134,10 @@ def test_the_winner_is_the_best_of_all_agents(finished: Finished) -> None:
 
 def test_every_reported_network_meets_the_budgets_when_measured(finished: Finished) -> None:
     limits = finished.of("ground")[0]["limits"]
-    base = finished.summary["base"]["latency"]
     reported = [row["best"] for row in finished.summary["agents"] if row["best"]]
     assert reported
     for best in reported:
-        assert best["latency"]["high"] * base <= limits["latency"]
+        assert best["limit_share"][2] <= 1
         assert best["size"] <= limits["size"]
         assert all(violation <= 0 for violation in best["violations"].values())
 
