@@ -54,8 +54,8 @@ class _InPlace:
     """
 
     #: Slices of the network, each between two of the reference; seconds of each.
-    SLICES = 5
-    SECONDS = 0.001
+    SLICES = 4
+    SECONDS = 0.0008
 
     #: Slices of the reference on its own: what entries are turned into seconds with.
     REFERENCE_SLICES = 100
