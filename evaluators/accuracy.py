@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.engines.base import EngineSession
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.engines.torch_operators import to_bf16
@@ -28,10 +31,11 @@ __all__ = [
     "Judge",
     "Judgement",
     "accuracy_of",
+    "divergence",
+    "graded",
     "judging_session",
     "simulated",
     "timing_candidate",
-    "top1",
     "torch_logits",
 ]
 
@@ -40,12 +44,19 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Judgement:
-    """`accuracy` is top-1 in [0, 1], `size` the bytes of the weights as they are stored, entropy code included;
-    `seconds` says where the evaluation's time went: repair (or stitch and settle), store, compile, run."""
+    """`answers` are to the judge's images, `loss` is the mean `divergence` on them from the untouched network's
+    outputs, in nats, at least 0; `size` the bytes of the weights as they are stored, entropy code included; `seconds`
+    says where the evaluation's time went: repair (or stitch and settle), store, compile, run."""
 
-    accuracy: float
+    answers: Answers
+    loss: float
     size: int
     seconds: Mapping[str, float]
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy in [0, 1]."""
+        return self.answers.accuracy
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +84,12 @@ class Judge:
         """Return the candidate whose accuracy stands for the policy's."""
         return self._proxy(policy, _Laps())
 
+    def loss(self, logits: Array) -> float:
+        """Return the mean divergence of a network's outputs (N, classes) on the images from the untouched one's."""
+        return divergence(self._untouched, logits)
+
     def __call__(self, policy: Policy) -> Judgement:
-        """Return the policy's proxy accuracy; same policy, same result, on any worker."""
+        """Return what a policy is worth by its proxy; same policy, same result, on any worker."""
         laps = _Laps()
         candidate = self._proxy(policy, laps)
         graph = lower(candidate)
@@ -83,8 +98,19 @@ class Judge:
         session = NativeEngine().compile(graph, BATCH) if self.by == "native" else None
         laps.note("compile")
         logits = torch_logits(candidate, self.images) if session is None else session.run(self.images)
+        answers, loss = graded(logits, self.labels), self.loss(logits)
         laps.note("run")
-        return Judgement(top1(logits, self.labels), size, laps.seconds)
+        return Judgement(answers, loss, size, laps.seconds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is shipped: the untouched outputs too, so that they are computed once and the same everywhere."""
+        return {**self.__dict__, "_untouched": self._untouched}
+
+    @cached_property
+    def _untouched(self) -> Array:
+        """The untouched network's outputs on the images, (N, classes), by the same judge."""
+        base = self.candidate(self.space.base())
+        return judging_session(base).run(self.images) if self.by == "native" else torch_logits(base, self.images)
 
     def _proxy(self, policy: Policy, laps: _Laps) -> Candidate:
         if self.database is None or self.few is None:
@@ -117,12 +143,32 @@ def judging_session(candidate: Candidate) -> EngineSession:
 
 def accuracy_of(session: EngineSession, images: Array, labels: Array) -> float:
     """Return a session's top-1 accuracy in [0, 1]."""
-    return top1(session.run(images), labels)
+    return graded(session.run(images), labels).accuracy
 
 
-def top1(logits: Array, labels: Array) -> float:
-    """Return the share of rows (N, classes) whose largest value is at the label (N,)."""
-    return float((logits.argmax(axis=1) == labels).mean())
+def graded(logits: Array, labels: Array) -> Answers:
+    """Return the answers of outputs (N, classes): right where the largest value is at the label (N,)."""
+    return Answers.of(logits.argmax(axis=1) == labels)
+
+
+def divergence(reference: Array, logits: Array) -> float:
+    """Return the mean over N images of KL(p || q) in nats, at least 0, of the softmaxes p of `reference` and q of
+    `logits`, both (N, classes).
+
+    That is by how much the cross-entropy exceeds the least possible one where the reference's predictions are the
+    labels (the loss of Hinton et al. 2015, at temperature 1). An output that is not finite says nothing: it counts as
+    a uniform guess.
+    """
+    log_p, log_q = _log_softmax(reference), _log_softmax(logits)
+    each = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return float(np.maximum(each, 0.0).mean())  # rounding takes equal predictions a little below 0
+
+
+def _log_softmax(logits: Array) -> Array:
+    finite = np.isfinite(logits).all(axis=1, keepdims=True)
+    shifted = np.where(finite, logits, 0.0).astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def timing_candidate(space: Space, policy: Policy) -> Candidate:

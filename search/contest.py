@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -194,13 +194,13 @@ class _Rechecker:
                 self.known[record.data["budget"], evaluation.policy.id] = evaluation, record.data["accuracy"]
 
     def winner(self, arena: Arena, run: AgentRun) -> tuple[Evaluation | None, float | None, int]:
-        """Return the most accurate evaluation whose finished network meets every budget, that network's accuracy on
-        the selection images, and how many networks were tried."""
+        """Return the preferred evaluation of those whose finished network meets every budget, that network's accuracy
+        on the selection images, and how many networks were tried."""
         candidates = contenders(run.evaluations)
         for tried, evaluation in enumerate(candidates, 1):
             found, accuracy = self._checked(arena, evaluation)
             if found.feasible:
-                return replace(found, accuracy=evaluation.accuracy), accuracy, tried
+                return found, accuracy, tried
         return None, None, len(candidates)
 
     def _checked(self, arena: Arena, evaluation: Evaluation) -> tuple[Evaluation, float]:

@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.search.budgets import describe
 from trimtab.search.charts import curves_figure, series
 from trimtab.search.export import write_text
+from trimtab.search.preference import RULE
 from trimtab.search.report import duration, page, section, table
 
 __all__ = ["feasible_line", "standings", "write_contest"]
@@ -59,6 +60,7 @@ def standings(budget: Values) -> tuple[list[str], list[list[str]]]:
         "winner's latency / int8",
         "winner's size / int8",
         "winner's proxy",
+        "its loss",
         "winner, finished",
     ]
     return head, [_row(row) for row in agents]
@@ -74,6 +76,7 @@ def _row(row: Values) -> list[str]:
         _range(row["latency"], 1, "{:.3f}"),
         _range(row["size"], 1, "{:.3f}"),
         _range(row["proxy_accuracy"], 100, "{:.2f}"),
+        _range(row["loss"], 1, "{:.3g}"),
         _range(row["accuracy"], 100, "{:.2f}"),
     ]
 
@@ -120,10 +123,8 @@ def _facts(summary: Values) -> list[tuple[str, str]]:
             "of the feasible points of cost and accuracy, seen from the limit and the accuracy of chance: 1 would be a "
             "perfect network for nothing. The cost is the latency, or the first budget where latency has no limit",
         ),
-        (
-            "best after",
-            "by the latency table; the winner is the best one whose finished network passed the measurement",
-        ),
+        ("best after", "the highest proxy accuracy, by the latency table"),
+        ("winner", f"{RULE}; the first in this order whose finished network passed the measurement"),
         ("late", "the last tenth of a trial's evaluations"),
         ("winner, finished", "accuracy on the selection images of the network that was built and measured"),
     ]

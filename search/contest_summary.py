@@ -95,6 +95,7 @@ def _run(arena: Arena, finished: Finished) -> Values:
     """One trial's figures; `steps` is its best-so-far curve over evaluations and over seconds."""
     run, limits = finished.run, arena.ground.limits
     values = [e.accuracy if e.feasible else None for e in run.evaluations]
+    steps = best_so_far(range(1, len(values) + 1), values)
     cost = "latency" if "latency" in limits else next(iter(limits))
     points = [(e.cost.get(cost), e.accuracy) for e in run.evaluations if e.feasible]
     late = run.asking[-max(len(run.asking) // 10, 1) :]
@@ -113,9 +114,9 @@ def _run(arena: Arena, finished: Finished) -> Values:
         },
         "per_second": count / run.seconds if run.seconds else None,
         "judged_per_second": count / run.judging if run.judging else None,
-        "best": run.best.accuracy if run.best else None,
+        "best": steps[-1][1] if steps else None,
         "steps": {
-            "evaluations": best_so_far(range(1, count + 1), values),
+            "evaluations": steps,
             "seconds": best_so_far(run.moments, values),
         },
         "hypervolume": hypervolume(points, limits[cost], 1 / arena.problem.splits.classes),
@@ -132,6 +133,7 @@ def _winner(arena: Arena, winner: Evaluation, accuracy: float | None) -> Values:
         "policy": winner.policy.id,
         "proxy_accuracy": winner.accuracy,
         "accuracy": accuracy,
+        "loss": winner.loss,
         "latency": None if latency is None else list(latency.to_yardstick),
         "size": winner.cost.size / int8.size,
         "violations": dict(winner.violations),
@@ -155,6 +157,7 @@ def _agent(name: str, runs: Sequence[Values], milestones: Sequence[int], levels:
         "judged_per_second": _spread(run["judged_per_second"] for run in runs),
         "proxy_accuracy": _spread(winner["proxy_accuracy"] for winner in winners),
         "accuracy": _spread(winner["accuracy"] for winner in winners),
+        "loss": _spread(winner["loss"] for winner in winners),
         "latency": _spread(winner["latency"][0] if winner["latency"] else None for winner in winners),
         "size": _spread(winner["size"] for winner in winners),
         "reach": [_reach(level, steps, moments) for level in levels],

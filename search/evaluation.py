@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from trimtab.errors import BadInput
+from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.cost import Cost
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Latency
@@ -16,19 +18,25 @@ __all__ = ["Evaluation", "pareto", "violations"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One judged policy: `cost` as predicted (latency in seconds) but for the size, which is that of the weights as
-    they are stored; `latency` where it was measured end to end.
+    """One judged policy: `answers` and `loss` as a `Judgement` has them; `cost` as predicted (latency in seconds) but
+    for the size, which is that of the weights as they are stored; `latency` where it was measured end to end.
 
     `violations` maps every budget to cost / limit - 1; for a measured policy its latency counts by the upper end of
     the interval that decisions rest on. `seconds` says where the evaluation's time went.
     """
 
     policy: Policy
-    accuracy: float
+    answers: Answers
+    loss: float
     cost: Cost
     violations: Mapping[str, float]
     seconds: Mapping[str, float]
     latency: Latency | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Proxy accuracy in [0, 1]."""
+        return self.answers.accuracy
 
     @property
     def feasible(self) -> bool:
@@ -55,6 +63,8 @@ class Evaluation:
         return {
             "policy": self.policy.to_json(),
             "accuracy": self.accuracy,
+            "answers": self.answers.to_json(),
+            "loss": self.loss,
             "cost": asdict(self.cost),
             "violations": dict(self.violations),
             "seconds": dict(self.seconds),
@@ -63,10 +73,16 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; a result from before it had `answers` and `loss` is a `BadInput`."""
+        if "answers" not in data:
+            raise BadInput(
+                "this journal is of an older trimtab, whose results do not say which images were answered rightly: "
+                "nothing can be chosen from them; start the search again, in another folder"
+            )
         latency = None if data["latency"] is None else Latency.from_json(data["latency"])
         policy = Policy.from_json(data["policy"])
-        return cls(policy, data["accuracy"], Cost(**data["cost"]), data["violations"], data["seconds"], latency)
+        answers, cost = Answers.from_json(data["answers"]), Cost(**data["cost"])
+        return cls(policy, answers, data["loss"], cost, data["violations"], data["seconds"], latency)
 
 
 def violations(cost: Cost, limits: Mapping[str, float]) -> dict[str, float]:
@@ -77,7 +93,7 @@ def violations(cost: Cost, limits: Mapping[str, float]) -> dict[str, float]:
 def pareto(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
     """Return those that no other one beats in both predicted latency and accuracy, fastest first."""
     front: list[Evaluation] = []
-    for candidate in sorted(evaluations, key=lambda e: (e.cost.latency, -e.accuracy, e.policy.id)):
+    for candidate in sorted(evaluations, key=lambda e: (e.cost.latency, -e.accuracy, e.loss, e.policy.id)):
         if not front or candidate.accuracy > front[-1].accuracy:
             front.append(candidate)
     return front

@@ -17,6 +17,7 @@ from trimtab.search.evaluation import Evaluation, violations
 from trimtab.search.ground import Ground
 from trimtab.search.journal import Journal, Record
 from trimtab.search.pool import Pool
+from trimtab.search.preference import preferred
 from trimtab.search.problem import Problem
 from trimtab.search.progress import Bar, Progress
 from trimtab.spaces.policy import Policy
@@ -37,8 +38,9 @@ class Spent:
 class AgentRun:
     """One agent's evaluations in the order in which it was told, and the best so far.
 
-    `best` is verified end to end, or within every budget on the latency table where nothing is measured. Beside each
-    evaluation, `moments` has the seconds of search after which it was told, and `asking` those that its proposal took.
+    `best` is what is preferred among all that is feasible: verified end to end, or within every budget on the latency
+    table where nothing is measured. Beside each evaluation, `moments` has the seconds of search after which it was
+    told, and `asking` those that its proposal took.
     """
 
     agent: str
@@ -53,6 +55,10 @@ class AgentRun:
     def seconds(self) -> float:
         """Seconds of search so far, those of earlier processes included."""
         return self.moments[-1] if self.moments else 0.0
+
+    def preferred(self) -> Evaluation | None:
+        """Return what is preferred among all that is feasible by the best knowledge of its cost."""
+        return preferred(e for e in self.evaluations if e.feasible)
 
     def spend(self, policies: int, spent: Spent) -> None:
         """Add a batch's time."""
@@ -84,7 +90,7 @@ class Memory:
         for batch, spent in zip(self.batches.get(agent, []), self.spent.get(agent, []), strict=False):
             run.evaluations += [self.judged[policy.id] for policy in batch.policies]
             run.spend(len(batch.policies), spent)
-        run.best = max((e for e in run.evaluations if e.feasible), key=lambda e: e.accuracy, default=None)
+        run.best = run.preferred()
         return run
 
     def _replay(self, record: Record) -> None:
@@ -209,17 +215,23 @@ class Searcher:
         run.spend(len(policies), spent)
 
     def _tell(self, agent: Agent, policies: Sequence[Policy], run: AgentRun, bar: Bar) -> None:
-        """Verify what would be the new best, and tell the agent everything in the order asked."""
+        """Choose anew after every result, and tell the agent everything in the order asked."""
         for policy in policies:
-            evaluation = self._with_latency(self.ledger.judged[policy.id])
-            if evaluation.feasible and (run.best is None or evaluation.accuracy > run.best.accuracy):
-                evaluation = self.verify(evaluation)
-                if evaluation.feasible:
-                    run.best = evaluation
-            run.evaluations.append(evaluation)
-            agent.tell(policy, evaluation)
+            run.evaluations.append(self.ledger.judged[policy.id])
+            self._choose(run)
+            agent.tell(policy, run.evaluations[-1])
             best = f"best {run.best.accuracy:.2%}" if run.best else "none feasible yet"
             bar.update(len(run.evaluations), best)
+
+    def _choose(self, run: AgentRun) -> None:
+        """Make the best what is preferred, verified: where its measurement refutes one, it is the next one's turn.
+
+        A latency that is known already counts from here on only, so that a resumed run tells its agent what it told.
+        """
+        run.best = run.preferred()
+        while self.bench is not None and run.best is not None and run.best.latency is None:
+            run.evaluations[run.evaluations.index(run.best)] = self.verify(run.best)
+            run.best = run.preferred()
 
     def _judge(self, missing: Sequence[Policy]) -> float:
         """Judge policies and return the seconds that it took."""
@@ -229,7 +241,7 @@ class Searcher:
         for policy, judgement in self.pool.judge(missing):
             cost = replace(self.limits.model.cost(policy), size=judgement.size)
             found = violations(cost, self.ground.limits)
-            self.ledger.result(Evaluation(policy, judgement.accuracy, cost, found, judgement.seconds))
+            self.ledger.result(Evaluation(policy, judgement.answers, judgement.loss, cost, found, judgement.seconds))
         return time.perf_counter() - start
 
     def verify(self, evaluation: Evaluation) -> Evaluation:

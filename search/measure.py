@@ -40,6 +40,7 @@ def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: P
         "policy": policy.id,
         "engine": engine.signature,
         "accuracy": accuracy_of(session, problem.judge.images, problem.judge.labels),
+        "loss": problem.judge.loss(session.run(problem.judge.images)),
         "final_accuracy": accuracy_of(session, *problem.splits.final()),
         "provenance": problem.splits.provenance,
         "latency": latency.to_json(),

@@ -104,6 +104,7 @@ class Mirror:
         cost, latency = evaluation.cost, evaluation.latency
         found: dict[str, Any] = {
             "policy": evaluation.policy.id,
+            "loss": evaluation.loss,
             "predicted latency": cost.latency,
             "size": cost.size,
             "macs": cost.macs,

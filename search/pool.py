@@ -81,7 +81,7 @@ class RayPool:
             (done,), _ = self._ray.wait(list(running), num_returns=1)
             slot, policy, tries = running.pop(done)
             try:
-                accuracy, size, seconds = self._ray.get(done)
+                judgement = self._ray.get(done)
             except self._ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
@@ -92,7 +92,7 @@ class RayPool:
                 self._workers[slot] = self._start()
                 waiting.append((policy, tries + 1))
             else:
-                yield policy, Judgement(accuracy, size, seconds)
+                yield policy, judgement
             idle.append(slot)
 
     def close(self) -> None:
@@ -114,9 +114,8 @@ class _Worker:
         torch.set_num_threads(1)
         self._judge = judge
 
-    def judge(self, policy: dict[str, Any]) -> tuple[float, int, dict[str, float]]:
-        result = self._judge(Policy.from_json(policy))
-        return result.accuracy, result.size, dict(result.seconds)
+    def judge(self, policy: dict[str, Any]) -> Judgement:
+        return self._judge(Policy.from_json(policy))
 
 
 def make_pool(judge: Judge, workers: int, threads: int = 1) -> Pool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 
 from trimtab import kernels
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.lowering import lower
 from trimtab.search.evaluation import Evaluation
 from trimtab.search.ground import Ground
+from trimtab.search.preference import ranked
 from trimtab.search.problem import Problem
 from trimtab.spaces.candidate import Candidate
 
@@ -20,9 +22,9 @@ RECHECKS = 12
 
 
 def contenders(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
-    """Return the evaluations to re-check, the most accurate first, until one passes."""
+    """Return the evaluations to re-check, the preferred one first, until one passes."""
     feasible = {e.policy.id: e for e in evaluations if e.feasible}.values()
-    return sorted(feasible, key=lambda e: (-e.accuracy, e.policy.id))[:RECHECKS]
+    return list(islice(ranked(feasible), RECHECKS))
 
 
 def recheck(

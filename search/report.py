@@ -18,6 +18,7 @@ from trimtab.errors import BadInput
 from trimtab.search.budgets import describe
 from trimtab.search.charts import SERIES, pareto_figure, policy_figure, series, time_figure, trace_figure
 from trimtab.search.export import write_text
+from trimtab.search.preference import RULE
 
 __all__ = ["duration", "measuring_line", "page", "render", "section", "table", "write_report"]
 
@@ -40,8 +41,8 @@ def write_report(folder: Path) -> Path:
         raise BadInput(f"cannot read {path}: {error.strerror}; it is written when a run finishes") from error
     except ValueError as error:
         raise BadInput(f"{path} is not JSON: {error}") from error
-    if not isinstance(summary, dict) or summary.get("schema") != 1:
-        raise BadInput(f"{path} is not a run's summary of schema 1")
+    if not isinstance(summary, dict) or summary.get("schema") != 2:
+        raise BadInput(f"{path} is not a run's summary of schema 2")
     try:
         page = render(summary)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -115,11 +116,15 @@ def _headline(summary: Values, title: str) -> str:
 def _cards(best: Values, base: Values, int8: Values) -> str:
     """Accuracy, latency and size of the winner, beside the base and its int8 form."""
     final, was, latency = best["final_accuracy"], base["final_accuracy"], best["latency"]
-    accuracy = f"{was:.2%} → {final:.2%} on the final images; {_points(final - int8['final_accuracy'])} from int8"
+    change, error = best["final_change"]["value"], best["final_change"]["error"]
+    accuracy = (
+        f"{was:.2%} → {final:.2%} on the final images, standard error of the change {error * 100:.2f}; "
+        f"{_points(final - int8['final_accuracy'])} from int8"
+    )
     interval = f"{latency['low']:.4f} to {latency['high']:.4f}, 95% interval"
     beside = f"{interval}; {best['latency_seconds'] / int8['latency']:.3f}× int8"
     return (
-        _card("accuracy", _points(final - was), accuracy)
+        _card("accuracy", _points(change), accuracy)
         + _card("latency", f"{latency['ratio']:.3f}× fp32", beside)
         + _card("size", f"{best['size'] / base['size']:.3f}× fp32", f"{best['size'] / int8['size']:.3f}× int8")
     )
@@ -157,21 +162,23 @@ def _budget(budget: Values, best: Values | None) -> list[str]:
 
 
 def _agents(summary: Values) -> str:
-    head = ("", "evaluated", "feasible", "proxy", "final", "latency / fp32", "ms", "KiB", "MMAC")
+    head = ("", "evaluated", "feasible", "proxy", "loss", "final", "latency / fp32", "ms", "KiB", "MMAC")
     base, colours = summary["base"], series(summary)
     rows = [_form_row("fp32 base", base, base), _form_row("int8 base", summary["int8"], base)]
     rows += [_agent_row(row, colours[row["agent"]]) for row in summary["agents"]]
     return (
         f'<p class="verdict">{escape(summary["verdict"])}</p>{table(head, rows)}<p class="note">Accuracies are of '
         "each agent's best network that met every budget: <em>proxy</em> on the selection images, <em>final</em> on "
-        "images that no choice has seen. Absolute milliseconds differ from run to run; the ratios are what to compare. "
-        "One multiply-accumulate counts as 1 MAC.</p>"
+        "images that no choice has seen; <em>loss</em> is the divergence from the predictions as given, in nats. "
+        "Absolute milliseconds differ from run to run; the ratios are what to compare. One multiply-accumulate counts "
+        "as 1 MAC.</p>"
     )
 
 
 def _form_row(name: str, form: Values, base: Values) -> list[str]:
     ratio = f"{form['latency'] / base['latency']:.4f}×"
-    return [name, "", "", f"{form['accuracy']:.2%}", f"{form['final_accuracy']:.2%}", ratio, *_costs(form, "latency")]
+    accuracies = [f"{form['accuracy']:.2%}", "", f"{form['final_accuracy']:.2%}"]
+    return [name, "", "", *accuracies, ratio, *_costs(form, "latency")]
 
 
 def _agent_row(row: Values, colour: int) -> list[str]:
@@ -180,10 +187,10 @@ def _agent_row(row: Values, colour: int) -> list[str]:
     start = [name, f"{row['evaluations']:d}", f"{row['feasible']:d}"]
     best = row["best"]
     if best is None:
-        return [*start, *["–"] * 6]
+        return [*start, *["–"] * 7]
     latency = best["latency"]
     ratio = f"{latency['ratio']:.4f}× <small>[{latency['low']:.4f}, {latency['high']:.4f}]</small>"
-    accuracies = [f"{best['accuracy']:.2%}", f"{best['final_accuracy']:.2%}"]
+    accuracies = [f"{best['accuracy']:.2%}", f"{best['loss']:.3g}", f"{best['final_accuracy']:.2%}"]
     return [*start, *accuracies, ratio, *_costs(best, "latency_seconds")]
 
 
@@ -248,6 +255,7 @@ def _method(summary: Values) -> str:
         ("images", escape(f"chosen on {summary['provenance']}")),
         ("selection images", f"{summary['selection_images']:d}"),
         ("proxy accuracy", "before any fine-tuning"),
+        ("winner", RULE),
         ("candidates per second", "; ".join(f"{rate:.3g} {_judge(name)}" for name, rate in rates.items())),
         ("evaluations per agent", f"{summary['trials']:d}"),
         ("seed", f"{summary['seed']:d}"),

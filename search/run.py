@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,8 @@ from typing import Any
 
 from trimtab.agents import AGENTS
 from trimtab.errors import BadInput
-from trimtab.evaluators.accuracy import accuracy_of, judging_session
+from trimtab.evaluators.accuracy import graded, judging_session
+from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel, TableError
 from trimtab.evaluators.engines import cpu_name, make_engine
@@ -34,6 +36,7 @@ from trimtab.search.loop import AgentRun, Ledger, Searcher
 from trimtab.search.mirror import Mirror, mirror_for
 from trimtab.search.offers import find_removals
 from trimtab.search.pool import make_pool
+from trimtab.search.preference import preferred
 from trimtab.search.problem import Problem, open_database
 from trimtab.search.progress import Progress
 from trimtab.search.recheck import contenders, recheck
@@ -180,12 +183,16 @@ def _run_agents(searcher: Searcher, mirror: Mirror | None, folder: Path, progres
 
 def keep_best(folder: Path) -> Callable[[AgentRun], None]:
     """Return what keeps `policy.json` in a folder the best policy of the runs that it is shown."""
-    best: Evaluation | None = None
+    bests: dict[str, Evaluation] = {}
+    kept: Evaluation | None = None
 
     def keep(run: AgentRun) -> None:
-        nonlocal best
-        if run.best is not None and (best is None or run.best.accuracy > best.accuracy):
-            best = run.best
+        nonlocal kept
+        if run.best is not None:
+            bests[run.agent] = run.best
+        best = preferred(bests.values())
+        if best is not None and best is not kept:
+            kept = best
             write_policy(folder, best.policy)
 
     return keep
@@ -203,11 +210,6 @@ def open_estimates(problem: Problem, progress: Progress) -> LayerDatabase | None
         return None
     fill_for(problem, config.agents, progress)
     return open_database(problem.space, problem.judge.calibration)
-
-
-def preferred(found: list[Evaluation]) -> Evaluation | None:
-    """TEMPORARY."""
-    return max(found, key=lambda e: (e.accuracy, -e.cost.size), default=None)
 
 
 class _Finisher:
@@ -235,7 +237,7 @@ class _Finisher:
         chosen, checks = self._choose()
         finals = self._read_final([c for c in chosen.values() if c is not None])
         winners = {
-            agent: None if found is None else Winner(agent, found[0], finals[found[0].policy.id])
+            agent: None if found is None else Winner(agent, found[0], finals[found[0].policy.id].accuracy)
             for agent, found in chosen.items()
         }
         best = best_of(winners)
@@ -273,6 +275,7 @@ class _Finisher:
             if found is None:
                 (self.folder / "policy.json").unlink(missing_ok=True)  # refuted by the measurement
                 rmtree(self.folder / "export", ignore_errors=True)
+                self.progress.line(f"no network was measured within every budget: {self._why_none()}")
                 return chosen, []
             candidate = self.rechecked[found.policy.id][1]
             self.progress.line("exporting, and running the exports back")
@@ -291,11 +294,17 @@ class _Finisher:
             words = next(IN_WORDS[check.verdict] for check in checks if check.verdict is not None)
             self.progress.line(f"the exported file of {found.policy.id} is {words}: the next network is tried")
 
+    def _why_none(self) -> str:
+        limit, tried = self.ground.limit, [found.latency for found, _ in self.rechecked.values()]
+        verdicts = Counter(latency.verdict(limit) for latency in tried if latency is not None and limit is not None)
+        counts = [f"{count} {IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
+        return ", ".join([f"{len(tried)} tried", *counts])
+
     def _current(self, chosen: tuple[Evaluation, Candidate] | None) -> tuple[Evaluation, Candidate] | None:
         return None if chosen is None else self.rechecked[chosen[0].policy.id]
 
     def _recheck(self, run: AgentRun) -> tuple[Evaluation, Candidate] | None:
-        """Return the agent's most accurate evaluation whose finished network meets every budget, measured."""
+        """Return the agent's preferred evaluation of those whose finished network meets every budget, measured."""
         for evaluation in contenders(run.evaluations):
             policy = evaluation.policy
             if policy.id not in self.rechecked:
@@ -304,14 +313,14 @@ class _Finisher:
                 return self.rechecked[policy.id]
         return None
 
-    def _read_final(self, chosen: list[tuple[Evaluation, Candidate]]) -> dict[str, float]:
-        """Read the final images, once: accuracy of the base, of its int8 form, and of every winner."""
+    def _read_final(self, chosen: list[tuple[Evaluation, Candidate]]) -> dict[str, Answers]:
+        """Read the final images, once: the answers of the base, of its int8 form, and of every winner."""
         images, labels = self.problem.splits.final()
         space = self.problem.space
         candidates = {"base": space.base(), "int8": space.int8()}
         finished = {name: self.problem.judge.candidate(policy) for name, policy in candidates.items()}
         finished |= {evaluation.policy.id: candidate for evaluation, candidate in chosen}
-        return {name: accuracy_of(judging_session(c), images, labels) for name, c in finished.items()}
+        return {name: graded(judging_session(c).run(images), labels) for name, c in finished.items()}
 
     def _table_error(self) -> TableError:
         base = self.ground.base.latency

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.cost import Cost, TableError
 from trimtab.evaluators.engines import cpu_name, make_engine
 from trimtab.search.evaluation import Evaluation
 from trimtab.search.export import ExportCheck
 from trimtab.search.ground import Ground
 from trimtab.search.loop import AgentRun
+from trimtab.search.preference import preferred, tie
 from trimtab.search.problem import Problem
 
 __all__ = ["Winner", "about", "best_of", "build_summary", "verdict"]
@@ -28,20 +29,17 @@ class Winner:
 
 
 def best_of(winners: Mapping[str, Winner | None]) -> Winner | None:
-    """Return the most accurate winner by proxy accuracy, among equals the fastest."""
-
-    def rank(winner: Winner) -> tuple[float, float]:
-        latency = winner.evaluation.latency
-        return winner.evaluation.accuracy, -latency.ratio if latency else 0.0
-
-    return max((w for w in winners.values() if w), key=rank, default=None)
+    """Return the preferred winner; None where there is none."""
+    found = [winner for winner in winners.values() if winner]
+    best = preferred(winner.evaluation for winner in found)
+    return next((winner for winner in found if winner.evaluation is best), None)
 
 
 def about(problem: Problem) -> dict[str, Any]:
     """Return what every summary says of what was searched, and on what."""
     config = problem.config
     return {
-        "schema": 1,
+        "schema": 2,
         "network": config.network.zoo or config.network.torchvision or config.network.import_,
         "data": config.data.name,
         "provenance": problem.splits.provenance,
@@ -57,14 +55,17 @@ def build_summary(
     runs: Sequence[AgentRun],
     winners: Mapping[str, Winner | None],
     front: Sequence[Evaluation],
-    finals: Mapping[str, float],
+    finals: Mapping[str, Answers],
     checks: Sequence[ExportCheck],
     error: TableError,
     profile: Mapping[str, list[dict[str, Any]]],
     judging: Mapping[str, float],
     seconds: float,
 ) -> dict[str, Any]:
-    """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1]."""
+    """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1].
+
+    `finals` are the answers to the final images of the base, of its int8 form, and by policy of every winner.
+    """
     config = problem.config
     best = best_of(winners)
     return {
@@ -75,15 +76,15 @@ def build_summary(
         "budgets": [
             {"name": name, "asked": str(config.budgets[name]), "limit": limit} for name, limit in ground.limits.items()
         ],
-        "base": _form(ground.base, ground.base_accuracy, finals["base"]),
-        "int8": _form(ground.int8, ground.int8_accuracy, finals["int8"]),
+        "base": _form(ground.base, ground.base_accuracy, finals["base"].accuracy),
+        "int8": _form(ground.int8, ground.int8_accuracy, finals["int8"].accuracy),
         "link": ground.link.to_json(),
         "noise_floor": ground.noise_floor,
         "table_error": _table_error(error),
         "margin": ground.margin,
-        "agents": [_agent(run, winners[run.agent], run.agent == config.agent, ground) for run in runs],
+        "agents": [_agent(run, winners[run.agent], run.agent == config.agent, ground, finals) for run in runs],
         "winner": None if best is None else {"agent": best.agent, "policy": best.evaluation.policy.to_json()},
-        "verdict": verdict(config.agent, winners, len(problem.judge.labels)),
+        "verdict": verdict(config.agent, winners),
         "candidates_per_second": dict(judging),
         "exports": [asdict(check) for check in checks],
         "profile": dict(profile),
@@ -93,21 +94,27 @@ def build_summary(
     }
 
 
-def verdict(agent: str, winners: Mapping[str, Winner | None], images: int) -> str:
-    """Say whether the chosen agent won by more than chance: twice the standard error of a difference of proportions."""
+def verdict(agent: str, winners: Mapping[str, Winner | None]) -> str:
+    """Say whether the chosen agent's winner is more accurate than the best one of the others by more than chance."""
     own = winners[agent]
-    others = {name: winner for name, winner in winners.items() if name != agent and winner}
+    others = {name: winner for name, winner in winners.items() if name != agent}
     if own is None:
         return f"{agent} found no network that meets every budget when measured."
-    if not others:
+    rival = best_of(others)
+    if rival is None:
         return f"{agent} ran alone: nothing says whether a plain agent would have done as well."
-    name, rival = max(others.items(), key=lambda item: item[1].evaluation.accuracy)
-    mine, theirs = own.evaluation.accuracy, rival.evaluation.accuracy
-    error = math.sqrt((mine * (1 - mine) + theirs * (1 - theirs)) / images)
-    difference = f"{abs(mine - theirs) * 100:.2f} points of proxy accuracy (standard error {error * 100:.2f})"
-    if abs(mine - theirs) <= 2 * error:
-        return f"{agent} and {name} differ by {difference}: within the noise, {agent} does not win."
-    return f"{agent} beats {name} by {difference}." if mine > theirs else f"{name} beats {agent} by {difference}."
+    apart = paired(own.evaluation.answers, rival.evaluation.answers)
+    difference = (
+        f"{abs(apart.value) * 100:.2f} points of proxy accuracy (paired standard error {apart.error * 100:.2f})"
+    )
+    if not tie(own.evaluation, rival.evaluation):
+        first, second = (own, rival) if apart.value > 0 else (rival, own)
+        return f"{first.agent} beats {second.agent} by {difference}."
+    losses = f"{own.evaluation.loss:.3g} against {rival.evaluation.loss:.3g} nats"
+    return (
+        f"{agent} and {rival.agent} differ by {difference}: within the noise, {agent} does not win. Their losses are "
+        f"{losses}."
+    )
 
 
 def _form(cost: Cost, accuracy: float, final: float) -> dict[str, Any]:
@@ -123,7 +130,9 @@ def _table_error(error: TableError) -> dict[str, Any]:
     }
 
 
-def _agent(run: AgentRun, winner: Winner | None, chosen: bool, ground: Ground) -> dict[str, Any]:
+def _agent(
+    run: AgentRun, winner: Winner | None, chosen: bool, ground: Ground, finals: Mapping[str, Answers]
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "agent": run.agent,
         "chosen": chosen,
@@ -138,6 +147,8 @@ def _agent(run: AgentRun, winner: Winner | None, chosen: bool, ground: Ground) -
             "policy": evaluation.policy.id,
             "accuracy": evaluation.accuracy,
             "final_accuracy": winner.final_accuracy,
+            "final_change": asdict(paired(finals[evaluation.policy.id], finals["base"])),
+            "loss": evaluation.loss,
             "latency": latency.to_json(),
             "latency_seconds": latency.ratio * ground.base.latency,
             "limit_share": None if ground.limit is None else latency.bounds.times(ground.limit.inverse()),
@@ -166,6 +177,7 @@ def _point(agent: str, evaluation: Evaluation) -> dict[str, Any]:
         "agent": agent,
         "policy": evaluation.policy.id,
         "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
         "latency": evaluation.cost.latency,
         "size": evaluation.cost.size,
         "macs": evaluation.cost.macs,

@@ -40,7 +40,7 @@ def load_summary(folder: Path) -> dict[str, Any]:
         data = json.loads(path.read_text())
     except ValueError as error:
         raise BadInput(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != 1:
+    if not isinstance(data, dict) or data.get("schema") != 2:
         raise BadInput(f"{path} is not a summary that this version reads")
     return data
 
@@ -108,7 +108,7 @@ def print_contest(summary: Mapping[str, Any], folder: Path) -> None:
 def _agents(summary: Mapping[str, Any]) -> Table:
     base = summary["base"]
     table = Table(title=f"{summary['network']} on {summary['data']}, {summary['engine']}, seed {summary['seed']}")
-    for column in ("", "trials", "proxy acc.", "final acc.", "latency vs fp32", "ms", "KiB", "MMAC"):
+    for column in ("", "trials", "proxy acc.", "loss", "final acc.", "latency vs fp32", "ms", "KiB", "MMAC"):
         table.add_column(column, justify="left" if not column else "right")
     for name in ("base", "int8"):
         form = summary[name]
@@ -116,6 +116,7 @@ def _agents(summary: Mapping[str, Any]) -> Table:
             "as given" if name == "base" else "uniform int8",
             "",
             f"{form['accuracy']:.2%}",
+            "",
             f"{form['final_accuracy']:.2%}",
             f"{form['latency'] / base['latency']:.3f}",
             f"{form['latency'] * 1e3:.4f}",
@@ -139,6 +140,7 @@ def _agent(row: Mapping[str, Any]) -> list[str]:
         name,
         str(row["evaluations"]),
         f"{best['accuracy']:.2%}",
+        f"{best['loss']:.3g}",
         f"{best['final_accuracy']:.2%}",
         f"{latency['ratio']:.3f} ± {half:.3f}",
         f"{best['latency_seconds'] * 1e3:.4f}",
@@ -176,6 +178,7 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
             "policy": found["policy"],
             "engine": found["engine"],
             "proxy accuracy": f"{found['accuracy']:.2%}",
+            "loss": f"{found['loss']:.3g} nats from the untouched network's predictions",
             "final accuracy": f"{found['final_accuracy']:.2%}",
             "chosen on": found["provenance"],
             "latency": f"{latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "

@@ -12,7 +12,8 @@ import numpy as np
 
 from trimtab.agents.allocation import allocate_widths
 from trimtab.errors import BadInput
-from trimtab.evaluators.accuracy import judging_session
+from trimtab.evaluators.accuracy import graded, judging_session
+from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.data import Images, Labels
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.steps import StepPlan
@@ -134,16 +135,14 @@ def _row(
     candidate: Candidate,
     seconds: float,
     parts: dict[str, tuple[Images, Labels]],
-    base_right: dict[str, np.ndarray],
+    base_right: dict[str, Answers],
     plan: StepPlan,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"case": name}
     for part, data in parts.items():
         right = _right(candidate, *data)
-        change = right.astype(float) - base_right[part]
-        row[part] = float(right.mean())
-        row[f"{part}_change"] = float(change.mean())
-        row[f"{part}_error"] = float(change.std(ddof=1) / np.sqrt(len(change)))
+        change = paired(right, base_right[part])
+        row |= {part: right.accuracy, f"{part}_change": change.value, f"{part}_error": change.error}
     size = stored_bytes(lower(candidate))
     row["macs"] = _macs(plan, candidate.policy) / _macs(plan, problem.space.base())
     return {**row, "bytes": size, "smaller": 4 * _weights(problem.space) / size, "seconds": seconds}
@@ -162,9 +161,9 @@ def _config(config: Config, cases: Sequence[Case]) -> Config:
     return config.model_copy(update={"space": config.space.model_copy(update=chosen)})
 
 
-def _right(candidate: Candidate, images: Images, labels: Labels) -> np.ndarray:
-    """Whether each image is classified rightly, on the native engine."""
-    return np.asarray(judging_session(candidate).run(images).argmax(axis=1) == labels)
+def _right(candidate: Candidate, images: Images, labels: Labels) -> Answers:
+    """Which images are classified rightly, on the native engine."""
+    return graded(judging_session(candidate).run(images), labels)
 
 
 def _macs(plan: StepPlan, policy: Policy) -> int:

@@ -1,22 +1,27 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.evaluators.nets import NETS, candidate_of, pictures, random_policies, space_of
 from torch import nn
 from torch.nn import functional as F
 
 from trimtab.evaluators import Judge, lower
-from trimtab.evaluators.accuracy import accuracy_of, timing_candidate, top1, torch_logits
+from trimtab.evaluators.accuracy import accuracy_of, divergence, graded, timing_candidate, torch_logits
+from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.data import load
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Calibration, Options, Policy, Space, build_space
 from trimtab.spaces.candidate import Candidate
+from trimtab.spaces.repair import compress
 
 
 def native_logits(candidate: Candidate, x: np.ndarray) -> np.ndarray:
@@ -111,6 +116,61 @@ def test_the_judge_counts_right_answers() -> None:
     assert all(seconds >= 0 for seconds in judged.seconds.values())
 
 
+def test_the_loss_is_the_divergence_from_the_untouched_network() -> None:
+    model, space, judge = trained()
+    with torch.no_grad():
+        untouched = model(torch.from_numpy(judge.images)).log_softmax(1)
+    for policy in policies():
+        logits = torch.from_numpy(native_logits(judge.candidate(policy), judge.images)).log_softmax(1)
+        expected = F.kl_div(logits, untouched, log_target=True, reduction="batchmean")
+        assert judge(policy).loss == pytest.approx(float(expected), rel=1e-3, abs=1e-6)
+    assert judge(space.base()).loss == 0.0
+    assert judge(space.int8()).loss > 0.0
+    assert replace(judge, by="torch")(space.base()).loss == 0.0
+
+
+def test_what_is_shipped_has_the_untouched_outputs_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, space, judge = trained()
+    shipped = pickle.dumps(judge)
+    made: list[Policy] = []
+
+    def candidate(self: Judge, policy: Policy) -> Candidate:
+        made.append(policy)
+        return compress(self.space, policy, self.calibration)
+
+    monkeypatch.setattr(Judge, "candidate", candidate)
+    there = pickle.loads(shipped)
+    policy = space.int8()
+    assert replace(there(policy), seconds={}) == replace(judge(policy), seconds={})
+    assert space.base() not in made
+
+
+logits = st.lists(
+    st.tuples(*[st.floats(-40, 40, width=32)] * 6),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(logits)
+def test_the_divergence_agrees_with_torch_and_is_never_negative(rows: list[tuple[float, ...]]) -> None:
+    reference, found = np.array(rows, np.float32).reshape(len(rows), 2, 3).transpose(1, 0, 2)
+    p, q = (torch.from_numpy(part.astype(np.float64)).log_softmax(1) for part in (reference, found))
+    expected = float(F.kl_div(q, p, log_target=True, reduction="batchmean"))
+    assert divergence(reference, found) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert divergence(reference, found) >= 0.0
+    assert divergence(reference, reference) == divergence(found, found) == 0.0
+
+
+def test_an_output_that_is_not_finite_is_a_uniform_guess() -> None:
+    reference = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 9.0]], np.float32)
+    wild, flat = reference.copy(), reference.copy()
+    wild[0, 1], flat[0] = np.inf, 0.0
+    assert divergence(reference, wild) == divergence(reference, flat) > 0.0
+    wild[0, 1] = np.nan
+    assert divergence(reference, wild) == divergence(reference, flat)
+
+
 def test_both_judges_agree_within_a_point() -> None:
     _, space, judge = trained()
     simulated = Judge(space, judge.calibration, judge.images, judge.labels, by="torch")
@@ -122,7 +182,8 @@ def test_another_judge_judges_alike() -> None:
     _, space, judge = trained()
     again = Judge(space, Calibration.of(space, judge.calibration.images.numpy()), judge.images, judge.labels)
     for policy in policies():
-        assert judge(policy).accuracy == again(policy).accuracy == judge(policy).accuracy
+        found = [replace(each(policy), seconds={}) for each in (judge, again, judge)]
+        assert found[0] == found[1] == found[2]
 
 
 def test_images_may_lie_in_any_memory_order() -> None:
@@ -143,15 +204,15 @@ def test_read_only_images_serve() -> None:
         assert Judge(space, judge.calibration, images, judge.labels, by)(space.int8()).accuracy > 0.8
 
 
-def test_accuracy_of_a_session_is_top1_of_its_logits() -> None:
+def test_accuracy_of_a_session_is_that_of_its_judgement() -> None:
     _, space, judge = trained()
     session = NativeEngine().compile(lower(judge.candidate(space.base())), 16)
     assert accuracy_of(session, judge.images, judge.labels) == judge(space.base()).accuracy
 
 
-def test_top1_by_hand() -> None:
+def test_grades_by_hand() -> None:
     logits = np.array([[0.0, 1.0, 2.0], [5.0, 1.0, 2.0], [0.0, 3.0, 2.0], [1.0, 0.0, 0.5]])
-    assert top1(logits, np.array([2, 0, 2, 0])) == 0.75
+    assert graded(logits, np.array([2, 0, 2, 0])) == Answers(4, 0b1101)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.errors import BadInput
+from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.cost import Cost
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Latency
@@ -29,7 +31,8 @@ def make_policy(number: int) -> Policy:
 
 def make_evaluation(number: int, latency: float, accuracy: float, size: int = 50) -> Evaluation:
     cost = Cost(latency, size, 1000, 10)
-    return Evaluation(make_policy(number), accuracy, cost, violations(cost, LIMITS), {"run": 0.1})
+    answers = Answers.of(np.arange(12) < round(12 * accuracy))
+    return Evaluation(make_policy(number), answers, 0.25, cost, violations(cost, LIMITS), {"run": 0.1})
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
@@ -82,6 +85,13 @@ def test_what_was_not_measured_is_not_verified() -> None:
 def test_an_evaluation_survives_json(latency: Latency | None) -> None:
     evaluation = replace(make_evaluation(3, 0.1 + 0.2, 1 / 3), latency=latency)
     assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
+
+
+def test_a_result_of_an_older_journal_is_refused() -> None:
+    old = make_evaluation(0, 0.5, 0.5).to_json()
+    del old["answers"], old["loss"]
+    with pytest.raises(BadInput, match=r"older trimtab.* start the search again"):
+        Evaluation.from_json(old)
 
 
 def test_the_ledger_reads_back_what_it_wrote(tmp_path: Path) -> None:

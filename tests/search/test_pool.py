@@ -12,6 +12,7 @@ import pytest
 
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.accuracy import Judge, Judgement
+from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.timing import timing_cores, worker_cores
@@ -25,6 +26,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves
 def draws(problem: Problem, count: int) -> list[Policy]:
     rng, knobs = np.random.default_rng(0), problem.space.knobs
     return [problem.space.decode([int(rng.integers(len(knob.choices))) for knob in knobs]) for _ in range(count)]
+
+
+def worth(judgement: Judgement) -> tuple[Answers, float, int]:
+    """All of it but the time that it took."""
+    return judgement.answers, judgement.loss, judgement.size
 
 
 def toy_policies(count: int) -> list[Policy]:
@@ -57,7 +63,8 @@ class Scripted:
         if number in self.fail:
             raise BadInput(f"policy {number} is not wanted")
         cores = os.sched_getaffinity(0)
-        return Judgement(number / 10, 100 * number, {str(core): 1.0 for core in cores})
+        answers = Answers.of(np.arange(10) < number)
+        return Judgement(answers, float(number), 100 * number, {str(core): 1.0 for core in cores})
 
 
 def scripted(tmp_path: Path, **what: tuple[int, ...]) -> Judge:
@@ -82,7 +89,7 @@ def test_the_local_pool_is_the_judge(problem: Problem) -> None:
     assert isinstance(pool, LocalPool)
     found = list(pool.judge(policies))
     assert [policy for policy, _ in found] == policies
-    assert [j.accuracy for _, j in found] == [problem.judge(policy).accuracy for policy in policies]
+    assert [worth(j) for _, j in found] == [worth(problem.judge(policy)) for policy in policies]
     pool.close()
 
 
@@ -92,9 +99,9 @@ def test_the_local_pool_is_the_judge(problem: Problem) -> None:
 def test_ray_workers_judge_exactly_as_this_process_does(problem: Problem) -> None:
     policies = draws(problem, 6)
     pool = RayPool(problem.judge, 2)
-    found = {policy: judgement.accuracy for policy, judgement in pool.judge(policies)}
+    found = {policy: worth(judgement) for policy, judgement in pool.judge(policies)}
     pool.close()
-    assert found == {policy: problem.judge(policy).accuracy for policy in policies}
+    assert found == {policy: worth(problem.judge(policy)) for policy in policies}
     assert len(set(found.values())) > 1
 
 

@@ -48,7 +48,7 @@ def make_summary(
     if won:
         profile["winner"] = make_profile(rng, names, 0.2304e-3, True)
     return {
-        "schema": 1,
+        "schema": 2,
         "network": "resnet20",
         "data": "cifar10",
         "provenance": "1000 images of one half of the test split; final: the other half, 5000 images",
@@ -73,8 +73,8 @@ def make_summary(
         "margin": 0.0312,
         "agents": rows,
         "winner": {"agent": agents[0], "policy": {"schema": 1}} if won else None,
-        "verdict": f"{agents[0]} and others differ by 0.40 points of proxy accuracy (standard error 0.95): within the "
-        "noise.",
+        "verdict": f"{agents[0]} and others differ by 0.40 points of proxy accuracy (paired standard error 0.95): "
+        "within the noise.",
         "candidates_per_second": {"search": 5.31, "native": 3.27, "torch": 0.412},
         "exports": [make_export("native", "model.safetensors"), make_export("onnxruntime", "model.onnx")]
         if won
@@ -104,6 +104,7 @@ def make_points(rng: random.Random, agent: str, place: int, trials: int) -> list
                 "agent": agent,
                 "policy": f"{rng.getrandbits(64):016x}",
                 "accuracy": round(accuracy, 4),
+                "loss": 2 * (0.93 - accuracy),
                 "latency": latency,
                 "size": rng.randrange(100_000, 166_000),
                 "macs": rng.randrange(8_000_000, 20_000_000),
@@ -121,6 +122,8 @@ def make_best(agent: str, place: int, base_seconds: float) -> dict[str, Any]:
         "policy": f"{place:016x}",
         "accuracy": 0.913 - 0.011 * place,
         "final_accuracy": 0.9088 - 0.012 * place,
+        "final_change": {"value": -0.0174 - 0.012 * place, "error": 0.0019},
+        "loss": 0.0418 + 0.05 * place,
         "latency": {**latency, "blocks": 16, "slices": 142, "dropped": 3, "took": 2.4, "stopped_by": "decision"},
         "latency_seconds": ratio * base_seconds,
         "limit_share": [0.971, 0.9631, 0.9788],
@@ -383,7 +386,7 @@ def test_a_table_error_that_is_not_known(error: tuple[float | None, float | None
         '{"schema": 2}',
         '{"schema": 1}',
         b"\xff\xfe",
-        '{"schema": 1, "network": "a", "data": 1}',
+        '{"schema": 2, "network": "a", "data": 1}',
     ],
 )
 def test_a_summary_that_cannot_be_used_names_the_file(content: str | bytes | None, tmp_path: Path) -> None:

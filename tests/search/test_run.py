@@ -13,9 +13,12 @@ import pytest
 from tests.search.runs import tiny
 
 from trimtab.errors import BadInput, InfeasibleBudget
+from trimtab.evaluators.accuracy import Judge, Judgement, judging_session
+from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.data import Images, Labels
 from trimtab.search.evaluation import Evaluation
 from trimtab.search.journal import Record, read_journal
+from trimtab.search.preference import preferred
 from trimtab.search.problem import Problem
 from trimtab.search.progress import Progress
 from trimtab.search.run import Outcome, open_run, prepare_folder, run_search
@@ -124,12 +127,42 @@ def test_the_summary_agrees_with_the_journal(finished: Finished) -> None:
     assert finished.summary["trials"] == config.trials
 
 
-def test_the_winner_is_the_best_of_all_agents(finished: Finished) -> None:
+def test_the_winner_is_preferred_among_all_agents(finished: Finished) -> None:
     bests = {row["agent"]: row["best"] for row in finished.summary["agents"] if row["best"]}
     winner = finished.summary["winner"]
-    assert bests[winner["agent"]]["accuracy"] == max(best["accuracy"] for best in bests.values())
+    judged = [Evaluation.from_json(data) for data in finished.of("result")]
+    found = preferred(e for e in judged if e.policy.id in {best["policy"] for best in bests.values()})
+    assert found is not None
+    best = bests[winner["agent"]]
+    assert (best["policy"], best["accuracy"], best["loss"]) == (found.policy.id, found.accuracy, found.loss)
     assert json.loads((finished.folder / "policy.json").read_text()) == winner["policy"]
     assert json.loads((finished.folder / "export" / "policy.json").read_text()) == winner["policy"]
+
+
+class Undecided(Judge):
+    """A judge in whose eyes all networks answer alike."""
+
+    def __call__(self, policy: Policy) -> Judgement:
+        judged = super().__call__(policy)
+        return replace(judged, answers=Answers(judged.answers.images, 1))
+
+
+def test_of_networks_of_the_same_accuracy_the_one_of_the_lowest_loss_is_exported(
+    problem: Problem, tmp_path: Path
+) -> None:
+    judge = problem.judge
+    undecided = Undecided(judge.space, judge.calibration, judge.images, judge.labels)
+    config = tiny(trials=6, agent="random", baselines=["uniform"], budgets={"size": "0.5x"})
+    outcome = run_search(replace(problem, config=config, judge=undecided), tmp_path / "run", Progress())
+    records = read_journal(tmp_path / "run" / "journal")
+    judged = [Evaluation.from_json(record.data) for record in records if record.kind == "result"]
+    assert len({e.accuracy for e in judged}) == 1
+    assert len({e.loss for e in judged}) > 2
+    best = min((e for e in judged if e.feasible), key=lambda e: e.loss)
+    assert Policy.load(tmp_path / "run" / "export" / "policy.json") == best.policy
+    assert outcome.winner is not None
+    assert outcome.winner.evaluation.loss == best.loss
+    assert judge.loss(judging_session(judge.candidate(best.policy)).run(judge.images)) == best.loss
 
 
 def test_every_reported_network_meets_the_budgets_when_measured(finished: Finished) -> None:

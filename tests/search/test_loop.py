@@ -1,0 +1,153 @@
+"""The loop with made-up judgements and latencies: what becomes the best, what is measured, what agents are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from tests.evaluators.fakes import FakeEngine
+from tests.search.runs import tiny
+
+from trimtab.agents.base import Score
+from trimtab.agents.random import Random
+from trimtab.evaluators.accuracy import Judgement
+from trimtab.evaluators.answers import Answers
+from trimtab.evaluators.bench import LatencyBench
+from trimtab.evaluators.cost import Cost, CostModel, TableFit
+from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.latency import Latency, Link
+from trimtab.evaluators.table import LatencyTable
+from trimtab.search.budgets import BudgetLimits
+from trimtab.search.evaluation import Evaluation
+from trimtab.search.ground import Ground
+from trimtab.search.journal import Journal
+from trimtab.search.loop import AgentRun, Ledger, Memory, Searcher
+from trimtab.search.preference import preferred
+from trimtab.search.problem import Problem
+from trimtab.search.progress import Progress
+from trimtab.spaces import Policy
+
+LIMITS = {"latency": 1.0, "size": 1e9}
+COST = Cost(1.0, 10**6, 10**6, 10**4)
+ONE = Interval.exactly(1.0)
+LINK = Link(ONE, ONE, ONE, (1.0,), 0.1, 1.0, "interval")
+GROUND = Ground(COST, COST, 0.9, 0.9, LINK, 0.01, TableFit(), LIMITS, ONE, 0.0)
+TRIALS = 40
+
+#: With it a new leader makes one the best that was not when it came: the test of resumed runs asserts that.
+SEED = 5
+
+
+def draws(policy: Policy, what: int) -> np.random.Generator:
+    return np.random.default_rng([int(policy.id, 16), what])
+
+
+class MadeUpPool:
+    """Judges by the policy's identity: the leader changes, some tie with it, and losses are anything."""
+
+    size = 3
+
+    def judge(self, policies: Sequence[Policy]) -> Iterator[tuple[Policy, Judgement]]:
+        for policy in policies:
+            rng = draws(policy, 0)
+            right = np.arange(200) < rng.integers(150, 180)
+            yield policy, Judgement(Answers.of(right), float(rng.random()), 1000, {"run": 0.1})
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+@dataclass
+class MadeUpBench:
+    """Measures every other network as too slow, and remembers which it measured."""
+
+    measured: list[str] = field(default_factory=list)
+
+    def measure(self, policy: Policy, link: Link, seconds: float, limit: Interval, precision: float) -> Latency:
+        self.measured.append(policy.id)
+        ratio = Interval.exactly(0.5 if draws(policy, 1).random() < 0.5 else 1.5)
+        return Latency(*ratio, ratio, ratio, 1.0, 4, 40, 0, 0.4, "decision")
+
+
+def searcher(problem: Problem, ledger: Ledger, bench: MadeUpBench | None, trials: int = TRIALS) -> Searcher:
+    problem = replace(problem, config=tiny(trials=trials, seed=SEED))
+    model = CostModel(problem.space, LatencyTable(FakeEngine(), problem.space, ledger.journal.path.parent / "latency"))
+    limits = BudgetLimits(model, LIMITS)
+    return Searcher(problem, GROUND, limits, cast(LatencyBench, bench), MadeUpPool(), ledger)
+
+
+def feasible(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    return [e for e in evaluations if e.feasible]
+
+
+def search(
+    problem: Problem, folder: Path, bench: MadeUpBench | None, trials: int = TRIALS
+) -> tuple[AgentRun, list[Evaluation | None], list[str]]:
+    """Run a search; return it, the best after every batch, and what was measured after every batch."""
+    bests: list[Evaluation | None] = []
+
+    def watch(run: AgentRun) -> None:
+        assert run.best is preferred(feasible(run.evaluations))
+        bests.append(run.best)
+
+    folder.mkdir(exist_ok=True)
+    with Journal(folder / "journal") as journal:
+        run = searcher(problem, Ledger(journal), bench, trials).run("random", Progress(), watch=watch)
+    return run, bests, [] if bench is None else bench.measured
+
+
+def test_the_best_is_what_is_preferred_of_all_that_was_told(problem: Problem, tmp_path: Path) -> None:
+    run, bests, _ = search(problem, tmp_path, None)
+    assert len(run.evaluations) == TRIALS
+    assert all(bests)
+    with Journal(tmp_path / "journal") as journal:
+        memory = Memory(journal.records()).run("random")
+    assert memory.evaluations == run.evaluations
+    assert memory.best == run.best
+
+
+def test_what_comes_to_be_the_best_is_measured_and_nothing_else(problem: Problem, tmp_path: Path) -> None:
+    run, bests, measured = search(problem, tmp_path, MadeUpBench())
+    assert all(best is None or best.verified for best in bests)
+    assert len(measured) == len(set(measured))
+    assert measured
+    assert sorted(measured) == sorted(e.policy.id for e in run.evaluations if e.latency is not None)
+    assert len(measured) < TRIALS
+    refuted = [e for e in run.evaluations if e.latency is not None and not e.feasible]
+    assert refuted
+    assert len({best.policy.id for best in bests if best}) > 1
+
+
+Told = list[tuple[str, float, Mapping[str, float]]]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """All that agents are told, in order."""
+    found: Told = []
+
+    def learn(self: Random, policy: Policy, score: Score) -> None:
+        found.append((policy.id, score.accuracy, dict(score.violations)))
+
+    monkeypatch.setattr(Random, "_learn", learn)
+    return found
+
+
+def test_a_resumed_run_tells_and_chooses_what_the_whole_one_did(problem: Problem, tmp_path: Path, told: Told) -> None:
+    """A network that an agent was told of as feasible, and that came to be measured later, is told of so again."""
+    whole, _, measured = search(problem, tmp_path / "whole", MadeUpBench())
+    first = told.copy()
+    assert any(violations != e.violations for (*_, violations), e in zip(first, whole.evaluations, strict=True))
+    told.clear()
+    search(problem, tmp_path / "parts", MadeUpBench(), trials=TRIALS // 2)
+    told.clear()
+    bench = MadeUpBench()
+    parts, _, _ = search(problem, tmp_path / "parts", bench)
+    assert told == first
+    assert parts.best == whole.best
+    assert parts.evaluations == whole.evaluations
+    assert len(bench.measured) < len(measured)  # the rest was in the journal
