@@ -15,14 +15,18 @@ from tests.search.runs import tiny
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.evaluators.accuracy import Judge, Judgement, judging_session
 from trimtab.evaluators.answers import Answers
+from trimtab.evaluators.comparison import Verdict
 from trimtab.evaluators.data import Images, Labels
+from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.latency import Link
 from trimtab.search.evaluation import Evaluation
+from trimtab.search.export import ExportCheck, export_candidate
 from trimtab.search.journal import Record, read_journal
 from trimtab.search.preference import preferred
 from trimtab.search.problem import Problem
 from trimtab.search.progress import Progress
 from trimtab.search.run import Outcome, open_run, prepare_folder, run_search
-from trimtab.spaces import Policy
+from trimtab.spaces import Candidate, Policy
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,59 @@ def test_every_reported_network_meets_the_budgets_when_measured(finished: Finish
         assert best["limit_share"][2] <= 1
         assert best["size"] <= limits["size"]
         assert all(violation <= 0 for violation in best["violations"].values())
+
+
+def refuse_exports(monkeypatch: pytest.MonkeyPatch, verdict: Verdict, times: int) -> list[str]:
+    """Let the first exported files be measured on the wrong side of the latency budget; return whose they were."""
+    refused: list[str] = []
+
+    def exported(
+        problem: Problem, candidate: Candidate, folder: Path, link: Link, limit: Interval
+    ) -> list[ExportCheck]:
+        native, *others = export_candidate(problem, candidate, folder, link, limit)
+        if len(refused) < times:
+            refused.append(candidate.policy.id)
+            share = {"over": (1.1, 1.05, 1.15), "open": (1.0, 0.95, 1.05)}[verdict]
+            bounds = Interval(*(part * limit.middle for part in share))
+            native = replace(native, latency=replace(native.latency, bounds=bounds), verdict=verdict)
+        return [native, *others]
+
+    monkeypatch.setattr("trimtab.search.run.export_candidate", exported)
+    return refused
+
+
+@pytest.mark.parametrize("verdict", ["over", "open"])
+def test_a_file_that_was_not_measured_within_the_budget_is_not_the_winner(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Verdict
+) -> None:
+    refused = refuse_exports(monkeypatch, verdict, 1)
+    outcome = run_search(replace(problem, config=tiny(baselines=["random"], trials=4)), tmp_path / "run", Progress())
+    assert outcome.winner is not None
+    assert outcome.summary["refused"] == refused
+    assert outcome.winner.evaluation.policy.id not in refused
+    for path in ("policy.json", "export/policy.json"):
+        assert Policy.load(tmp_path / "run" / path) == outcome.winner.evaluation.policy
+    winning = next(r for r in outcome.summary["agents"] if r["agent"] == outcome.winner.agent)["best"]
+    (native, _) = outcome.summary["exports"]
+    assert native["verdict"] == "within"
+    assert winning["latency"] == native["latency"]  # what is called met is what was measured of the file
+
+
+def test_where_no_file_was_measured_within_the_budget_nothing_is_called_met(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    refused = refuse_exports(monkeypatch, "over", 100)
+    progress = Progress()
+    monkeypatch.setattr(progress, "line", said.append)
+    outcome = run_search(replace(problem, config=tiny(baselines=[], trials=3)), tmp_path / "run", progress)
+    assert (outcome.winner, outcome.summary["winner"]) == (None, None)
+    assert outcome.summary["refused"] == refused
+    assert len(refused) == len(set(refused)) > 0
+    assert not (tmp_path / "run" / "policy.json").exists()
+    assert not (tmp_path / "run" / "export").exists()
+    assert "not met" in (tmp_path / "run" / "report.html").read_text()
+    assert any("over the latency budget" in line for line in said)
 
 
 def test_the_exported_weights_are_within_the_size_budget(finished: Finished) -> None:
