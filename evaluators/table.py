@@ -49,7 +49,7 @@ class LatencyTable:
         self.engine = engine
         self.filled = filled
         self.measured = 0
-        where = {"engine": engine.signature, "cpu": cpu_name(), "format": 2}
+        where = {"engine": engine.signature, "cpu": cpu_name(), "format": 3}
         digest = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:12]
         self.path = (folder or cache_dir() / "latency") / f"{engine.name}-{digest}.jsonl"
         self._entries: dict[str, float] = {}
