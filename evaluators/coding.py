@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from trimtab.evaluators.lowering import weight_arrays
 from trimtab.kernels.packing import bytes_of, estimate
-from trimtab.spaces.network import Array, Op
-from trimtab.spaces.quantise import quantise_weight, round_to_bf16
-from trimtab.spaces.sparsity import sparsify
+from trimtab.spaces.network import Op
+from trimtab.spaces.policy import LayerDecision
 
 __all__ = ["Coded"]
 
@@ -29,22 +29,17 @@ class Coded:
     rate: float
 
     @classmethod
-    def of(cls, op: Op, bits: int, pattern: str | None = None) -> Coded:
-        """Estimate them from the untouched layer, with the smallest weights zero where there is a sparsity pattern."""
-        whole = op.folded().weight
-        if whole is None:
+    def of(cls, op: Op, bits: int, pattern: str | None = None, grid: str = "uniform") -> Coded:
+        """Estimate them from the untouched layer on a grid, its smallest weights zero where there is a pattern."""
+        op = op.folded()
+        if op.weight is None:
             return cls(bits, 0.0, bits / 8)
-        some = whole[:: -(-whole.size // SAMPLE)]
-        weight = _narrowed(some if pattern is None else sparsify(some, pattern), bits)
+        some = op.weight[:: -(-op.weight.size // SAMPLE)]
+        decision = LayerDecision(bits, grid=grid, pattern=pattern)
+        weight = weight_arrays(replace(op, weight=some), decision)["weight"]
         once, twice = estimate(weight), estimate(np.concatenate([weight, weight]))
         return cls(bits, 2 * once - twice, (twice - once) / weight.size)
 
     def bytes(self, weights: int) -> float:
         """Return the bytes expected for so many of the layer's weights, or for its factors with so many."""
         return min(bytes_of(weights, self.bits), (1 + CAUTION) * (self.fixed + self.rate * weights))
-
-
-def _narrowed(weight: Array, bits: int) -> Array:
-    if bits <= 8:
-        return quantise_weight(weight, bits)[0]
-    return round_to_bf16(weight) if bits == 16 else weight

@@ -189,7 +189,7 @@ class CostModel:
             yield layer, seconds * member.macs / step.macs
 
     def _stored_coded(self, op: Op, decision: LayerDecision, weights: int) -> float:
-        return self._coded(op, decision.w_bits, decision.pattern).bytes(weights)
+        return self._coded(op, decision.w_bits, decision.pattern, decision.grid).bytes(weights)
 
     def _sizes(self, policy: Policy, stored: _Stored) -> dict[str, float]:
         widths, untouched = self.space.widths(policy.channels), policy == self._base

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trimtab.kernels.graph import Graph, Node, Quant
-from trimtab.spaces.candidate import Candidate
+from trimtab.spaces.candidate import Candidate, narrowed
 from trimtab.spaces.factorisation import Geometry
-from trimtab.spaces.network import Network, Op
+from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.ranges import activation_quant
 
-__all__ = ["Storage", "copied_bits", "is_bf16", "is_integer", "lower", "quant_of", "storage"]
+__all__ = ["Storage", "copied_bits", "is_bf16", "is_integer", "lower", "quant_of", "storage", "weight_arrays"]
 
 #: Operators that hand on values of their input: stored as uint8 they keep its scale, so integers are only moved.
 MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
@@ -120,12 +120,24 @@ def quant_of(candidate: Candidate, tensor: str, bits: int) -> Quant:
     return Quant(*activation_quant(*candidate.stored_range(tensor, bits), bits), bits)
 
 
+def weight_arrays(layer: Op, decision: LayerDecision) -> dict[str, Array]:
+    """Return what a layer's weight becomes under a decision, before repairs, by the names of its arrays in a node."""
+    int8: dict[str, tuple[Array, Array]] = {}
+    return _weight(narrowed(layer, decision, int8), int8)
+
+
 def _quantised_copy(candidate: Candidate, tensor: str, bits: int, nodes: list[Node], quant: dict[str, Quant]) -> str:
     copy = f"{tensor}/int{bits}"
     if copy not in quant:
         quant[copy] = quant_of(candidate, tensor, bits)
         nodes.append(Node("quantize", copy, (tensor,)))
     return copy
+
+
+def _weight(layer: Op, int8: Mapping[str, tuple[Array, Array]]) -> dict[str, Array]:
+    if layer.name in int8:
+        return dict(zip(("weight", "weight_scale"), int8[layer.name], strict=True))
+    return {} if layer.weight is None else {"weight": layer.weight}
 
 
 def _node(op: Op, inputs: tuple[str, ...], candidate: Candidate) -> Node:
@@ -135,12 +147,8 @@ def _node(op: Op, inputs: tuple[str, ...], candidate: Candidate) -> Node:
         attrs["activation"] = "none"
     if is_bf16(op, candidate.decisions.get(op.name)):
         attrs["precision"] = "bf16"
-    if op.weight is not None:
-        if op.name in candidate.int8:
-            weights["weight"], weights["weight_scale"] = candidate.int8[op.name]
-        else:
-            weights["weight"] = op.weight
-        if op.bias is not None:
-            weights["bias"] = op.bias
+    weights |= _weight(op, candidate.int8)
+    if op.bias is not None:
+        weights["bias"] = op.bias
     sharing = candidate.decisions[op.name].sharing if op.name in candidate.int8 else None
     return Node(op.kind, op.name, inputs, attrs, weights, sharing)

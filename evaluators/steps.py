@@ -11,16 +11,13 @@ from functools import cached_property
 
 import numpy as np
 
-from trimtab.evaluators.lowering import MOVES, Storage, copied_bits, is_bf16, is_integer
+from trimtab.evaluators.lowering import MOVES, Storage, copied_bits, is_bf16, is_integer, weight_arrays
 from trimtab.kernels import chains
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
-from trimtab.spaces.grids import largest_integer
-from trimtab.spaces.network import Network, Op
+from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.quantise import round_to_bf16
 from trimtab.spaces.space import Space
-from trimtab.spaces.sparsity import sparsify
 
 __all__ = ["Step", "StepPlan", "step_graph"]
 
@@ -28,6 +25,10 @@ STEP = "step"
 
 #: Storage is remembered for this many combinations of bits.
 REMEMBERED = 4096
+
+#: Output channels of a layer whose weights are drawn for its timing; all others repeat them, because rounding millions
+#: of weights takes longer than timing them. No kernel looks for blocks of zeros in more channels than these at once.
+DRAWN = 64
 
 #: Attributes that change no time.
 _TIMELESS = ("index", "epsilon", "scale")
@@ -39,8 +40,9 @@ _OUT_QUANT = Quant(0.07, 120)
 @dataclass(frozen=True)
 class Step:
     """One kernel call: what its time depends on. Shapes are (C, H, W) or (F,); `in_int8` and `out_int8` say whether the
-    input and the output are stored as uint8, `w_bits` and `a_bits` which values a layer's weights and input have,
-    `pattern` which of the weights are zero.
+    input and the output are stored as uint8, `w_bits`, their `grid` and `a_bits` which values a layer's weights and
+    input have, `pattern` which of the weights are zero, and `hashing` how weights share values where that gives them
+    other values than their grid has.
     Kind "chain": `members`, two or more, run together, band by band."""
 
     kind: str
@@ -52,7 +54,9 @@ class Step:
     in_int8: bool = False
     out_int8: bool = False
     residual: bool = False
+    grid: str = "uniform"
     pattern: str | None = None
+    hashing: str | None = None
     members: tuple[Step, ...] = ()
 
     @property
@@ -288,14 +292,34 @@ def _step(
     attrs = {**part.attrs, "activation": activation}
     if part.kernel:
         attrs["kernel"] = part.kernel
-    bits, out_shape = _bits(part, decision), part.out_shape(in_shape)
-    integer, pattern = is_integer(decision), decision.pattern
-    return Step(part.kind, in_shape, out_shape, _items(attrs), *bits, integer, out_int8, residual, pattern)
+    return Step(
+        part.kind,
+        in_shape,
+        part.out_shape(in_shape),
+        _items(attrs),
+        *_bits(part, decision),
+        is_integer(decision),
+        out_int8,
+        residual,
+        decision.grid,
+        decision.pattern,
+        _hashing(decision),
+    )
 
 
 def _bits(part: Geometry, decision: LayerDecision) -> tuple[int, int]:
     """Weight and activation bits that a layer computes with."""
     return decision.w_bits, 32 if decision.is_bf16 and not is_bf16(part, decision) else decision.a_bits
+
+
+def _hashing(decision: LayerDecision) -> str | None:
+    """The way of sharing, where its weights have values that their grid lacks.
+
+    Shared weights run dense, on the values of their grid. Hashing turns the sign of some, and codebooks alone do not
+    have every value with both signs.
+    """
+    hashed = decision.sharing is not None and decision.sharing.startswith("hashed")
+    return decision.sharing if hashed and decision.grid == "codebook" else None
 
 
 def _items(attrs: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
@@ -343,8 +367,8 @@ class _Fusion:
 
 
 def step_graph(step: Step) -> Graph:
-    """Return a small program whose node `step` is this step, or ends this chain, with seeded random weights of as many
-    values as its bits allow, because kernels are chosen by the values.
+    """Return a small program whose node `step` is this step, or ends this chain, with what a candidate makes of seeded
+    normal weights, because kernels are chosen by the values.
 
     A residual comes from a copy of the input brought to the output's shape, where that is possible.
     """
@@ -384,7 +408,7 @@ def _node(
         size: tuple[int, ...] = (step.out_shape[0], step.in_shape[0])
         if kernel is not None:
             size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
-        weights = _random_weights(rng, size, step.w_bits, step.pattern)
+        weights = _weights(rng, step, size)
         attrs["precision"] = "bf16" if step.a_bits == 16 else "fp32"
     if step.residual and _add_residual(f"{name}.residual", image, step.out_shape, beside, quant):
         inputs = (source, f"{name}.residual")
@@ -466,20 +490,10 @@ def _add_residual(
     return True
 
 
-def _random_weights(
-    rng: np.random.Generator, size: tuple[int, ...], bits: int, pattern: str | None
-) -> dict[str, np.ndarray]:
-    weights = _dense_weights(rng, size, bits)
-    return weights if pattern is None else {**weights, "weight": sparsify(weights["weight"], pattern)}
-
-
-def _dense_weights(rng: np.random.Generator, size: tuple[int, ...], bits: int) -> dict[str, np.ndarray]:
-    bias = rng.normal(size=size[0]).astype(np.float32)
-    if bits > 8:
-        weight = rng.normal(size=size).astype(np.float32)
-        return {"weight": round_to_bf16(weight) if bits == 16 else weight, "bias": bias}
-    top = largest_integer(bits)
-    integers = rng.integers(-top, top + 1, size, dtype=np.int8)
-    if bits == 1:
-        integers = np.where(integers > 0, 1, -1).astype(np.int8)
-    return {"weight": integers, "weight_scale": np.full(size[0], 1.27 / top, np.float32), "bias": bias}
+def _weights(rng: np.random.Generator, step: Step, size: tuple[int, ...]) -> dict[str, Array]:
+    """The arrays of a layer whose weight is (O, I, ...), by their names in a node."""
+    drawn = rng.normal(size=(min(DRAWN, size[0]), *size[1:])).astype(np.float32)
+    decision = LayerDecision(step.w_bits, step.a_bits, grid=step.grid, pattern=step.pattern, sharing=step.hashing)
+    arrays = weight_arrays(Op(step.kind, STEP, (), step.out_shape, weight=drawn), decision)
+    repeated = {name: np.resize(array, (size[0], *array.shape[1:])) for name, array in arrays.items()}
+    return {**repeated, "bias": rng.normal(size=size[0]).astype(np.float32)}

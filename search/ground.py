@@ -24,6 +24,9 @@ from trimtab.spaces.policy import Policy
 
 __all__ = ["Ground", "latency_limit", "measured_link", "survey", "tie"]
 
+#: Half the interval of the link beyond which a run says what it costs.
+UNCERTAIN = 0.03
+
 #: Half the interval of a network that the table is fitted to, as a share of its latency.
 PROBE_PRECISION = 0.02
 
@@ -108,6 +111,12 @@ def tie(bench: LatencyBench, seconds: float, progress: Progress) -> Link:
         f"{ratio.high:.4f}], after {link.took:.0f} s in {len(link.history)} blocks"
         + ("" if link.stopped_by == "interval" else ", when the time was up")
     )
+    if ratio.precision > UNCERTAIN:
+        progress.line(
+            f"that is known to within {ratio.precision:.0%} only, and budgets relative to the network as given are kept "
+            "with as much room: a machine with less beside this, or a longer measure.link_seconds, makes it less; "
+            "budgets relative to int8 need none"
+        )
     return link
 
 

@@ -12,7 +12,11 @@ from torch.nn import functional as F
 
 from trimtab.spaces import BITS, Calibration, Candidate, Options, Policy, Space, build_space, compress
 from trimtab.spaces.factorisation import FACTORISATIONS
+from trimtab.spaces.grids import GRIDS
 from trimtab.spaces.zoo import build
+
+#: Every grid of weights at every number of bits that a space can offer.
+GRID_BITS = tuple((grid, bits) for grid, offered in GRIDS.items() for bits in offered if (bits, 8) in BITS)
 
 
 class ResidualLinear(nn.Module):
@@ -31,8 +35,30 @@ class ResidualLinear(nn.Module):
         return result
 
 
-MADE = {**TOYS, "linear": ResidualLinear}
-NETS = tuple(MADE)
+class ByValues(nn.Module):
+    """Layers of each kind, with normal weights, all of a size at which their values have a say in the kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.winograd = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.strided, self.depthwise = nn.Conv2d(16, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.pointwise, self.linear = nn.Conv2d(32, 32, 1), nn.Linear(32 * 8 * 8, 128)
+        for layer in self.children():
+            nn.init.normal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.winograd, self.strided, self.depthwise, self.pointwise):
+            x = F.relu(layer(x))
+        result: Tensor = self.linear(x.flatten(1))
+        return result
+
+
+TINY = {**TOYS, "linear": ResidualLinear}
+MADE = {**TINY, "values": ByValues}
+NETS = tuple(TINY)
+
+#: What the space of each of them offers.
+OFFERED = (*BITS, (2, 8, "codebook"), (3, 8, "power2"), (4, 4, "bases"))
 
 
 @cache
@@ -45,7 +71,9 @@ def model_of(name: str) -> nn.Module:
 
 @cache
 def space_of(name: str) -> Space:
-    return build_space(model_of(name), images(1), Options(channels=5, bits=BITS, factorisations=tuple(FACTORISATIONS)))
+    return build_space(
+        model_of(name), images(1), Options(channels=5, bits=OFFERED, factorisations=tuple(FACTORISATIONS))
+    )
 
 
 @cache

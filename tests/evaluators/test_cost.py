@@ -63,7 +63,8 @@ def test_size_is_exact_without_coding_for_layers_that_use_their_bits(data: st.Da
     space = space_of("resnet8")
     base = space.base()
     bits = st.sampled_from(next(knob.choices for knob in space.knobs if knob.kind == "bits"))
-    policy = replace(base, layers={name: LayerDecision(*data.draw(bits)) for name in base.layers})
+    layers = {name: space.decision(name, base.channels, data.draw(bits), "dense") for name in base.layers}
+    policy = replace(base, layers=layers)
     graph = lower(candidate_of("resnet8", policy))
     assert model_for(space).size(policy) == sum(
         packing.uncoded(array).data.size for node in graph.nodes for array in node.weights.values()
@@ -80,14 +81,15 @@ def test_coded_size_is_about_what_is_stored(bits: tuple[int, int]) -> None:
     assert model.get(policy, "size") == model.cost(policy).size == model.coded_size(policy)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 32])
-def test_what_coding_leaves_of_a_sparse_layer(bits: int) -> None:
+@pytest.mark.parametrize(("bits", "grid"), [(8, "uniform"), (4, "uniform"), (3, "power2"), (32, "uniform")])
+def test_what_coding_leaves_of_a_sparse_layer(bits: int, grid: str) -> None:
     op = max(space_of("resnet20").network.layers, key=lambda op: op.weight.size)
     weight = op.folded().weight
     sparse = np.where(np.abs(weight) < np.median(np.abs(weight)), np.float32(0), weight)
-    stored = estimate(sparse if bits == 32 else quantise_weight(sparse, bits)[0])
-    assert Coded.of(op, bits, "weights 0.5").bytes(weight.size) == pytest.approx(stored, rel=0.03)
-    assert Coded.of(op, bits, "weights 0.5").bytes(weight.size) <= Coded.of(op, bits).bytes(weight.size)
+    stored = estimate(sparse if bits == 32 else quantise_weight(sparse, bits, grid)[0])
+    predicted = Coded.of(op, bits, "weights 0.5", grid).bytes(weight.size)
+    assert predicted == pytest.approx(stored, rel=0.03)
+    assert predicted <= Coded.of(op, bits, grid=grid).bytes(weight.size)
 
 
 @pytest.mark.parametrize("how", ["hashed 0.25", "circulant 4", "kernels 32", "product 8"])

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tests.evaluators.nets import NETS, candidate_of, random_policies, space_of
+from tests.evaluators.nets import GRID_BITS, NETS, candidate_of, random_policies, space_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,13 +14,14 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.steps import STEP, Step, StepPlan, step_graph
-from trimtab.kernels import Graph, Session
+from trimtab.kernels import Graph, Session, emulated_levels, levels
 from trimtab.kernels.graph import Node
 from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.validate import check_graph
-from trimtab.spaces import Policy, Space
+from trimtab.spaces import LayerDecision, Policy, Space
 from trimtab.spaces.candidate import reshape_network
 from trimtab.spaces.execute import run
+from trimtab.spaces.forms import applies, parse_form
 from trimtab.spaces.quantise import quantise_weight
 
 Line = tuple[object, ...]
@@ -84,13 +86,78 @@ def test_the_compiled_session_runs_the_predicted_steps(name: str) -> None:
         assert [call.tensor for call in StepPlan(space).calls(policy)] == session.steps
 
 
-def test_step_weights_take_the_values_of_a_real_layer() -> None:
-    for bits in (1, 2, 3, 4, 5, 6, 8):
-        step = Step("linear", (500,), (60,), (("activation", "none"),), bits, 8, True)
-        made = next(node for node in step_graph(step).nodes if node.name == STEP).weights["weight"]
-        real, _ = quantise_weight(np.random.default_rng(0).normal(size=(60, 500)), bits)
-        assert set(np.unique(made)) >= set(np.unique(real))
+def weights_of(step: Step) -> np.ndarray:
+    return next(node for node in step_graph(step).nodes if node.name == STEP).weights["weight"]
+
+
+@pytest.mark.parametrize(("grid", "bits"), GRID_BITS)
+def test_step_weights_take_the_values_of_a_real_layer(grid: str, bits: int) -> None:
+    step = Step("linear", (500,), (160,), (("activation", "none"),), bits, 8, True, grid=grid)
+    made = weights_of(step)
+    real, _ = quantise_weight(np.random.default_rng(7).normal(size=made.shape), bits, grid)
+    assert len(np.unique(made)) == pytest.approx(len(np.unique(real)), abs=3 * (bits == 8))
+    if grid in ("uniform", "power2"):  # one set of values for all layers
         assert np.abs(made).max() == np.abs(real).max()
+    assert np.abs(made.astype(int)).mean() == pytest.approx(np.abs(real.astype(int)).mean(), rel=0.1)
+
+
+def decided(space: Space, decision: LayerDecision) -> Policy:
+    return replace(space.base(), layers=dict.fromkeys(space.base().layers, decision))
+
+
+def assert_timed_on_the_kernels_that_run(space: Space, policy: Policy) -> None:
+    space.check(policy)
+    graph = lower(timing_candidate(space, policy))
+    steps = {call.tensor: step_graph(call.step) for call in StepPlan(space).calls(policy) if call.step.kind in LAYERS}
+    for level in [*levels(), *emulated_levels()]:
+        timed = {name: Session(made, level=level).kernels[STEP] for name, made in steps.items()}
+        assert timed == Session(graph, level=level).kernels, level
+
+
+@pytest.mark.parametrize("a_bits", [8, 4])
+@pytest.mark.parametrize(("grid", "bits"), GRID_BITS)
+def test_a_grid_is_timed_on_the_kernels_that_run_it(grid: str, bits: int, a_bits: int) -> None:
+    space = space_of("values")
+    assert_timed_on_the_kernels_that_run(space, decided(space, LayerDecision(bits, a_bits, grid=grid)))
+
+
+@pytest.mark.parametrize("pattern", ["weights 0.75", "2:4", "block 0.75", "filters 0.75"])
+@pytest.mark.parametrize(("grid", "bits"), [("uniform", 2), ("uniform", 4), ("uniform", 8), ("power2", 3)])
+def test_zeros_are_timed_on_the_kernels_that_run_them(grid: str, bits: int, pattern: str) -> None:
+    space = space_of("values")
+    dense = decided(space, LayerDecision(bits, 8, grid=grid))
+    layers = {
+        op.name: dense.layers[op.name] if op.groups > 1 else replace(dense.layers[op.name], pattern=pattern)
+        for op in space.network.layers
+    }
+    assert_timed_on_the_kernels_that_run(space, replace(dense, layers=layers))
+
+
+@pytest.mark.parametrize("a_bits", [8, 4])
+@pytest.mark.parametrize("how", ["hashed 0.25", "circulant 4", "kernels 16"])
+@pytest.mark.parametrize(("grid", "bits"), [("uniform", 2), ("codebook", 1), ("codebook", 2), ("codebook", 4)])
+def test_shared_weights_are_timed_on_the_kernels_that_run_them(grid: str, bits: int, how: str, a_bits: int) -> None:
+    space, form = space_of("values"), parse_form(how)
+    layers = {
+        op.name: LayerDecision(bits, a_bits, grid=grid, sharing=how if applies(form, op) else None)
+        for op in space.network.layers
+    }
+    assert_timed_on_the_kernels_that_run(space, replace(space.base(), layers=layers))
+
+
+def entries(*decisions: LayerDecision) -> int:
+    """How many entries of the table one layer has under these decisions."""
+    space = space_of("resnet20")
+    plans = [StepPlan(space).named_steps(decided(space, decision)) for decision in decisions]
+    return len({dict(plan)["layer3.1.conv2"].key for plan in plans})
+
+
+def test_only_what_changes_the_values_is_an_entry_of_its_own() -> None:
+    ternary, codebook = LayerDecision(2, 8), LayerDecision(2, 8, grid="codebook")
+    assert entries(ternary, codebook) == 2
+    assert entries(ternary, *(replace(ternary, sharing=how) for how in ("hashed 0.25", "circulant 4"))) == 1
+    assert entries(codebook, *(replace(codebook, sharing=how) for how in ("hashed 0.25", "circulant 4"))) == 2
+    assert entries(LayerDecision(16, 32), LayerDecision(16, 32, sharing="hashed 0.25")) == 1
 
 
 def test_both_factors_carry_their_layer_s_name() -> None:
