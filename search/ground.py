@@ -113,8 +113,8 @@ def tie(bench: LatencyBench, seconds: float, progress: Progress) -> Link:
     )
     if ratio.precision > UNCERTAIN:
         progress.line(
-            f"that is known to within {ratio.precision:.0%} only, and budgets relative to the network as given are kept "
-            "with as much room: a machine with less beside this, or a longer measure.link_seconds, makes it less; "
+            f"that is known to within {ratio.precision:.0%} only, and budgets relative to the network as given are "
+            "kept with as much room: a machine with less beside this, or a longer measure.link_seconds, makes it less; "
             "budgets relative to int8 need none"
         )
     return link
