@@ -34,7 +34,7 @@ def taking_turns(first: int) -> Policy:
 def test_bytes_of_a_layer_are_those_of_its_grid(first: int) -> None:
     policy = taking_turns(first)
     candidate = candidate_of("resnet20", policy)
-    model = CostModel(space_of("resnet20"), LatencyTable(FakeEngine()))
+    model = CostModel(space_of("resnet20"), LatencyTable(FakeEngine(), space_of("resnet20")))
     predicted, stored = model.by_layer(policy, "size"), bytes_by_layer(candidate)
     for op in candidate.network.layers:
         if op.weight.size >= REAL_SIZE:
@@ -43,7 +43,7 @@ def test_bytes_of_a_layer_are_those_of_its_grid(first: int) -> None:
 
 def test_a_codebook_of_two_bits_takes_more_bytes_than_ternary_weights() -> None:
     space, layer = space_of("resnet20"), "layer3.1.conv2"
-    model = CostModel(space, LatencyTable(FakeEngine()))
+    model = CostModel(space, LatencyTable(FakeEngine(), space))
     found = {}
     for grid in ("uniform", "codebook"):
         policy = replace(space.base(), layers=dict.fromkeys(space.base().layers, LayerDecision(2, 8, grid=grid)))
