@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from trimtab.evaluators.accuracy import timing_candidate
-from trimtab.evaluators.comparison import Compile, compare, machine_memory
+from trimtab.evaluators.comparison import Compile, compare, machine_memory, record_slices
 from trimtab.evaluators.engines.base import Engine, Images
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Latency, Link
@@ -27,8 +27,7 @@ MEMORY_SECONDS = 1.0
 MEMORIES = 3
 BLOCKS_BETWEEN = (0.1, 0.5)
 
-#: Blocks of a link at least, and A/A measurements, with their blocks.
-LINK_BLOCKS = 24
+#: A/A measurements, and their blocks.
 FLOORS, FLOOR_BLOCKS = 5, 8
 
 
@@ -63,18 +62,17 @@ class LatencyBench:
         with timing_slot(self.engine.threads):
             memory = machine_memory(self.yardstick(), self.inputs, min(MEMORY_SECONDS, seconds))
             block = float(np.clip(MEMORIES * memory, *BLOCKS_BETWEEN))
-            comparison = compare(
+            record = record_slices(
                 self.yardstick,
                 self.compiles(self.space.base()),
                 self.inputs,
                 precision=self.precision,
                 seconds=seconds,
                 block_seconds=block,
-                least=LINK_BLOCKS,
                 told=told,
             )
-        self.took += comparison.took
-        return Link.of(comparison, block)
+        self.took += record.took
+        return Link.of(record, block)
 
     def measure(
         self,

@@ -10,17 +10,19 @@ from typing import Literal
 import numpy as np
 
 from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
-from trimtab.evaluators.intervals import LOOKS, Interval, block_interval, decision_interval, memory
+from trimtab.evaluators.intervals import LOOKS, Interval, block_interval, decision_interval, memory, undisturbed_ratio
 
 __all__ = [
     "BLOCK_SECONDS",
     "Block",
     "Comparison",
     "Compile",
+    "Record",
     "Verdict",
     "compare",
     "machine_memory",
     "measure_block",
+    "record_slices",
     "verdict",
 ]
 
@@ -35,6 +37,9 @@ BLOCK_SECONDS = 0.25
 
 #: Slices of each network in a block at least, however slow the networks are.
 LEAST_SLICES = 5
+
+#: Blocks of a record at least.
+LEAST_RECORDED = 24
 
 #: Blocks after which it is looked whether the interval is narrow enough.
 PRECISION_EVERY = 8
@@ -54,6 +59,18 @@ class Block:
     yardstick_seconds: float
     slices: int
     dropped: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """Slices of two networks, in seconds per run and order of time, without those in which the system took the core
+    away. `blocks` counts those that they were taken in; `took` and `stopped_by` as in `Comparison`."""
+
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+    blocks: int
+    took: float
+    stopped_by: Literal["interval", "time"]
 
 
 @dataclass(frozen=True)
@@ -104,15 +121,13 @@ def compare(
     limit: Interval | None = None,
     block_seconds: float = BLOCK_SECONDS,
     least: int = LOOKS[0],
-    told: Callable[[float], None] = lambda took: None,
 ) -> Comparison:
     """Measure a network in turn with a yardstick: both are compiled anew for every block, because where a program lies
     in memory changes its time by a percent.
 
     `inputs` (R, batch, C, H, W) are rotated. It ends where half the interval is at most `precision` of the ratio and,
     with a `limit` to the ratio, it is decided whether that is met, which may be at any of LOOKS; in any case after
-    `seconds`, but with no fewer than `least` blocks. `told` hears after every block how long it took so far.
-    Call it inside `timing_slot`.
+    `seconds`, but with no fewer than `least` blocks. Call it inside `timing_slot`.
     """
     blocks: list[Block] = []
     start = time.perf_counter()
@@ -120,7 +135,6 @@ def compare(
     while True:
         blocks.append(measure_block(network(), yardstick(), inputs, min(block_seconds, seconds / least)))
         took = time.perf_counter() - start
-        told(took)
         if len(blocks) < least:
             continue
         ratios = [block.ratio for block in blocks]
@@ -151,6 +165,38 @@ def measure_block(network: EngineSession, yardstick: EngineSession, inputs: Imag
         slices=int(used.sum()),
         dropped=int((~used).sum()),
     )
+
+
+def record_slices(
+    network: Compile,
+    yardstick: Compile,
+    inputs: Images,
+    *,
+    precision: float,
+    seconds: float,
+    block_seconds: float,
+    told: Callable[[float], None] = lambda took: None,
+) -> Record:
+    """Measure two unlike networks in turn, both compiled anew for every block, until half the interval of their ratio
+    is at most `precision` of it, or for `seconds`.
+
+    `told` hears after every block how long it took so far. Call it inside `timing_slot`.
+    """
+    ours: list[float] = []
+    theirs: list[float] = []
+    blocks, start = 0, time.perf_counter()
+    while True:
+        found = _in_turn(network(), yardstick(), inputs, min(block_seconds, seconds / LEAST_RECORDED))
+        for times, pieces in zip((ours, theirs), found, strict=True):
+            times += [_per_run(piece) for piece in pieces if piece.involuntary_switches == 0]
+        blocks, took = blocks + 1, time.perf_counter() - start
+        told(took)
+        if blocks < LEAST_RECORDED:
+            continue
+        if _is_due(blocks) and undisturbed_ratio(ours, theirs).precision <= precision:
+            return Record(tuple(ours), tuple(theirs), blocks, took, "interval")
+        if took >= seconds:
+            return Record(tuple(ours), tuple(theirs), blocks, took, "time")
 
 
 def machine_memory(session: EngineSession, inputs: Images, seconds: float) -> float:

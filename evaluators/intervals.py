@@ -14,7 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CONFIDENCE", "ERROR", "LOOKS", "Interval", "block_interval", "decision_interval", "memory"]
+__all__ = [
+    "CONFIDENCE",
+    "ERROR",
+    "LEAST_WINDOWS",
+    "LOOKS",
+    "Interval",
+    "block_interval",
+    "decision_interval",
+    "memory",
+    "undisturbed_parts",
+    "undisturbed_ratio",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,6 +45,11 @@ LEAST_WINDOWS = 4
 
 #: Quantiles beyond which a value counts as a spike.
 SPIKES = (0.05, 0.95)
+
+#: The share of its time in which a machine leaves a network alone at least, and the parts of a record that say how well
+#: its speed then is known.
+UNDISTURBED = 0.05
+WINDOWS = 6
 
 #: Sokal's window: correlations are added up to this multiple of the time that they add up to.
 WINDOW = 5
@@ -90,6 +106,35 @@ def block_interval(ratios: Sequence[float], confidence: float = CONFIDENCE, hist
         half = max(half, _half_width(merged, confidence))
     half = max(half, _scatter(np.log(np.asarray(history, dtype=np.float64)), len(logs), confidence))
     return Interval(*(math.exp(middle + step) for step in (0.0, -half, half)))
+
+
+def undisturbed_ratio(
+    ours: Sequence[float], theirs: Sequence[float], history: Sequence[float] = (), confidence: float = CONFIDENCE
+) -> Interval:
+    """Return how two unlike networks compare where nothing disturbs either, from slices (N,) of both in order of time.
+
+    Others on the machine only ever slow a network down, and one whose weights stream from a shared cache by other
+    factors than one that lives in the core's own: the median of their ratios says more of the neighbours than of the
+    networks, and drifts with them. So this is the ratio of the quantiles UNDISTURBED of either's times. The interval is
+    that of the same ratio in WINDOWS parts of the record, widened by how far these lie from the whole. `history` are
+    the ratios of earlier records of about this length: it is not narrower than these lie apart.
+    """
+    middle = _fast_ratio(np.asarray(ours), np.asarray(theirs))
+    parts = undisturbed_parts(ours, theirs, WINDOWS)
+    interval = block_interval(parts, confidence)
+    half = math.log(interval.high / interval.middle) + abs(math.log(interval.middle / middle))
+    half = max(half, _scatter(np.log(np.asarray(history, dtype=np.float64)), 1, confidence))
+    return Interval(middle, middle * math.exp(-half), middle * math.exp(half))
+
+
+def undisturbed_parts(ours: Sequence[float], theirs: Sequence[float], count: int) -> list[float]:
+    """Return the ratio of the quantiles in each of `count` parts of a record."""
+    pairs = zip(np.array_split(np.asarray(ours), count), np.array_split(np.asarray(theirs), count), strict=True)
+    return [_fast_ratio(first, second) for first, second in pairs]
+
+
+def _fast_ratio(ours: Floats, theirs: Floats) -> float:
+    return float(np.quantile(ours, UNDISTURBED) / np.quantile(theirs, UNDISTURBED))
 
 
 def decision_interval(ratios: Sequence[float]) -> Interval:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trimtab.evaluators.comparison import Comparison, Verdict, verdict
-from trimtab.evaluators.intervals import Interval, block_interval, decision_interval
+import numpy as np
+
+from trimtab.evaluators.comparison import Comparison, Record, Verdict, verdict
+from trimtab.evaluators.intervals import Interval, block_interval, decision_interval, undisturbed_ratio
 
 __all__ = ["Latency", "Link"]
 
@@ -18,32 +20,35 @@ class Link:
 
     Networks whose weights stream from the shared cache and those that live in the core's own slow down by different
     factors while others use the machine; like is compared with like, and unlike tied to it by this.
-    `ratio` is the yardstick's time divided by the base's, `base_seconds` and `yardstick_seconds` are per image.
-    `history` are the ratio's blocks, `block_seconds` the length of blocks on this machine. `took` is in seconds,
-    `stopped_by` as in `Comparison`.
+    `ratio` is the yardstick's time divided by the base's, both undisturbed; `yardstick_seconds` are per image, typical
+    ones. `blocks` counts, `block_seconds` is the length of blocks on this machine. `took` is in seconds, `stopped_by`
+    as in `Comparison`.
     """
 
     ratio: Interval
-    base_seconds: Interval
     yardstick_seconds: Interval
-    history: tuple[float, ...]
+    blocks: int
     block_seconds: float
     took: float
     stopped_by: str
 
     @classmethod
-    def of(cls, comparison: Comparison, block_seconds: float) -> Link:
-        """Return the link that a comparison of the yardstick with the base says."""
-        blocks = comparison.blocks
+    def of(cls, record: Record, block_seconds: float) -> Link:
+        """Return the link that a record of the yardstick with the base says."""
+        blocks = np.array_split(np.asarray(record.ours), record.blocks)
         return cls(
-            ratio=comparison.interval,
-            base_seconds=block_interval([block.yardstick_seconds for block in blocks]),
-            yardstick_seconds=block_interval([block.seconds for block in blocks]),
-            history=tuple(comparison.ratios),
+            ratio=undisturbed_ratio(record.ours, record.theirs),
+            yardstick_seconds=block_interval([float(np.median(block)) for block in blocks]),
+            blocks=record.blocks,
             block_seconds=block_seconds,
-            took=comparison.took,
-            stopped_by=comparison.stopped_by,
+            took=record.took,
+            stopped_by=record.stopped_by,
         )
+
+    @property
+    def base_seconds(self) -> float:
+        """Seconds of the base per image, as disturbed as the yardstick is."""
+        return self.yardstick_seconds.middle / self.ratio.middle
 
     def limit(self, value: float, relative_to: str) -> Interval:
         """Return a latency budget as a multiple of the yardstick; `relative_to` as in `search.budgets.Budget`."""
@@ -59,8 +64,7 @@ class Link:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Link:
         """Read what `to_json` wrote."""
-        intervals = {key: Interval(*data[key]) for key in ("ratio", "base_seconds", "yardstick_seconds")}
-        return cls(**{**data, **intervals, "history": tuple(data["history"])})
+        return cls(**{**data, **{key: Interval(*data[key]) for key in ("ratio", "yardstick_seconds")}})
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.base import Engine, EngineSession, StepEngine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.steps import STEP, Call, Step, step_graph
+from trimtab.kernels.graph import Graph
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
 
@@ -125,14 +126,15 @@ class _Alone:
         self._now, self._at = 0.0, -math.inf
 
     def reference_seconds(self) -> float:
-        return self._seconds(REFERENCE)
+        return self._seconds(step_graph(REFERENCE))
 
     def time(self, policy: Policy, calls: Sequence[Call]) -> Iterator[Timed]:
         for step in dict.fromkeys(call.step for call in calls):
             if time.monotonic() - self._at > REFERENCE_LASTS:
-                self._now, self._at = self._seconds(REFERENCE), time.monotonic()
-            yield Timed(step, self._seconds(step) / self._now, self.engine.layer_kernel(step_graph(step), STEP))
+                self._now, self._at = self.reference_seconds(), time.monotonic()
+            graph = step_graph(step)
+            yield Timed(step, self._seconds(graph) / self._now, self.engine.layer_kernel(graph, STEP))
 
-    def _seconds(self, step: Step) -> float:
+    def _seconds(self, graph: Graph) -> float:
         # The minimum of slices repeats best on a shared machine: interference only ever adds.
-        return min(self.engine.layer_seconds(step_graph(step), STEP, STEP_SECONDS))
+        return min(self.engine.layer_seconds(graph, STEP, STEP_SECONDS))

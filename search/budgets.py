@@ -190,7 +190,13 @@ class BudgetLimits:
             policy, reachable = self.smallest(name)
             if name == "latency" and self.confirm is not None:
                 reachable = self.confirm(policy)
-            if reachable > limit * (1 - (self.margin if name == "latency" else 0)):
+            if name == "latency" and limit * (1 - self.margin) < reachable <= limit:
+                lines.append(
+                    f"budget latency = {describe(name, limit)} is too tight to be verified: the smallest reachable "
+                    f"latency in this space is {describe(name, reachable)}, and what is measured here is known to "
+                    f"within {self.margin:.1%} only"
+                )
+            elif reachable > limit:
                 lines.append(
                     f"budget {name} = {describe(name, limit)} cannot be met: the smallest reachable {name} in this "
                     f"space is {describe(name, reachable)} ({reachable / limit:.3g} times the budget)"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.errors import InfeasibleBudget
+from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import Cost, CostModel, TableFit
 from trimtab.evaluators.engines import cpu_name, make_engine
@@ -65,7 +65,12 @@ class Ground:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ground:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; a ground from before it had a link is a `BadInput`."""
+        if "link" not in data:
+            raise BadInput(
+                "this journal is of an older trimtab, which measured against the network as given: it cannot be gone "
+                "on with; start the search again, in another folder"
+            )
         nested = {
             "base": Cost(**data["base"]),
             "int8": Cost(**data["int8"]),
@@ -108,7 +113,7 @@ def tie(bench: LatencyBench, seconds: float, progress: Progress) -> Link:
     ratio = link.ratio
     progress.line(
         f"uniform int8 takes {ratio.middle:.4f}x of the time of the network as given [{ratio.low:.4f}, "
-        f"{ratio.high:.4f}], after {link.took:.0f} s in {len(link.history)} blocks"
+        f"{ratio.high:.4f}], after {link.took:.0f} s in {link.blocks} blocks"
         + ("" if link.stopped_by == "interval" else ", when the time was up")
     )
     if ratio.precision > UNCERTAIN:
@@ -126,7 +131,9 @@ def _recorded(folder: Path, engine: Engine) -> Ground | None:
         return None
     records = {record.kind: record.data for record in read_journal(folder / "journal")}
     run, ground = records.get("run"), records.get("ground")
-    if run is None or ground is None or (run["engine"], run["cpu"]) != (engine.signature, cpu_name()):
+    if run is None or ground is None or "link" not in ground:
+        return None
+    if (run["engine"], run["cpu"]) != (engine.signature, cpu_name()):
         return None
     return Ground.from_json(ground)
 
@@ -160,10 +167,10 @@ class _Surveyor:
     def measure_references(self, progress: Progress) -> None:
         self.link = tie(self.bench, self.settings.link_seconds, progress)
         self.noise = self.bench.noise_floor(self.link)
-        self.base_seconds = self.link.base_seconds.middle
-        self.measured[self.space.base()] = self.base_seconds
+        self.base_seconds = self.link.base_seconds
         self.measured[self.space.int8()] = self.base_seconds * self.link.ratio.middle
-        self.base, self.int8 = (self._cost(p) for p in (self.space.base(), self.space.int8()))
+        self.base = self._cost(self.space.base(), self.base_seconds)
+        self.int8 = self._cost(self.space.int8(), self.measured[self.space.int8()])
         self.base_accuracy = self.problem.judge(self.space.base()).accuracy
         self.int8_accuracy = self.problem.judge(self.space.int8()).accuracy
         costs = ({name: c.get(name) for name in asdict(c)} for c in (self.base, self.int8))
@@ -178,7 +185,10 @@ class _Surveyor:
         return self.measured[policy]
 
     def probe(self, policies: list[Policy]) -> None:
-        """Measure policies and fit the table to everything measured so far."""
+        """Measure policies and fit the table to everything measured so far.
+
+        Not to the network as given: it is no candidate, and its time depends on what else uses the machine.
+        """
         for policy in policies:
             self.seconds(policy)
         totals, steps = zip(*(self.model.total(policy) for policy in self.measured), strict=True)
@@ -224,10 +234,9 @@ class _Surveyor:
             limits.margin,
         )
 
-    def _cost(self, policy: Policy) -> Cost:
-        cost = self.model.cost(policy)
+    def _cost(self, policy: Policy, seconds: float) -> Cost:
         # What others are compared with is stored as it is, not coded.
-        return Cost(self.measured[policy], self.model.size(policy), cost.macs, cost.memory)
+        return Cost(seconds, self.model.size(policy), self.model.macs(policy), self.model.memory(policy))
 
 
 def _spread(problem: Problem, count: int) -> list[Policy]:

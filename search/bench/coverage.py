@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,13 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.comparison import BLOCK_SECONDS, Compile
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.base import Engine, Images
-from trimtab.evaluators.intervals import Interval, block_interval
+from trimtab.evaluators.intervals import (
+    LEAST_WINDOWS,
+    Interval,
+    block_interval,
+    undisturbed_parts,
+    undisturbed_ratio,
+)
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.rounds import interleave
 from trimtab.evaluators.timing import timing_slot
@@ -30,6 +37,7 @@ from trimtab.spaces.space import Space
 __all__ = ["LENGTHS", "bench_coverage", "coverage_rows"]
 
 Floats = npt.NDArray[np.float64]
+Block = TypeVar("Block")
 
 #: Seconds of the measurements.
 LENGTHS = (1.0, 2.0, 5.0, 10.0)
@@ -57,9 +65,9 @@ def bench_coverage(
     """Measure pairs of networks for `minutes`, all networks in turn, under a load of bursts where `load` is set, and
     say of measurements of every one of LENGTHS how they stand to all blocks pooled.
 
-    The pairs: `network`'s int8 form with itself as given; half of its channels with its int8 form; and the winner of
-    the `run` in a folder (without one, a quarter of the demo's channels) with its int8 form, and with its base by the
-    link. See `coverage_rows` for the rows.
+    The pairs: `network`'s int8 form with itself as given, both undisturbed, as links are measured; half of its channels
+    with its int8 form; and the winner of the `run` in a folder (without one, a quarter of the demo's channels) with its
+    int8 form, and with its base by the link. See `coverage_rows` for the rows.
     """
     if minutes * 60 < 2 * RUN_IN:
         raise BadInput(f"bench measure needs at least {2 * RUN_IN / 60:.0f} minutes, got {minutes:g}")
@@ -75,17 +83,18 @@ def bench_coverage(
     return [
         {**about, **row}
         for setting, record in zip(settings, records, strict=True)
-        for row in _rows(setting, np.array(record), network=setting is settings[0])
+        for row in _rows(setting, record, network=setting is settings[0])
     ]
 
 
 def coverage_rows(
-    pair: str, blocks: Sequence[float], truth: float, measure: Callable[[Sequence[float]], Interval]
+    pair: str, blocks: Sequence[Block], truth: float, measure: Callable[[Sequence[Block]], Interval]
 ) -> list[dict[str, Any]]:
     """Return a row for every length: `deviation_p50` and `deviation_p95` of measurements from the `truth`, the median
     half of their intervals, all as shares of it, and the `coverage`: the share of intervals that the truth lies in.
 
-    `blocks` are ratios in order of time. `measurements` counts those taken, `apart` those that do not overlap.
+    `blocks` are in order of time, BLOCK_SECONDS each, and `measure` makes an interval of some in a row. `measurements`
+    counts those taken, `apart` those that do not overlap.
     """
     rows = []
     for seconds in LENGTHS:
@@ -112,34 +121,46 @@ def coverage_rows(
     return rows
 
 
-def _rows(setting: _Setting, ratios: Floats, network: bool) -> list[dict[str, Any]]:
-    """`ratios` (blocks, 3) are those of `_block`."""
-    early = round(RUN_IN / BLOCK_SECONDS)
-    unlike, like, across = ratios.T
-    history = list(unlike[:early])
-    link = block_interval(history)
-    rows = coverage_rows(
-        f"{setting.name} {setting.small} / int8", *_pooled(like[early:]), lambda blocks: block_interval(blocks)
-    )
+def _rows(setting: _Setting, blocks: list[Floats], network: bool) -> list[dict[str, Any]]:
+    """`blocks` are those of `_block`."""
+    first = round(RUN_IN / BLOCK_SECONDS)
+    early, later = blocks[:first], blocks[first:]
+    whole, like = _unlike(later), _pooled(later)
+    name = f"{setting.name} {setting.small}"
+    rows = coverage_rows(f"{name} / int8", later, like.middle, _pooled)
     if network:
-        direct = lambda blocks: block_interval(blocks, history=history)  # noqa: E731
-        return [*coverage_rows(f"{setting.name} int8 / fp32", *_pooled(unlike[early:]), direct), *rows]
-    truth = block_interval(list(across[early:])).middle
-    chained = lambda blocks: block_interval(blocks).times(link)  # noqa: E731
-    name = f"{setting.name} {setting.small} / fp32, by the link"
-    return [*rows, *coverage_rows(name, list(like[early:]), truth, chained)]
+        return [
+            *coverage_rows(f"{setting.name} int8 / fp32", later, whole.middle, partial(_unlike, early=early)),
+            *rows,
+        ]
+    link = _unlike(early)
+
+    def chained(window: Sequence[Floats]) -> Interval:
+        return _pooled(window).times(link)
+
+    return [*rows, *coverage_rows(f"{name} / fp32, by the link", later, like.middle * whole.middle, chained)]
 
 
-def _pooled(blocks: Floats) -> tuple[list[float], float]:
-    return list(blocks), block_interval(list(blocks)).middle
+def _pooled(blocks: Sequence[Floats]) -> Interval:
+    """The small form's ratio to int8, as a comparison says it."""
+    return block_interval([float(np.median(block[:, 2] / block[:, 1])) for block in blocks])
+
+
+def _unlike(blocks: Sequence[Floats], early: Sequence[Floats] = ()) -> Interval:
+    """The int8 form's ratio to the network as given, as a link says it, with what `early` blocks say of its scatter."""
+    base, int8, _ = np.concatenate(blocks).T
+    history: list[float] = []
+    if early:
+        first, second, _ = np.concatenate(early).T
+        history = undisturbed_parts(second, first, max(len(early) // len(blocks), LEAST_WINDOWS))
+    return undisturbed_ratio(int8, base, history)
 
 
 def _block(setting: _Setting) -> Floats:
-    """Return int8 / base, small / int8 and small / base in one block, all compiled anew."""
+    """Return the seconds per run of base, int8 and small in the rounds of a block, (rounds, 3), all compiled anew."""
     sessions = [compiled() for compiled in setting.forms]
     rounds = interleave([(session, setting.inputs) for session in sessions], BLOCK_SECONDS / len(sessions))
-    base, int8, small = rounds.seconds.T
-    return np.array([np.median(ratio) for ratio in (int8 / base, small / int8, small / base)])
+    return rounds.seconds
 
 
 def _of_network(engine: Engine, name: str) -> _Setting:

@@ -10,9 +10,17 @@ import pytest
 from tests.evaluators.fakes import FakeSession
 
 from trimtab.evaluators import comparison
-from trimtab.evaluators.comparison import Comparison, compare, machine_memory, measure_block, verdict
+from trimtab.evaluators.comparison import (
+    Comparison,
+    Record,
+    compare,
+    machine_memory,
+    measure_block,
+    record_slices,
+    verdict,
+)
 from trimtab.evaluators.engines import TimeSlice
-from trimtab.evaluators.intervals import LOOKS, Interval
+from trimtab.evaluators.intervals import LOOKS, Interval, undisturbed_ratio
 
 INPUTS = np.ones((2, 1, 1, 1, 1), np.float32)
 
@@ -23,10 +31,13 @@ BLOCK = 0.1
 class Machine:
     """Two speeds, exponentially long, spikes, and a slow drift; networks of one kind are slowed by the same factors."""
 
-    def __init__(self, seed: int = 0, slow: float = 1.4, dwell: float = 0.25, spikes: float = 0.01) -> None:
+    def __init__(
+        self, seed: int = 0, slow: float = 1.4, dwell: float = 0.25, spikes: float = 0.01, slow_share: float = 0.5
+    ) -> None:
         self.rng = np.random.default_rng(seed)
-        self.now, self.until, self.fast = 0.0, 0.0, True
-        self.slow, self.dwell, self.spikes = slow, dwell, spikes
+        self.now, self.until, self.fast = 0.0, 0.0, False
+        self.slow, self.spikes = slow, spikes
+        self.dwell = {True: 2 * dwell * (1 - slow_share), False: 2 * dwell * slow_share}
         self.compiled = 0
 
     def perf_counter(self) -> float:
@@ -34,8 +45,8 @@ class Machine:
 
     def factor(self, exposure: float) -> float:
         while self.now >= self.until:
-            self.until += float(self.rng.exponential(self.dwell))
             self.fast = not self.fast
+            self.until += float(self.rng.exponential(self.dwell[self.fast]))
         return 1.0 if self.fast else 1 + exposure * (self.slow - 1)
 
     def network(self, seconds: float, exposure: float = 1.0, placement: float = 0.01) -> Callable[[], Session]:
@@ -190,12 +201,41 @@ def test_every_block_is_compiled_anew(machine: Callable[..., Machine]) -> None:
     assert made.compiled == 2 * len(found.blocks)
 
 
-def test_progress_is_told(machine: Callable[..., Machine]) -> None:
+def recorded(machine: Machine, exposure: float, **options: object) -> Record:
+    settings = {"precision": 0.0, "seconds": 10.0, "block_seconds": BLOCK, **options}
+    network, yardstick = machine.network(1e-4), machine.network(3e-4, exposure)
+    return record_slices(network, yardstick, INPUTS, **settings)  # type: ignore[arg-type]
+
+
+def test_unlike_networks_are_compared_where_nothing_disturbs_them(machine: Callable[..., Machine]) -> None:
+    """A machine that slows one network by 40 % and the other by 140 %: however often it does, the ratio is that of
+    both in peace, where the ratio's median is anything."""
+    for dwell, slow_share in ((0.1, 0.8), (0.05, 0.8)):
+        record = recorded(machine(3, dwell=dwell, slow_share=slow_share), exposure=3.5)
+        found = undisturbed_ratio(record.ours, record.theirs)
+        assert found.middle == pytest.approx(1 / 3, rel=0.02)
+        assert np.median(record.ours) / np.median(record.theirs) < 0.9 * found.middle
+
+
+def test_the_interval_of_unlike_networks_covers_where_they_meet_in_peace(machine: Callable[..., Machine]) -> None:
+    runs, covered = 40, 0
+    for seed in range(runs):
+        record = recorded(machine(seed), exposure=2.0, seconds=8.0)
+        found = undisturbed_ratio(record.ours, record.theirs)
+        covered += found.low <= 1 / 3 <= found.high
+    assert covered / runs >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / runs)
+
+
+def test_a_record_ends_when_its_interval_is_narrow_or_its_time_is_over(machine: Callable[..., Machine]) -> None:
     heard: list[float] = []
-    found = compared(machine(), 0.8, told=heard.append)
-    assert len(heard) == len(found.blocks)
+    narrow = recorded(machine(), exposure=2.0, seconds=60.0, precision=0.02)
+    assert narrow.stopped_by == "interval"
+    assert undisturbed_ratio(narrow.ours, narrow.theirs).precision <= 0.02
+    late = recorded(machine(), exposure=2.0, seconds=5.0, told=heard.append)
+    assert late.stopped_by == "time"
+    assert 5.0 <= late.took < 5.0 + 2 * BLOCK
     assert heard == sorted(heard)
-    assert heard[-1] == found.took
+    assert (len(heard), heard[-1]) == (late.blocks, late.took)
 
 
 def test_verdicts() -> None:

@@ -251,3 +251,9 @@ def test_a_latency_that_only_the_table_calls_impossible_is_called_too_tight() ->
     asked = relative(PRICES, latency=1e-3)
     with pytest.raises(InfeasibleBudget, match="too tight to search under: the fastest network measures"):
         limits_of(PRICES, asked, confirm=lambda _: asked["latency"] / 2)
+
+
+def test_a_latency_that_can_only_just_be_reached_is_called_too_tight_to_be_verified() -> None:
+    asked = relative(PRICES, latency=1e-3)
+    with pytest.raises(InfeasibleBudget, match=r"too tight to be verified.* known to within 20\.0% only"):
+        limits_of(PRICES, asked, margin=0.2, confirm=lambda _: 0.9 * asked["latency"])

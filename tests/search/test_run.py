@@ -21,7 +21,9 @@ from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Link
 from trimtab.search.evaluation import Evaluation
 from trimtab.search.export import ExportCheck, export_candidate
-from trimtab.search.journal import Record, read_journal
+from trimtab.search.ground import measured_link
+from trimtab.search.journal import Journal, Record, read_journal
+from trimtab.search.measure import evaluate_policy
 from trimtab.search.preference import preferred
 from trimtab.search.problem import Problem
 from trimtab.search.progress import Progress
@@ -365,6 +367,36 @@ def test_the_smallest_reachable_value_that_is_said_can_be_reached(problem: Probl
     config = tiny(budgets={"size": budget}, trials=2, baselines=[])
     outcome = run_search(replace(problem, config=config), tmp_path / "run", Progress())
     assert outcome.winner is not None
+
+
+def test_a_run_of_before_there_was_a_link_is_refused_by_name(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_bytes((finished.folder / "config.yaml").read_bytes())
+    with Journal(tmp_path / "run" / "journal") as journal:
+        for record in finished.records[:3]:
+            journal.append(record.kind, {key: value for key, value in record.data.items() if key != "link"})
+    with pytest.raises(BadInput, match="of an older trimtab"):
+        run_search(finished.problem, tmp_path / "run", Progress(), resume=True)
+    # What only measures is not kept from it: it ties the yardstick anew.
+    link, _ = measured_link(finished.problem, tmp_path / "run", Progress())
+    assert link.blocks >= 24
+
+
+def test_what_evaluates_and_exports_takes_the_run_s_link(finished: Finished) -> None:
+    link, limit = measured_link(finished.problem, finished.folder, Progress())
+    ground = finished.of("ground")[0]
+    assert link == Link.from_json(ground["link"])
+    assert limit == Interval(*ground["limit"])
+
+
+def test_an_evaluation_agrees_with_the_report_within_their_intervals(finished: Finished) -> None:
+    policy = Policy.load(finished.folder / "policy.json")
+    found = evaluate_policy(finished.problem, policy, Progress(), finished.folder)
+    best = next(r["best"] for r in finished.summary["agents"] if r["agent"] == finished.summary["winner"]["agent"])
+    bounds = [one["latency"]["bounds"] for one in (found, best)]
+    assert bounds[0][1] <= bounds[1][2]
+    assert bounds[1][1] <= bounds[0][2]
+    assert found["verdict"] == "within"
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
