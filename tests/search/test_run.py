@@ -129,7 +129,7 @@ def test_the_summary_agrees_with_the_journal(finished: Finished) -> None:
     assert finished.summary["base"]["latency"] == ground["base"]["latency"]
     base, config = ground["base"], finished.problem.config
     assert ground["limits"]["size"] == pytest.approx(0.5 * base["size"])
-    assert ground["limits"]["latency"] == pytest.approx(0.95 * base["latency"])
+    assert ground["limits"]["latency"] == pytest.approx(1.2 * base["latency"])
     assert finished.summary["trials"] == config.trials
 
 
