@@ -322,7 +322,7 @@ def mirror(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="kernels, engines, measure, methods, proxy or judge.")],
+    what: Annotated[str, typer.Argument(help="kernels, engines, measure, table, methods, proxy or judge.")],
     networks: Annotated[
         str, typer.Option(help="engines, measure: comma-separated zoo or torchvision names; measure takes the first.")
     ] = "resnet20,resnet56",
@@ -350,7 +350,7 @@ def bench(
         typer.Option("--run", help="measure: a run directory, whose winner is measured; a small network without it."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="methods, proxy, judge: a YAML file; the embedded default without it.")
+        Path | None, typer.Option(help="table, methods, proxy, judge: a YAML file; the embedded default without it.")
     ] = None,
     set_: Setting = None,
     cases: Annotated[
@@ -361,7 +361,9 @@ def bench(
         ),
     ] = "8/8; 4/8; 2/8; macs 0.5",
     final: Annotated[bool, typer.Option("--final", help="methods: read the final images too.")] = False,
-    policies: Annotated[int, typer.Option(min=3, help="proxy, judge: random policies to judge.")] = 20,
+    policies: Annotated[
+        int, typer.Option(min=3, help="proxy, judge: random policies to judge; table: to measure.")
+    ] = 20,
     steps: Annotated[int, typer.Option(min=1, help="proxy: steps of each fine-tuning.")] = 100,
     workers: Annotated[
         int, typer.Option(min=0, help="proxy: processes; judge: processes that fill the layer database.")
@@ -370,7 +372,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure the kernels layer by layer, whole networks on every engine, how far measurements lie off and whether
-    their intervals say so, what methods do to a network, how well the proxy ranks, or how fast judging is."""
+    their intervals say so, how long a latency table takes and how far it is off, what methods do to a network, how
+    well the proxy ranks, or how fast judging is."""
     from trimtab.search.bench import BenchOptions, run
     from trimtab.search.tables import markdown_rows, print_rows
 
@@ -386,7 +389,7 @@ def bench(
         minutes=minutes,
         load=load,
         finished=finished,
-        config=_config(config, set_ or []) if what in ("methods", "proxy", "judge") else None,
+        config=_config(config, set_ or []) if what in ("table", "methods", "proxy", "judge") else None,
         cases=tuple(case for case in cases.split(";") if case.strip()),
         final=final,
         policies=policies,

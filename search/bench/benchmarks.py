@@ -14,6 +14,7 @@ from trimtab.search.bench.layers import bench_kernels
 from trimtab.search.bench.methods import bench_methods
 from trimtab.search.bench.networks import bench_networks
 from trimtab.search.bench.proxy import bench_proxy
+from trimtab.search.bench.table import bench_table
 from trimtab.search.config import Config
 
 __all__ = ["BenchOptions", "run"]
@@ -84,6 +85,12 @@ def _judge(o: BenchOptions) -> list[dict[str, Any]]:
     return bench_judge(o.config, o.policies, o.workers)
 
 
+def _table(o: BenchOptions) -> list[dict[str, Any]]:
+    if o.config is None:
+        raise BadInput("bench table needs a configuration: --config FILE")
+    return bench_table(o.config, o.policies)
+
+
 _BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[dict[str, Any]]]] = {
     "kernels": _kernels,
     "engines": _engines,
@@ -91,4 +98,5 @@ _BENCHMARKS: Mapping[str, Callable[[BenchOptions], list[dict[str, Any]]]] = {
     "measure": _measure,
     "methods": _methods,
     "proxy": _proxy,
+    "table": _table,
 }

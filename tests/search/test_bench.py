@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.search.runs import tiny
 
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.engines import ENGINES as ENGINE_MAKERS
@@ -23,6 +24,7 @@ from trimtab.search.bench.child import caps, obeys_caps, run_in_child
 from trimtab.search.bench.coverage import LENGTHS, bench_coverage, coverage_rows
 from trimtab.search.bench.layers import FLOAT, KINDS, LAYERS, Kind, Layer, layer_graph, layer_model, work_of
 from trimtab.search.bench.load import bursts
+from trimtab.search.bench.table import bench_table
 from trimtab.search.tables import markdown_rows
 
 ENGINES = ["native", "onnxruntime"]
@@ -222,6 +224,15 @@ def test_short_records_overlap_their_measurements_and_leave_out_what_does_not_fi
     rows = coverage_rows("a / b", [0.5] * 60, 0.5, block_interval)
     assert [row["seconds"] for row in rows] == [1.0, 2.0, 5.0]
     assert [row["apart"] for row in rows] == [15, 7, 3]
+
+
+@pytest.mark.slow
+def test_a_latency_table_is_filled_from_nothing_and_held_to_networks() -> None:
+    (row,) = bench_table(tiny(), 3)
+    assert row["entries"] > 50
+    assert 0 < row["measuring_seconds"] < row["seconds"]
+    assert row["networks"] == 3
+    assert 0 <= row["median_error"] <= row["largest_error"] < 1
 
 
 @pytest.mark.slow
