@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
 from trimtab.evaluators.intervals import LOOKS, Interval, block_interval, decision_interval, memory, undisturbed_ratio
@@ -26,6 +27,7 @@ __all__ = [
     "verdict",
 ]
 
+Floats = npt.NDArray[np.float64]
 Compile = Callable[[], EngineSession]
 Verdict = Literal["within", "over", "open"]
 
@@ -39,7 +41,7 @@ BLOCK_SECONDS = 0.25
 LEAST_SLICES = 5
 
 #: Blocks of a record at least.
-LEAST_RECORDED = 24
+LEAST_RECORDED = 48
 
 #: Blocks after which it is looked whether the interval is narrow enough.
 PRECISION_EVERY = 8
@@ -50,21 +52,21 @@ class Block:
     """A stretch of slices in turn, A B A B ..., with both networks compiled anew.
 
     `ratio` is the median over the slices of the first network's time per run divided by the mean of its neighbours';
-    `seconds` and `yardstick_seconds` are median times per run. `dropped` slices count for nothing, because the system
+    `seconds` is the first network's median time per run. `dropped` slices count for nothing, because the system
     took the core away while they ran; where it did so in most of them, all count.
     """
 
     ratio: float
     seconds: float
-    yardstick_seconds: float
     slices: int
     dropped: int
 
 
 @dataclass(frozen=True)
 class Record:
-    """Slices of two networks, in seconds per run and order of time, without those in which the system took the core
-    away. `blocks` counts those that they were taken in; `took` and `stopped_by` as in `Comparison`."""
+    """Slices of a network, and the means of the yardstick's on either side of them, in seconds per run and order of
+    time, without the dropped ones. `blocks` counts those that they were taken in; `took` and `stopped_by` as in
+    `Comparison`."""
 
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
@@ -125,9 +127,10 @@ def compare(
     """Measure a network in turn with a yardstick: both are compiled anew for every block, because where a program lies
     in memory changes its time by a percent.
 
-    `inputs` (R, batch, C, H, W) are rotated. It ends where half the interval is at most `precision` of the ratio and,
-    with a `limit` to the ratio, it is decided whether that is met, which may be at any of LOOKS; in any case after
-    `seconds`, but with no fewer than `least` blocks. Call it inside `timing_slot`.
+    `inputs` (R, batch, C, H, W) are rotated. It ends where half the interval is at most `precision` of the ratio. With
+    a `limit` to the ratio, it has to be decided too that the ratio is within it, which may be at any of LOOKS; where it
+    is over it, that is the end. In any case it ends after `seconds`, but with no fewer than `least` blocks. Call it
+    inside `timing_slot`.
     """
     blocks: list[Block] = []
     start = time.perf_counter()
@@ -138,8 +141,11 @@ def compare(
         if len(blocks) < least:
             continue
         ratios = [block.ratio for block in blocks]
-        if limit is not None and not decided and len(blocks) in LOOKS:
-            decided = verdict(decision_interval(ratios), limit) != "open"
+        if limit is not None and len(blocks) in LOOKS:
+            side = verdict(decision_interval(ratios), limit)
+            if side == "over":
+                return Comparison(tuple(blocks), took, "decision")
+            decided = side == "within"
         if decided and _is_due(len(blocks)) and block_interval(ratios).precision <= precision:
             return Comparison(tuple(blocks), took, "interval" if limit is None else "decision")
         if took >= seconds:
@@ -152,16 +158,10 @@ def _is_due(blocks: int) -> bool:
 
 def measure_block(network: EngineSession, yardstick: EngineSession, inputs: Images, seconds: float) -> Block:
     """Time two sessions in turn for about `seconds`."""
-    ours, theirs = _in_turn(network, yardstick, inputs, seconds)
-    times, beside = np.array([_per_run(s) for s in ours]), np.array([_per_run(s) for s in theirs])
-    switches = np.array([s.involuntary_switches for s in theirs])
-    whole = np.array([s.involuntary_switches for s in ours]) + switches[:-1] + switches[1:] == 0
-    used = whole if 2 * whole.sum() >= len(whole) else np.ones_like(whole)
-    neighbours = (beside[:-1] + beside[1:]) / 2
+    times, neighbours, used = _slices(network, yardstick, inputs, seconds)
     return Block(
         ratio=float(np.median((times / neighbours)[used])),
         seconds=float(np.median(times[used])),
-        yardstick_seconds=float(np.median(neighbours[used])),
         slices=int(used.sum()),
         dropped=int((~used).sum()),
     )
@@ -186,9 +186,9 @@ def record_slices(
     theirs: list[float] = []
     blocks, start = 0, time.perf_counter()
     while True:
-        found = _in_turn(network(), yardstick(), inputs, min(block_seconds, seconds / LEAST_RECORDED))
-        for times, pieces in zip((ours, theirs), found, strict=True):
-            times += [_per_run(piece) for piece in pieces if piece.involuntary_switches == 0]
+        times, neighbours, used = _slices(network(), yardstick(), inputs, min(block_seconds, seconds / LEAST_RECORDED))
+        ours += times[used].tolist()
+        theirs += neighbours[used].tolist()
         blocks, took = blocks + 1, time.perf_counter() - start
         told(took)
         if blocks < LEAST_RECORDED:
@@ -202,15 +202,15 @@ def record_slices(
 def machine_memory(session: EngineSession, inputs: Images, seconds: float) -> float:
     """Return for how many seconds the machine's speed is remembered, from the slices of one network in `seconds`."""
     start = time.perf_counter()
-    times, _ = _in_turn(session, session, inputs, seconds)
-    each = (time.perf_counter() - start) / len(times)
-    return each * memory([_per_run(piece) for piece in times])
+    times, _, _ = _slices(session, session, inputs, seconds)
+    return (time.perf_counter() - start) / len(times) * memory(times.tolist())
 
 
-def _in_turn(
+def _slices(
     network: EngineSession, yardstick: EngineSession, inputs: Images, seconds: float
-) -> tuple[list[TimeSlice], list[TimeSlice]]:
-    """Return N slices of a network, and the N + 1 of a yardstick around them."""
+) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+    """Return the seconds per run of a network's slices, the means of the yardstick's on either side, and which of them
+    count."""
     for session in (yardstick, network):
         session.time(inputs, SLICE_SECONDS)
     end = time.perf_counter() + seconds
@@ -219,7 +219,12 @@ def _in_turn(
     while len(ours) < LEAST_SLICES or time.perf_counter() < end:
         ours.append(_slice(network, inputs))
         theirs.append(_slice(yardstick, inputs))
-    return ours, theirs
+    beside = np.array([_per_run(piece) for piece in theirs])
+    switches = np.array([piece.involuntary_switches for piece in theirs])
+    whole = np.array([piece.involuntary_switches for piece in ours]) + switches[:-1] + switches[1:] == 0
+    # On a machine that hardly ever leaves the core alone, disturbed slices are all there is.
+    used = whole if 2 * whole.sum() >= len(whole) else np.ones_like(whole)
+    return np.array([_per_run(piece) for piece in ours]), (beside[:-1] + beside[1:]) / 2, used
 
 
 def _slice(session: EngineSession, inputs: Images) -> TimeSlice:

@@ -17,13 +17,11 @@ import numpy.typing as npt
 __all__ = [
     "CONFIDENCE",
     "ERROR",
-    "LEAST_WINDOWS",
     "LOOKS",
     "Interval",
     "block_interval",
     "decision_interval",
     "memory",
-    "undisturbed_parts",
     "undisturbed_ratio",
 ]
 
@@ -39,9 +37,6 @@ LOOKS = (4, 8, 16, 32, 64, 128, 256, 512)
 
 #: Merged blocks that an interval rests on at least: with fewer, Wilcoxon's test has no 95 %.
 LEAST_BLOCKS = 6
-
-#: Windows of its own length that a history has to hold to say how far such windows scatter.
-LEAST_WINDOWS = 4
 
 #: Quantiles beyond which a value counts as a spike.
 SPIKES = (0.05, 0.95)
@@ -88,15 +83,13 @@ class Interval(NamedTuple):
         return (self.high - self.low) / 2 / self.middle
 
 
-def block_interval(ratios: Sequence[float], confidence: float = CONFIDENCE, history: Sequence[float] = ()) -> Interval:
+def block_interval(ratios: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Return the location of positive block values (N,), in order of time, with its interval.
 
     The location is Hodges and Lehmann's (1963): the median of all pairs' means, of logarithms. The interval inverts
     Wilcoxon's signed-rank test; where the blocks are too few for a test of this confidence (five for 95 %), it is
-    Student's, or their range if that is wider. Blocks that remember each other make it too narrow, so neighbours
-    are merged while six are left, and the widest interval counts. `history` are earlier blocks of the same two
-    networks: the interval is never narrower than that of another window of this length, given how far the history's
-    windows lie apart.
+    Student's, or their range if that is wider. Blocks that remember each other make it too narrow, so neighbours are
+    merged while six are left, and the widest interval counts.
     """
     logs = np.log(np.asarray(ratios, dtype=np.float64))
     middle, half = _location(logs), _half_width(logs, confidence)
@@ -104,33 +97,23 @@ def block_interval(ratios: Sequence[float], confidence: float = CONFIDENCE, hist
     while len(merged) >= 2 * LEAST_BLOCKS:
         merged = merged[len(merged) % 2 :].reshape(-1, 2).mean(axis=1)
         half = max(half, _half_width(merged, confidence))
-    half = max(half, _scatter(np.log(np.asarray(history, dtype=np.float64)), len(logs), confidence))
     return Interval(*(math.exp(middle + step) for step in (0.0, -half, half)))
 
 
-def undisturbed_ratio(
-    ours: Sequence[float], theirs: Sequence[float], history: Sequence[float] = (), confidence: float = CONFIDENCE
-) -> Interval:
+def undisturbed_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     """Return how two unlike networks compare where nothing disturbs either, from slices (N,) of both in order of time.
 
     Others on the machine only ever slow a network down, and one whose weights stream from a shared cache by other
     factors than one that lives in the core's own: the median of their ratios says more of the neighbours than of the
     networks, and drifts with them. So this is the ratio of the quantiles UNDISTURBED of either's times. The interval is
-    that of the same ratio in WINDOWS parts of the record, widened by how far these lie from the whole. `history` are
-    the ratios of earlier records of about this length: it is not narrower than these lie apart.
+    that of the same ratio in WINDOWS parts of the record, widened by how far these lie from the whole.
     """
-    middle = _fast_ratio(np.asarray(ours), np.asarray(theirs))
-    parts = undisturbed_parts(ours, theirs, WINDOWS)
-    interval = block_interval(parts, confidence)
+    first, second = np.asarray(ours), np.asarray(theirs)
+    middle = _fast_ratio(first, second)
+    parts = zip(np.array_split(first, WINDOWS), np.array_split(second, WINDOWS), strict=True)
+    interval = block_interval([_fast_ratio(*part) for part in parts])
     half = math.log(interval.high / interval.middle) + abs(math.log(interval.middle / middle))
-    half = max(half, _scatter(np.log(np.asarray(history, dtype=np.float64)), 1, confidence))
     return Interval(middle, middle * math.exp(-half), middle * math.exp(half))
-
-
-def undisturbed_parts(ours: Sequence[float], theirs: Sequence[float], count: int) -> list[float]:
-    """Return the ratio of the quantiles in each of `count` parts of a record."""
-    pairs = zip(np.array_split(np.asarray(ours), count), np.array_split(np.asarray(theirs), count), strict=True)
-    return [_fast_ratio(first, second) for first, second in pairs]
 
 
 def _fast_ratio(ours: Floats, theirs: Floats) -> float:
@@ -138,8 +121,12 @@ def _fast_ratio(ours: Floats, theirs: Floats) -> float:
 
 
 def decision_interval(ratios: Sequence[float]) -> Interval:
-    """Return the interval that decisions after any of LOOKS rest on: all of them together err as often as ERROR."""
-    return block_interval(ratios, 1 - ERROR / len(LOOKS))
+    """Return the interval that decisions rest on: all of them together, after any of LOOKS, err as often as ERROR.
+
+    It is that of the last look; what was measured after it decides nothing, for nobody paid for looking at it.
+    """
+    last = max((look for look in LOOKS if look <= len(ratios)), default=len(ratios))
+    return block_interval(ratios[:last], 1 - ERROR / len(LOOKS))
 
 
 def memory(values: Sequence[float]) -> float:
@@ -200,13 +187,3 @@ def _student(freedom: int, confidence: float) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + confidence) / 2, freedom))
-
-
-def _scatter(history: Floats, length: int, confidence: float) -> float:
-    """Half the width of the interval in which another window of `length` blocks lies, given those of a history."""
-    length = min(length, len(history) // LEAST_WINDOWS)
-    if length < 1:
-        return 0.0
-    count = len(history) // length
-    windows = np.array([_location(row) for row in history[-count * length :].reshape(count, length)])
-    return _student(count - 1, confidence) * float(windows.std(ddof=1)) * math.sqrt(1 + 1 / count)

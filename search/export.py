@@ -44,7 +44,8 @@ class ExportCheck:
 
     `agreement` is the share of images with the same class, `largest_difference` is of logits; `latency` is relative to
     the fp32 base on the same engine. `verdict` says of the file for the engine that the budgets are meant for on which
-    side of the latency budget it was measured; it is None for other files, and without such a budget.
+    side of the latency budget it was measured; it is None for other files, and without such a budget. `measuring` is
+    the seconds that measuring took, the base on the same engine included.
     """
 
     engine: str
@@ -55,6 +56,7 @@ class ExportCheck:
     largest_difference: float
     latency: Latency
     verdict: Verdict | None
+    measuring: float
 
     def line(self) -> str:
         """Say it in a line."""
@@ -104,6 +106,7 @@ def export_candidate(
                 float(np.abs(found - expected).max()),
                 latency,
                 latency.verdict(limit) if budgeted and limit is not None else None,
+                bench.took,
             )
         )
     return checks

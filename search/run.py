@@ -231,6 +231,8 @@ class _Finisher:
         self.rechecked: dict[str, tuple[Evaluation, Candidate]] = {}
         #: Policies whose exported file was not measured within the budgets.
         self.refused: list[str] = []
+        #: Seconds of measuring exported files.
+        self.exporting = 0.0
 
     def finish(self, started: float) -> Outcome:
         self.progress.line("re-checking the winners on their finished networks")
@@ -255,7 +257,7 @@ class _Finisher:
             self._judging(best),
             time.perf_counter() - started,
         )
-        summary["measuring"] = {"end_to_end": self.bench.took, "table": self.model.table.took}
+        summary["measuring"] = {"end_to_end": self.bench.took + self.exporting, "table": self.model.table.took}
         summary["refused"] = self.refused
         write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         from trimtab.search.report import write_report
@@ -283,6 +285,7 @@ class _Finisher:
             checks = export_candidate(
                 self.problem, candidate, self.folder / "export", self.ground.link, self.ground.limit
             )
+            self.exporting += sum(check.measuring for check in checks)
             exported = next((check.latency for check in checks if check.verdict is not None), None)
             if exported is None:
                 return chosen, checks

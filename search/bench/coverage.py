@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,25 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.accuracy import timing_candidate
+from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.comparison import BLOCK_SECONDS, Compile
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.base import Engine, Images
-from trimtab.evaluators.intervals import (
-    LEAST_WINDOWS,
-    Interval,
-    block_interval,
-    undisturbed_parts,
-    undisturbed_ratio,
-)
-from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.intervals import Interval, block_interval, undisturbed_ratio
 from trimtab.evaluators.rounds import interleave
 from trimtab.evaluators.timing import timing_slot
 from trimtab.search.bench.load import bursts
 from trimtab.search.bench.networks import load_network
 from trimtab.search.config import default_config, load_config
+from trimtab.search.problem import load_problem
+from trimtab.search.progress import Progress
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.space import Space
 
 __all__ = ["LENGTHS", "bench_coverage", "coverage_rows"]
 
@@ -42,7 +35,7 @@ Block = TypeVar("Block")
 #: Seconds of the measurements.
 LENGTHS = (1.0, 2.0, 5.0, 10.0)
 
-#: Seconds of every network at the beginning that serve as the link and as the history of unlike pairs.
+#: Seconds of every network at the beginning that serve as the link.
 RUN_IN = 30.0
 
 #: Measurements of each length at least; where they would not fit beside each other, they overlap.
@@ -69,8 +62,8 @@ def bench_coverage(
     with its int8 form; and the winner of the `run` in a folder (without one, a quarter of the demo's channels) with its
     int8 form, and with its base by the link. See `coverage_rows` for the rows.
     """
-    if minutes * 60 < 2 * RUN_IN:
-        raise BadInput(f"bench measure needs at least {2 * RUN_IN / 60:.0f} minutes, got {minutes:g}")
+    if minutes * 60 < 4 * RUN_IN:  # half of it for either network, and of that half for the link
+        raise BadInput(f"bench measure needs at least {4 * RUN_IN / 60:g} minutes, got {minutes:g}")
     made = make_engine(engine, threads)
     settings = [_of_network(made, network), _of_run(made, run)]
     records: list[list[Floats]] = [[] for _ in settings]
@@ -129,10 +122,7 @@ def _rows(setting: _Setting, blocks: list[Floats], network: bool) -> list[dict[s
     name = f"{setting.name} {setting.small}"
     rows = coverage_rows(f"{name} / int8", later, like.middle, _pooled)
     if network:
-        return [
-            *coverage_rows(f"{setting.name} int8 / fp32", later, whole.middle, partial(_unlike, early=early)),
-            *rows,
-        ]
+        return [*coverage_rows(f"{setting.name} int8 / fp32", later, whole.middle, _unlike), *rows]
     link = _unlike(early)
 
     def chained(window: Sequence[Floats]) -> Interval:
@@ -146,14 +136,10 @@ def _pooled(blocks: Sequence[Floats]) -> Interval:
     return block_interval([float(np.median(block[:, 2] / block[:, 1])) for block in blocks])
 
 
-def _unlike(blocks: Sequence[Floats], early: Sequence[Floats] = ()) -> Interval:
-    """The int8 form's ratio to the network as given, as a link says it, with what `early` blocks say of its scatter."""
+def _unlike(blocks: Sequence[Floats]) -> Interval:
+    """The int8 form's ratio to the network as given, as a link says it."""
     base, int8, _ = np.concatenate(blocks).T
-    history: list[float] = []
-    if early:
-        first, second, _ = np.concatenate(early).T
-        history = undisturbed_parts(second, first, max(len(early) // len(blocks), LEAST_WINDOWS))
-    return undisturbed_ratio(int8, base, history)
+    return undisturbed_ratio(int8, base)
 
 
 def _block(setting: _Setting) -> Floats:
@@ -165,31 +151,21 @@ def _block(setting: _Setting) -> Floats:
 
 def _of_network(engine: Engine, name: str) -> _Setting:
     space, images = load_network(name)
-    return _setting(engine, name, "half the channels", space, images, space.uniform(0.5, (8, 8)))
+    small = space.uniform(0.5, (8, 8))
+    return _setting(LatencyBench(engine, space, images), name, "half the channels", small)
 
 
 def _of_run(engine: Engine, run: Path | None) -> _Setting:
-    from trimtab.search.problem import load_problem
-    from trimtab.search.progress import Progress
-
     config = default_config() if run is None else load_config(run / "config.yaml")
     problem = load_problem(config, Progress())
-    space = problem.space
-    small, name = space.uniform(0.25, (8, 8)), "a quarter of the channels"
-    if run is not None:
-        if not (run / "policy.json").is_file():
-            raise BadInput(f"{run} has no policy.json: its search has not finished, or nothing met the budgets")
-        small, name = Policy.load(run / "policy.json"), "winner"
-    return _setting(engine, config.data.name, name, space, problem.judge.images, small)
+    bench = LatencyBench(engine, problem.space, problem.judge.images)
+    if run is None:
+        return _setting(bench, config.data.name, "a quarter of the channels", problem.space.uniform(0.25, (8, 8)))
+    if not (run / "policy.json").is_file():
+        raise BadInput(f"{run} has no policy.json: its search has not finished, or nothing met the budgets")
+    return _setting(bench, config.data.name, "winner", Policy.load(run / "policy.json"))
 
 
-def _setting(engine: Engine, name: str, small: str, space: Space, images: Images, policy: Policy) -> _Setting:
-    inputs = np.ascontiguousarray(images[:8, None], dtype=np.float32)
-    forms = [_compiles(engine, space, each) for each in (space.base(), space.int8(), policy)]
-    return _Setting(name, small, inputs, (forms[0], forms[1], forms[2]))
-
-
-def _compiles(engine: Engine, space: Space, policy: Policy) -> Compile:
-    candidate = timing_candidate(space, policy)
-    graph = lower(candidate)
-    return lambda: engine.compile(graph, 1, candidate.ranges)
+def _setting(bench: LatencyBench, name: str, small: str, policy: Policy) -> _Setting:
+    forms = bench.compiles(bench.space.base()), bench.yardstick, bench.compiles(policy)
+    return _Setting(name, small, bench.inputs, forms)

@@ -8,6 +8,7 @@ from tests.evaluators.nets import candidate_of, pictures, space_of
 
 from trimtab.evaluators import Interval, Latency, Link
 from trimtab.evaluators.bench import ROTATED_INPUTS, LatencyBench
+from trimtab.evaluators.comparison import LEAST_RECORDED
 from trimtab.evaluators.engines.native import NativeEngine
 
 
@@ -25,7 +26,7 @@ def test_the_link_is_the_yardstick_s_ratio_to_the_network_as_given(bench: Latenc
     assert link.ratio.low <= link.ratio.middle <= link.ratio.high
     assert 0.1 < link.ratio.middle < 2
     assert link.base_seconds == pytest.approx(link.yardstick_seconds.middle / link.ratio.middle)
-    assert link.blocks >= 24
+    assert link.blocks >= LEAST_RECORDED
     assert 0.1 <= link.block_seconds <= 0.5
     assert Link.from_json(link.to_json()) == link
 
