@@ -39,7 +39,7 @@ class StepTimer(Protocol):
         ...
 
     def time(self, policy: Policy, calls: Sequence[Call]) -> Iterator[Timed]:
-        """Yield times of these calls of a policy, at least, each step once."""
+        """Yield times of the steps of these calls of a policy; the first one of a step counts."""
         ...
 
 

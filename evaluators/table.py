@@ -55,7 +55,7 @@ class LatencyTable:
         self._read()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries.keys() - {"reference"})
 
     @property
     def entries(self) -> dict[str, float]:

@@ -196,9 +196,9 @@ class _Surveyor:
 
     def limits(self, margin: float = 0.0) -> BudgetLimits:
         """Return the limits less a margin for the table's error, the link's, and that of the decisive measurement."""
-        kept = (1 - margin) * (1 - self.settings.precision)
+        kept = 1.0
         if self.limit is not None:
-            kept *= self.limit.low / self.limit.middle
+            kept = (1 - margin) * (1 - self.settings.precision) * self.limit.low / self.limit.middle
         return BudgetLimits(self.model, self.resolved, 1 - kept, self.problem.config.seed, confirm=self.seconds)
 
     def limits_with_margin(self, most: float = MOST) -> BudgetLimits:

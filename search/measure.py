@@ -25,7 +25,7 @@ def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: P
     """Return a policy's figures: accuracies in [0, 1], latency in seconds relative to the fp32 base, bytes, MACs.
 
     `run` is the folder of the run that the policy comes from: its latency is then chained to the network as given by
-    the link that the run measured, and held to the limit that the run resolved, if it was on this machine.
+    the link that the run measured, and held to the budgets resolved from it, if it was on this machine.
     """
     problem.space.check(policy)
     config = problem.config

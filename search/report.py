@@ -138,13 +138,16 @@ def _budgets(summary: Values, best: Values | None) -> str:
     if not summary["budgets"]:
         return "<p>No budget was asked for.</p>"
     rows = [_budget(budget, best) for budget in summary["budgets"]]
-    note = (
-        "A latency is met where the exported file was measured within the limit at an error rate of 2.5%, however "
-        "often it was looked at; headroom counts from the upper end of that interval."
-        if best
-        else ""
-    )
+    note = _met(summary["exports"]) if best else ""
     return table(("budget", "asked", "limit", "winner", "headroom", ""), rows) + f'<p class="note">{note}</p>'
+
+
+def _met(exports: Sequence[Values]) -> str:
+    measured = "exported file" if any(check["verdict"] for check in exports) else "finished network"
+    return (
+        f"A latency is met where the {measured} was measured within the limit at an error rate of 2.5%, however often it "
+        "was looked at; headroom counts from the upper end of that interval."
+    )
 
 
 def _budget(budget: Values, best: Values | None) -> list[str]:
@@ -272,6 +275,14 @@ def _method(summary: Values) -> str:
             f"because {stop}"
         )
         pairs.insert(4, ("the winner's latency", text))
+    if summary["refused"]:
+        pairs.append(
+            (
+                "refused",
+                f"{len(summary['refused'])} networks that were preferred to the winner until their files "
+                "were measured, which were not within the latency budget",
+            )
+        )
     return '<dl class="method">' + "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in pairs) + "</dl>"
 
 

@@ -400,12 +400,13 @@ def _recall(problem: Problem, journal: Journal) -> _Known | None:
     records = {record.kind: record.data for record in journal.records() if record.kind in ("run", "space", "ground")}
     if "ground" not in records:
         return None
+    ground = Ground.from_json(records["ground"])  # before configurations are compared: older ones have other keys
     now, then = identity(problem, ""), records["run"]
     for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
         if json.dumps(now[key], sort_keys=True) != json.dumps(then[key], sort_keys=True):
             raise BadInput(f"the {what} is not the one that the run in {journal.path.parent} was started with")
     removed = tuple(Removal(**removal) for removal in records.get("space", {}).get("removed", ()))
-    return _Known(removed, Ground.from_json(records["ground"]))
+    return _Known(removed, ground)
 
 
 def _say_ground(ground: Ground, config: Config, progress: Progress) -> None:
