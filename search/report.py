@@ -145,8 +145,8 @@ def _budgets(summary: Values, best: Values | None) -> str:
 def _met(exports: Sequence[Values]) -> str:
     measured = "exported file" if any(check["verdict"] for check in exports) else "finished network"
     return (
-        f"A latency is met where the {measured} was measured within the limit at an error rate of 2.5%, however often it "
-        "was looked at; headroom counts from the upper end of that interval."
+        f"A latency is met where the {measured} was measured within the limit at an error rate of 2.5%, however often "
+        "it was looked at; headroom counts from the upper end of that interval."
     )
 
 
@@ -276,13 +276,8 @@ def _method(summary: Values) -> str:
         )
         pairs.insert(4, ("the winner's latency", text))
     if summary["refused"]:
-        pairs.append(
-            (
-                "refused",
-                f"{len(summary['refused'])} networks that were preferred to the winner until their files "
-                "were measured, which were not within the latency budget",
-            )
-        )
+        count = len(summary["refused"])
+        pairs.append(("refused", f"{count} preferred to the winner, whose files were not within the latency budget"))
     return '<dl class="method">' + "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in pairs) + "</dl>"
 
 
