@@ -27,6 +27,9 @@ MEMORY_SECONDS = 1.0
 MEMORIES = 3
 BLOCKS_BETWEEN = (0.1, 0.5)
 
+#: Blocks of a measurement whose interval somebody will read: with a few, one that happens to be narrow ends it.
+LEAST_BLOCKS = 16
+
 #: A/A measurements, and their blocks.
 FLOORS, FLOOR_BLOCKS = 5, 8
 
@@ -81,8 +84,10 @@ class LatencyBench:
         seconds: float,
         limit: Interval | None = None,
         precision: float | None = None,
+        least: int = LEAST_BLOCKS,
     ) -> Latency:
-        """Measure a policy, a finished candidate, or what opens a file, for at most about `seconds`.
+        """Measure a policy, a finished candidate, or what opens a file, for at most about `seconds`, in `least` blocks or
+        more.
 
         With a `limit`, in multiples of the yardstick, it goes on until it is decided whether that is met.
         """
@@ -96,6 +101,7 @@ class LatencyBench:
                 seconds=seconds,
                 limit=limit,
                 block_seconds=link.block_seconds,
+                least=least,
             )
         self.took += comparison.took
         return Latency.of(comparison, link)

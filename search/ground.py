@@ -27,8 +27,8 @@ __all__ = ["Ground", "latency_limit", "measured_link", "survey", "tie"]
 #: Half the interval of the link beyond which a run says what it costs.
 UNCERTAIN = 0.03
 
-#: Half the interval of a network that the table is fitted to, as a share of its latency.
-PROBE_PRECISION = 0.02
+#: Half the interval of a network that the table is fitted to, as a share of its latency, and its blocks at least.
+PROBE_PRECISION, PROBE_BLOCKS = 0.02, 8
 
 #: The most that is taken off a latency limit for the table's error, and the share of predictions it allows for.
 LARGEST_MARGIN = 0.1
@@ -180,7 +180,8 @@ class _Surveyor:
     def seconds(self, policy: Policy) -> float:
         """End-to-end seconds: the measured ratio times the base's seconds."""
         if policy not in self.measured:
-            latency = self.bench.measure(policy, self.link, self.settings.seconds, precision=PROBE_PRECISION)
+            seconds = self.settings.seconds
+            latency = self.bench.measure(policy, self.link, seconds, precision=PROBE_PRECISION, least=PROBE_BLOCKS)
             self.measured[policy] = latency.ratio * self.base_seconds
         return self.measured[policy]
 

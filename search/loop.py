@@ -11,6 +11,7 @@ from typing import Literal
 from trimtab.agents import AGENTS
 from trimtab.agents.base import Agent, Estimates
 from trimtab.evaluators.bench import LatencyBench
+from trimtab.evaluators.intervals import LOOKS
 from trimtab.evaluators.latency import Latency
 from trimtab.search.budgets import BudgetLimits
 from trimtab.search.evaluation import Evaluation, violations
@@ -249,7 +250,7 @@ class Searcher:
         policy = evaluation.policy
         if self.bench is not None and policy.id not in self.ledger.latencies:
             seconds, limit = self.problem.config.measure.seconds, self.ground.limit
-            latency = self.bench.measure(policy, self.ground.link, seconds, limit, math.inf)
+            latency = self.bench.measure(policy, self.ground.link, seconds, limit, math.inf, LOOKS[0])
             self.ledger.measured(policy, latency)
         return self._with_latency(evaluation)
 

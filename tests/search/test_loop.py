@@ -67,7 +67,9 @@ class MadeUpBench:
 
     measured: list[str] = field(default_factory=list)
 
-    def measure(self, policy: Policy, link: Link, seconds: float, limit: Interval, precision: float) -> Latency:
+    def measure(
+        self, policy: Policy, link: Link, seconds: float, limit: Interval, precision: float, least: int
+    ) -> Latency:
         self.measured.append(policy.id)
         ratio = Interval.exactly(0.5 if draws(policy, 1).random() < 0.5 else 1.5)
         return Latency(*ratio, ratio, ratio, 1.0, 4, 40, 0, 0.4, "decision")
