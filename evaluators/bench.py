@@ -88,7 +88,8 @@ class LatencyBench:
     ) -> Latency:
         """Measure a policy, a finished candidate, or what opens a file, for at most about `seconds`.
 
-        It takes `least` blocks or more. With a `limit`, in multiples of the yardstick, it goes on until it is decided whether that is met.
+        It takes `least` blocks or more. With a `limit`, in multiples of the yardstick, it goes on until it is decided
+        whether that is met.
         """
         opened = self.compiles(network) if isinstance(network, Policy | Candidate) else network
         with timing_slot(self.engine.threads):
