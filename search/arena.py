@@ -11,6 +11,7 @@ from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.engines import cpu_name, make_engine
+from trimtab.evaluators.latency import Link
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.budgets import BudgetLimits
 from trimtab.search.config import Config, make_config
@@ -100,8 +101,12 @@ def build_arena(
     table: LatencyTable,
     known: Journal | None,
     progress: Progress,
+    link: Link | None = None,
 ) -> Arena:
-    """Measure the ground for some budgets, or take it from the journal of a contest that is gone on with."""
+    """Measure the ground for some budgets, or take it from the journal of a contest that is gone on with.
+
+    `link` is that of another budget's ground.
+    """
     name = ", ".join(f"{key} {value}" for key, value in budgets.items())
     problem = replace(problem, config=with_budgets(problem.config, budgets))
     machine = (table.engine.signature, cpu_name())
@@ -112,7 +117,7 @@ def build_arena(
     progress.line(f"budget {name}")
     problem = problem.without(find_removals(problem, table, progress))
     propose = first_proposals(problem, agents, progress)
-    ground, _ = survey(problem, bench_of(problem), CostModel(problem.space, table), progress, propose)
+    ground, _ = survey(problem, bench_of(problem), CostModel(problem.space, table), progress, propose, link)
     return Arena(name, problem, ground, machine, {})
 
 

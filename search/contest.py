@@ -88,7 +88,10 @@ def run_contest(
         if journal is not None:
             _check_same(problem, journal)
         table = LatencyTable(make_engine(problem.config.engine.name, problem.config.engine.threads), problem.space)
-        arenas = [build_arena(problem, budgets, plan.agents, table, journal, progress) for budgets in plan.budgets]
+        arenas: list[Arena] = []
+        for budgets in plan.budgets:
+            link = arenas[0].ground.link if arenas else None
+            arenas.append(build_arena(problem, budgets, plan.agents, table, journal, progress, link))
         if journal is None:
             folder.mkdir(parents=True, exist_ok=True)
             journal = stack.enter_context(Journal(folder / "journal"))

@@ -87,13 +87,15 @@ def survey(
     model: CostModel,
     progress: Progress,
     propose: Callable[[BudgetLimits], list[Policy]] | None = None,
+    link: Link | None = None,
 ) -> tuple[Ground, BudgetLimits]:
     """Measure the ground; a budget that cannot be met is an `InfeasibleBudget` with the smallest reachable value.
 
-    `propose` returns what agents propose under limits: measured too, for a search that will trust the table.
+    `propose` returns what agents propose under limits: measured too, for a search that will trust the table. `link` is
+    one that was measured already.
     """
-    surveyor = _Surveyor(problem, bench, model)
-    surveyor.measure_references(progress)
+    surveyor = _Surveyor(problem, bench, model, link or tie(bench, problem.config.measure.link_seconds, progress))
+    surveyor.measure_references()
     with progress.bar("latency table") as bar:
         model.table.filled = bar.update
         surveyor.probe(_spread(problem, problem.config.measure.probes))
@@ -158,14 +160,13 @@ def latency_limit(budgets: Sequence[Budget], link: Link) -> Interval | None:
 
 
 class _Surveyor:
-    def __init__(self, problem: Problem, bench: LatencyBench, model: CostModel) -> None:
-        self.problem, self.bench, self.model = problem, bench, model
+    def __init__(self, problem: Problem, bench: LatencyBench, model: CostModel, link: Link) -> None:
+        self.problem, self.bench, self.model, self.link = problem, bench, model, link
         self.space = problem.space
         self.settings = problem.config.measure
         self.measured: dict[Policy, float] = {}
 
-    def measure_references(self, progress: Progress) -> None:
-        self.link = tie(self.bench, self.settings.link_seconds, progress)
+    def measure_references(self) -> None:
         self.noise = self.bench.noise_floor(self.link)
         self.base_seconds = self.link.base_seconds
         self.measured[self.space.int8()] = self.base_seconds * self.link.ratio.middle
