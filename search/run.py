@@ -113,6 +113,11 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
             ground, limits = survey(problem, bench, model, progress, propose)
         else:
             ground, limits = known.ground, known.limits(model, config.seed)
+            if known.machine != (engine.signature, cpu_name()):
+                progress.line(
+                    "this run was begun on another machine ({}, {}): its budgets and prices are of that one, and what is "
+                    "measured from now on is not".format(*known.machine)
+                )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", config.to_yaml())
@@ -389,6 +394,7 @@ class _Known:
 
     removed: tuple[Removal, ...]
     ground: Ground
+    machine: tuple[str, str]
 
     def limits(self, model: CostModel, seed: int) -> BudgetLimits:
         model.fit = self.ground.fit
@@ -406,7 +412,7 @@ def _recall(problem: Problem, journal: Journal) -> _Known | None:
         if json.dumps(now[key], sort_keys=True) != json.dumps(then[key], sort_keys=True):
             raise BadInput(f"the {what} is not the one that the run in {journal.path.parent} was started with")
     removed = tuple(Removal(**removal) for removal in records.get("space", {}).get("removed", ()))
-    return _Known(removed, ground)
+    return _Known(removed, ground, (then["engine"], then["cpu"]))
 
 
 def _say_ground(ground: Ground, config: Config, progress: Progress) -> None:
