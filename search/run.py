@@ -115,8 +115,8 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
             ground, limits = known.ground, known.limits(model, config.seed)
             if known.machine != (engine.signature, cpu_name()):
                 progress.line(
-                    "this run was begun on another machine ({}, {}): its budgets and prices are of that one, and what is "
-                    "measured from now on is not".format(*known.machine)
+                    "this run was begun on another machine ({}, {}): its budgets and prices are of that one, and "
+                    "what is measured from now on is not".format(*known.machine)
                 )
         try:
             folder.mkdir(parents=True, exist_ok=True)
