@@ -27,6 +27,9 @@ MEMORY_SECONDS = 1.0
 MEMORIES = 3
 BLOCKS_BETWEEN = (0.1, 0.5)
 
+#: Half the interval of a link at which it is known well enough.
+LINK_PRECISION = 0.02
+
 #: Blocks of a measurement whose interval somebody will read: with a few, one that happens to be narrow ends it.
 LEAST_BLOCKS = 16
 
@@ -69,7 +72,7 @@ class LatencyBench:
                 self.yardstick,
                 self.compiles(self.space.base()),
                 self.inputs,
-                precision=self.precision,
+                precision=LINK_PRECISION,
                 seconds=seconds,
                 block_seconds=block,
                 told=told,

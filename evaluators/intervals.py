@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 __all__ = [
     "CONFIDENCE",
+    "DRIFT",
     "ERROR",
     "LOOKS",
     "Interval",
@@ -34,6 +36,11 @@ CONFIDENCE = 0.95
 #: an equal share of it (Bonferroni), so that looking again and again costs nothing of the promise.
 ERROR = 0.05
 LOOKS = (4, 8, 16, 32, 64, 128, 256, 512)
+
+#: Half the 95 % interval in which the ratio of two networks of one kind, and of two unlike ones, wanders from minute to
+#: minute: what no measurement of seconds can see of itself. From ten minutes on two virtual cores (docs/benchmarks.md):
+#: 95 % of measurements of ten seconds lay within 0.6 to 0.9 %, of unlike networks within 1 to 1.7 %, of all pooled.
+DRIFT, UNLIKE_DRIFT = 0.008, 0.015
 
 #: Merged blocks that an interval rests on at least: with fewer, Wilcoxon's test has no 95 %.
 LEAST_BLOCKS = 6
@@ -83,13 +90,14 @@ class Interval(NamedTuple):
         return (self.high - self.low) / 2 / self.middle
 
 
-def block_interval(ratios: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def block_interval(ratios: Sequence[float], confidence: float = CONFIDENCE, drift: float = DRIFT) -> Interval:
     """Return the location of positive block values (N,), in order of time, with its interval.
 
     The location is Hodges and Lehmann's (1963): the median of all pairs' means, of logarithms. The interval inverts
     Wilcoxon's signed-rank test; where the blocks are too few for a test of this confidence (five for 95 %), it is
     Student's, or their range if that is wider. Blocks that remember each other make it too narrow, so neighbours are
-    merged while six are left, and the widest interval counts.
+    merged while six are left, and the widest interval counts; `drift` is half a 95 % interval of what goes on more
+    slowly than all of them, and adds as squares.
     """
     logs = np.log(np.asarray(ratios, dtype=np.float64))
     middle, half = _location(logs), _half_width(logs, confidence)
@@ -97,6 +105,7 @@ def block_interval(ratios: Sequence[float], confidence: float = CONFIDENCE) -> I
     while len(merged) >= 2 * LEAST_BLOCKS:
         merged = merged[len(merged) % 2 :].reshape(-1, 2).mean(axis=1)
         half = max(half, _half_width(merged, confidence))
+    half = math.hypot(half, drift * _normal(confidence) / _normal(CONFIDENCE))
     return Interval(*(math.exp(middle + step) for step in (0.0, -half, half)))
 
 
@@ -111,7 +120,7 @@ def undisturbed_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interva
     first, second = np.asarray(ours), np.asarray(theirs)
     middle = _fast_ratio(first, second)
     parts = zip(np.array_split(first, WINDOWS), np.array_split(second, WINDOWS), strict=True)
-    interval = block_interval([_fast_ratio(*part) for part in parts])
+    interval = block_interval([_fast_ratio(*part) for part in parts], drift=UNLIKE_DRIFT)
     half = math.log(interval.high / interval.middle) + abs(math.log(interval.middle / middle))
     return Interval(middle, middle * math.exp(-half), middle * math.exp(half))
 
@@ -180,6 +189,11 @@ def _signed_rank(count: int, tail: float) -> int:
         ways[rank:] = ways[rank:] + ways[:-rank]
         ways /= 2
     return int(np.searchsorted(np.cumsum(ways), tail, side="right"))
+
+
+@cache
+def _normal(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 @cache

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.evaluators.intervals import (
+    DRIFT,
     ERROR,
     LEAST_BLOCKS,
     LOOKS,
@@ -31,7 +32,7 @@ SLACK = 4 * math.sqrt(0.95 * 0.05 / RUNS)
 
 def coverage(draw: Callable[[np.random.Generator], np.ndarray], truth: float = 1.0) -> float:
     rng = np.random.default_rng(0)
-    found = [block_interval(list(draw(rng))) for _ in range(RUNS)]
+    found = [block_interval(list(draw(rng)), drift=0.0) for _ in range(RUNS)]
     return float(np.mean([interval.low <= truth <= interval.high for interval in found]))
 
 
@@ -67,6 +68,15 @@ def test_the_interval_surrounds_the_location_and_widens_with_confidence(values: 
     looked = values[: max(look for look in LOOKS if look <= len(values))]
     narrow, wide = block_interval(looked), decision_interval(values)
     assert wide.low <= narrow.low <= narrow.middle <= narrow.high <= wide.high
+
+
+def test_what_goes_on_more_slowly_than_all_blocks_adds_as_squares() -> None:
+    values = list(np.exp(0.01 * np.random.default_rng(0).normal(size=12)))
+    still, drifting = block_interval(values, drift=0.0), block_interval(values, drift=0.03)
+    widths = [math.log(interval.high / interval.middle) for interval in (still, drifting)]
+    assert widths[1] == pytest.approx(math.hypot(widths[0], 0.03))
+    wider = block_interval([1.0] * 12, 0.99)
+    assert math.log(wider.high) == pytest.approx(DRIFT * 2.5758 / 1.9600, rel=1e-4)
 
 
 def test_a_single_block_says_nothing() -> None:
@@ -132,7 +142,7 @@ def test_intervals_cover_on_a_recorded_machine(length: int) -> None:
         ratios = block_ratios(slices)
         truth = block_interval(list(ratios)).middle
         starts = range(0, len(ratios) - length + 1, length // 4)
-        found = [block_interval(list(ratios[i : i + length])) for i in starts]
+        found = [block_interval(list(ratios[i : i + length]), drift=0.0) for i in starts]
         covered.append(np.mean([interval.low <= truth <= interval.high for interval in found]))
     assert np.mean(covered) >= 0.93
     assert min(covered) >= 0.88  # of about forty overlapping measurements
@@ -161,7 +171,7 @@ def test_looking_again_and_again_errs_no_more_often_than_promised(noise: float) 
     for _ in range(RUNS):
         ratios = list(np.exp(noise * rng.standard_t(4, size=LOOKS[5])))
         for look in LOOKS[:6]:
-            interval = decision_interval(ratios[:look])
+            interval = block_interval(ratios[:look], 1 - ERROR / len(LOOKS), drift=0.0)
             if interval.high <= 1 or interval.low > 1:
                 decided += 1
                 break

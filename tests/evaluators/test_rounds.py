@@ -48,5 +48,5 @@ def test_interrupted_slices_do_not_count() -> None:
     steady, disturbed = FakeSession(1e-3), FakeSession(1e-3, interrupted=3)
     rounds = interleave([(steady, INPUTS), (disturbed, INPUTS)], 0.002)
     assert rounds.interrupted[:, 1].any()
-    assert rounds.ratio(1, 0).high == pytest.approx(1)
-    assert rounds.time(1).high == pytest.approx(1e-3)
+    assert rounds.ratio(1, 0).middle == pytest.approx(1)
+    assert rounds.time(1).middle == pytest.approx(1e-3)
