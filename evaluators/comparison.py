@@ -24,6 +24,7 @@ __all__ = [
     "machine_memory",
     "measure_block",
     "record_slices",
+    "time_slice",
     "verdict",
 ]
 
@@ -215,26 +216,22 @@ def _slices(
         session.time(inputs, SLICE_SECONDS)
     end = time.perf_counter() + seconds
     ours: list[TimeSlice] = []
-    theirs = [_slice(yardstick, inputs)]
+    theirs = [time_slice(yardstick, inputs)]
     while len(ours) < LEAST_SLICES or time.perf_counter() < end:
-        ours.append(_slice(network, inputs))
-        theirs.append(_slice(yardstick, inputs))
-    beside = np.array([_per_run(piece) for piece in theirs])
+        ours.append(time_slice(network, inputs))
+        theirs.append(time_slice(yardstick, inputs))
+    beside = np.array([piece.per_run for piece in theirs])
     switches = np.array([piece.involuntary_switches for piece in theirs])
     whole = np.array([piece.involuntary_switches for piece in ours]) + switches[:-1] + switches[1:] == 0
     # On a machine that hardly ever leaves the core alone, disturbed slices are all there is.
     used = whole if 2 * whole.sum() >= len(whole) else np.ones_like(whole)
-    return np.array([_per_run(piece) for piece in ours]), (beside[:-1] + beside[1:]) / 2, used
+    return np.array([piece.per_run for piece in ours]), (beside[:-1] + beside[1:]) / 2, used
 
 
-def _slice(session: EngineSession, inputs: Images) -> TimeSlice:
-    # One run before it does not count: the other network has had the caches.
+def time_slice(session: EngineSession, inputs: Images) -> TimeSlice:
+    """Return a slice of a session, after a run that does not count: others have had the caches."""
     session.time(inputs, 0.0)
     return session.time(inputs, SLICE_SECONDS)
-
-
-def _per_run(piece: TimeSlice) -> float:
-    return piece.seconds / piece.runs
 
 
 def verdict(ratio: Interval, limit: Interval) -> Verdict:

@@ -108,9 +108,13 @@ class Latency:
         """Say on which side of a limit, in multiples of the yardstick, it lies."""
         return verdict(self.bounds, limit)
 
+    def share(self, limit: Interval) -> Interval:
+        """Return its share of a limit, in multiples of the yardstick, by the interval that decisions rest on."""
+        return self.bounds.times(limit.inverse())
+
     def excess(self, limit: Interval) -> float:
         """Return by which share it may be over a limit, in multiples of the yardstick: at most 0 where it is met."""
-        return self.bounds.times(limit.inverse()).high - 1
+        return self.share(limit).high - 1
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

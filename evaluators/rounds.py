@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.evaluators.comparison import SLICE_SECONDS
+from trimtab.evaluators.comparison import SLICE_SECONDS, time_slice
 from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
 from trimtab.evaluators.intervals import Interval, block_interval
 
@@ -65,10 +65,9 @@ def interleave(timed: Sequence[tuple[EngineSession, Images]], seconds: float, th
             session, inputs = timed[index]
             if threads > 1:
                 time.sleep(SPINNING_SECONDS)
-            session.time(inputs, 0.0)
-            slices[index] = session.time(inputs, SLICE_SECONDS)
+            slices[index] = time_slice(session, inputs)
         rounds.append([slices[index] for index in range(len(timed))])
     return Rounds(
-        np.array([[piece.seconds / piece.runs for piece in row] for row in rounds]),
+        np.array([[piece.per_run for piece in row] for row in rounds]),
         np.array([[piece.involuntary_switches > 0 for piece in row] for row in rounds]),
     )

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from trimtab.evaluators.accuracy import timing_candidate
-from trimtab.evaluators.engines.base import Engine, EngineSession, StepEngine
+from trimtab.evaluators.engines.base import Engine, EngineSession, StepEngine, StepSession
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.steps import STEP, Call, Step, step_graph
 from trimtab.kernels.graph import Graph
@@ -65,22 +66,18 @@ class _InPlace:
         self.engine, self.space = engine, space
         shape = (4, 1, *space.network.input_shape)
         self.inputs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        self._reference: EngineSession | None = None
 
-    @property
+    @cached_property
     def reference(self) -> EngineSession:
-        if self._reference is None:
-            candidate = timing_candidate(self.space, self.space.int8())
-            self._reference = self.engine.compile(lower(candidate), 1, candidate.ranges)
-            self._reference.time(self.inputs, 10 * self.SECONDS)
-        return self._reference
+        session = self._compiled(self.space.int8())
+        session.time(self.inputs, 10 * self.SECONDS)
+        return session
 
     def reference_seconds(self) -> float:
         return float(np.median([self._slice() for _ in range(self.REFERENCE_SLICES)]))
 
     def time(self, policy: Policy, calls: Sequence[Call]) -> Iterator[Timed]:
-        candidate = timing_candidate(self.space, policy)
-        session = self.engine.compile(lower(candidate), 1, candidate.ranges)
+        session = self._compiled(policy)
         session.profile(self.inputs, self.SECONDS)
         before, found = self._slice(), []
         for _ in range(self.SLICES):
@@ -93,9 +90,12 @@ class _InPlace:
             value = float(np.median([slice_[call.tensor] for slice_ in found]))
             yield Timed(call.step, value, kernels.get(call.tensor, ""))
 
+    def _compiled(self, policy: Policy) -> StepSession:
+        candidate = timing_candidate(self.space, policy)
+        return self.engine.compile(lower(candidate), 1, candidate.ranges)
+
     def _slice(self) -> float:
-        piece = self.reference.time(self.inputs, self.SECONDS)
-        return piece.seconds / piece.runs
+        return self.reference.time(self.inputs, self.SECONDS).per_run
 
 
 #: The step that steps on their own are timed beside.

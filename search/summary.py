@@ -151,7 +151,7 @@ def _agent(
             "loss": evaluation.loss,
             "latency": latency.to_json(),
             "latency_seconds": latency.ratio * ground.base.latency,
-            "limit_share": None if ground.limit is None else latency.bounds.times(ground.limit.inverse()),
+            "limit_share": None if ground.limit is None else latency.share(ground.limit),
             "predicted_seconds": evaluation.cost.latency,
             "size": evaluation.cost.size,
             "macs": evaluation.cost.macs,

@@ -28,6 +28,11 @@ class TimeSlice:
     seconds: float
     involuntary_switches: int
 
+    @property
+    def per_run(self) -> float:
+        """Seconds of one run."""
+        return self.seconds / self.runs
+
 
 class EngineSession(Protocol):
     """A compiled network."""
