@@ -8,12 +8,14 @@ from collections.abc import Callable
 import numpy as np
 
 from trimtab.evaluators.accuracy import timing_candidate
-from trimtab.evaluators.comparison import Compile, compare, machine_memory, record_slices
-from trimtab.evaluators.engines.base import Engine, Images
+from trimtab.evaluators.comparison import Compile, compare, machine_memory
+from trimtab.evaluators.engines.base import Engine, Images, own_cache_bytes
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Latency, Link
 from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.rounds import record
 from trimtab.evaluators.timing import timing_slot
+from trimtab.kernels import stored_bytes
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
@@ -33,12 +35,15 @@ LINK_PRECISION = 0.02
 #: Blocks of a measurement whose interval somebody will read: with a few, one that happens to be narrow ends it.
 LEAST_BLOCKS = 16
 
+#: The part of its own cache that a core has for a network's weights: the rest is for what flows between its layers.
+FOR_WEIGHTS = 0.75
+
 #: A/A measurements, and their blocks.
 FLOORS, FLOOR_BLOCKS = 5, 8
 
 
 class LatencyBench:
-    """Measures on one engine at batch 1, with the uniform int8 form as the yardstick of every measurement.
+    """Measures on one engine at batch 1, in turn with a yardstick: a policy of the candidates' own kind.
 
     `images` (N, C, H, W), real ones; a few are rotated through. Half a measurement's interval is to be at most
     `precision` of the ratio, where there is time.
@@ -49,9 +54,9 @@ class LatencyBench:
         self.space = space
         self.precision = precision
         self.inputs = np.ascontiguousarray(images[:ROTATED_INPUTS, None], dtype=np.float32)
-        self.yardstick = self.compiles(space.int8())
         #: Seconds that measuring took so far.
         self.took = 0.0
+        self._yardsticks: dict[Policy, Compile] = {}
 
     def compiles(self, candidate: Policy | Candidate) -> Compile:
         """Return what compiles a policy, or a finished candidate, for one image at a time."""
@@ -60,25 +65,49 @@ class LatencyBench:
         graph, ranges = lower(candidate), candidate.ranges
         return lambda: self.engine.compile(graph, 1, ranges)
 
-    def tie(self, seconds: float, told: Callable[[float], None] = lambda took: None) -> Link:
-        """Measure the yardstick against the untouched network, until the interval is narrow or for `seconds`.
+    def lives_in_own_cache(self, policy: Policy) -> bool:
+        """Whether the weights of a policy's network stay in the core's own cache from one image to the next."""
+        own = own_cache_bytes()
+        return own is not None and stored_bytes(lower(timing_candidate(self.space, policy))) <= FOR_WEIGHTS * own
+
+    def _yardstick(self, link: Link) -> Compile:
+        if link.yardstick not in self._yardsticks:
+            self._yardsticks[link.yardstick] = self.compiles(link.yardstick)
+        return self._yardsticks[link.yardstick]
+
+    def tie(self, yardstick: Policy, seconds: float, told: Callable[[float], None] = lambda took: None) -> Link:
+        """Measure the yardstick against the untouched network, and against the int8 form unless it is that, until the
+        intervals are narrow or for `seconds`.
 
         `told` hears now and then how long it took so far.
         """
+        int8 = self.space.int8()
+        policies = [yardstick, self.space.base(), *([] if yardstick == int8 else [int8])]
+        networks = [self.compiles(policy) for policy in policies]
         with timing_slot(self.engine.threads):
-            memory = machine_memory(self.yardstick(), self.inputs, min(MEMORY_SECONDS, seconds))
+            memory = machine_memory(networks[0](), self.inputs, min(MEMORY_SECONDS, seconds))
             block = float(np.clip(MEMORIES * memory, *BLOCKS_BETWEEN))
-            record = record_slices(
-                self.yardstick,
-                self.compiles(self.space.base()),
+            found = record(
+                networks,
                 self.inputs,
                 precision=LINK_PRECISION,
                 seconds=seconds,
                 block_seconds=block,
+                threads=self.engine.threads,
                 told=told,
             )
-        self.took += record.took
-        return Link.of(record, block)
+        self.took += found.took
+        rounds = found.rounds
+        return Link(
+            yardstick=yardstick,
+            ratio=rounds.undisturbed(0, 1),
+            to_int8=Interval.exactly(1.0) if yardstick == int8 else rounds.undisturbed(0, 2),
+            yardstick_seconds=rounds.time(0),
+            blocks=found.blocks,
+            block_seconds=block,
+            took=found.took,
+            stopped_by=found.stopped_by,
+        )
 
     def measure(
         self,
@@ -95,10 +124,11 @@ class LatencyBench:
         whether that is met.
         """
         opened = self.compiles(network) if isinstance(network, Policy | Candidate) else network
+        yardstick = self._yardstick(link)
         with timing_slot(self.engine.threads):
             comparison = compare(
                 opened,
-                self.yardstick,
+                yardstick,
                 self.inputs,
                 precision=self.precision if precision is None else precision,
                 seconds=seconds,
@@ -112,11 +142,12 @@ class LatencyBench:
     def noise_floor(self, link: Link) -> float:
         """Return the largest deviation from 1 over several measurements of the yardstick against itself (A/A)."""
         seconds = FLOOR_BLOCKS * link.block_seconds
+        yardstick = self._yardstick(link)
         with timing_slot(self.engine.threads):
             found = [
                 compare(
-                    self.yardstick,
-                    self.yardstick,
+                    yardstick,
+                    yardstick,
                     self.inputs,
                     precision=math.inf,
                     seconds=seconds,

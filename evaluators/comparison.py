@@ -11,19 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
-from trimtab.evaluators.intervals import LOOKS, Interval, block_interval, decision_interval, memory, undisturbed_ratio
+from trimtab.evaluators.intervals import LOOKS, Interval, block_interval, decision_interval, memory
 
 __all__ = [
     "BLOCK_SECONDS",
     "Block",
     "Comparison",
     "Compile",
-    "Record",
     "Verdict",
     "compare",
+    "is_due",
     "machine_memory",
     "measure_block",
-    "record_slices",
     "time_slice",
     "verdict",
 ]
@@ -41,10 +40,7 @@ BLOCK_SECONDS = 0.25
 #: Slices of each network in a block at least, however slow the networks are.
 LEAST_SLICES = 5
 
-#: Blocks of a record at least.
-LEAST_RECORDED = 48
-
-#: Blocks after which it is looked whether the interval is narrow enough.
+#: Blocks after which it is looked whether the interval is narrow enough, beside LOOKS.
 PRECISION_EVERY = 8
 
 
@@ -61,19 +57,6 @@ class Block:
     seconds: float
     slices: int
     dropped: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """Slices of a network, and the means of the yardstick's on either side of them, in seconds per run and order of
-    time, without the dropped ones. `blocks` counts those that they were taken in; `took` and `stopped_by` as in
-    `Comparison`."""
-
-    ours: tuple[float, ...]
-    theirs: tuple[float, ...]
-    blocks: int
-    took: float
-    stopped_by: Literal["interval", "time"]
 
 
 @dataclass(frozen=True)
@@ -147,13 +130,14 @@ def compare(
             if side == "over":
                 return Comparison(tuple(blocks), took, "decision")
             decided = side == "within"
-        if decided and _is_due(len(blocks)) and block_interval(ratios).precision <= precision:
+        if decided and is_due(len(blocks)) and block_interval(ratios).precision <= precision:
             return Comparison(tuple(blocks), took, "interval" if limit is None else "decision")
         if took >= seconds:
             return Comparison(tuple(blocks), took, "time")
 
 
-def _is_due(blocks: int) -> bool:
+def is_due(blocks: int) -> bool:
+    """Say whether to look after so many blocks if the interval is narrow enough."""
     return blocks in LOOKS or blocks % PRECISION_EVERY == 0
 
 
@@ -166,38 +150,6 @@ def measure_block(network: EngineSession, yardstick: EngineSession, inputs: Imag
         slices=int(used.sum()),
         dropped=int((~used).sum()),
     )
-
-
-def record_slices(
-    network: Compile,
-    yardstick: Compile,
-    inputs: Images,
-    *,
-    precision: float,
-    seconds: float,
-    block_seconds: float,
-    told: Callable[[float], None] = lambda took: None,
-) -> Record:
-    """Measure two unlike networks in turn, both compiled anew for every block, until half the interval of their ratio
-    is at most `precision` of it, or for `seconds`.
-
-    `told` hears after every block how long it took so far. Call it inside `timing_slot`.
-    """
-    ours: list[float] = []
-    theirs: list[float] = []
-    blocks, start = 0, time.perf_counter()
-    while True:
-        times, neighbours, used = _slices(network(), yardstick(), inputs, min(block_seconds, seconds / LEAST_RECORDED))
-        ours += times[used].tolist()
-        theirs += neighbours[used].tolist()
-        blocks, took = blocks + 1, time.perf_counter() - start
-        told(took)
-        if blocks < LEAST_RECORDED:
-            continue
-        if _is_due(blocks) and undisturbed_ratio(ours, theirs).precision <= precision:
-            return Record(tuple(ours), tuple(theirs), blocks, took, "interval")
-        if took >= seconds:
-            return Record(tuple(ours), tuple(theirs), blocks, took, "time")
 
 
 def machine_memory(session: EngineSession, inputs: Images, seconds: float) -> float:

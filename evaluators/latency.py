@@ -6,65 +6,58 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from trimtab.evaluators.comparison import Comparison, Record, Verdict, verdict
-from trimtab.evaluators.intervals import Interval, block_interval, decision_interval, undisturbed_ratio
+from trimtab.evaluators.comparison import Comparison, Verdict, verdict
+from trimtab.evaluators.intervals import Interval, decision_interval
+from trimtab.spaces.policy import Policy
 
 __all__ = ["Latency", "Link"]
 
 
 @dataclass(frozen=True)
 class Link:
-    """What ties the yardstick, the uniform int8 form, to the untouched network: measured once, long, for a whole run.
+    """What ties the yardstick of a run to the untouched network and to its int8 form: measured once, long.
 
     Networks whose weights stream from the shared cache and those that live in the core's own slow down by different
     factors while others use the machine; like is compared with like, and unlike tied to it by this.
-    `ratio` is the yardstick's time divided by the base's, both undisturbed; `yardstick_seconds` are per image, typical
-    ones. `blocks` counts, `block_seconds` is the length of blocks on this machine. `took` is in seconds, `stopped_by`
-    as in `Comparison`.
+    `ratio` is the time of the `yardstick` divided by the base's, `to_int8` by the int8 form's, all undisturbed;
+    `to_int8` is exactly 1 where the int8 form is the yardstick itself. `yardstick_seconds` are per image, typical ones.
+    `blocks` counts, `block_seconds` is the length of blocks on this machine. `took` is in seconds, `stopped_by` as in
+    `Comparison`.
     """
 
+    yardstick: Policy
     ratio: Interval
+    to_int8: Interval
     yardstick_seconds: Interval
     blocks: int
     block_seconds: float
     took: float
     stopped_by: str
 
-    @classmethod
-    def of(cls, record: Record, block_seconds: float) -> Link:
-        """Return the link that a record of the yardstick with the base says."""
-        blocks = np.array_split(np.asarray(record.ours), record.blocks)
-        return cls(
-            ratio=undisturbed_ratio(record.ours, record.theirs),
-            yardstick_seconds=block_interval([float(np.median(block)) for block in blocks]),
-            blocks=record.blocks,
-            block_seconds=block_seconds,
-            took=record.took,
-            stopped_by=record.stopped_by,
-        )
-
     @property
     def base_seconds(self) -> float:
         """Seconds of the base per image, as disturbed as the yardstick is."""
         return self.yardstick_seconds.middle / self.ratio.middle
 
+    @property
+    def int8(self) -> Interval:
+        """The int8 form's time divided by the base's."""
+        return self.ratio.times(self.to_int8.inverse())
+
     def limit(self, value: float, relative_to: str) -> Interval:
         """Return a latency budget as a multiple of the yardstick; `relative_to` as in `search.budgets.Budget`."""
-        if relative_to == "int8":
-            return Interval.exactly(value)
-        one = self.ratio if relative_to == "base" else self.yardstick_seconds
+        one = {"base": self.ratio, "int8": self.to_int8, "absolute": self.yardstick_seconds}[relative_to]
         return one.inverse().scaled(value)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        return {**vars(self), "yardstick": self.yardstick.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Link:
         """Read what `to_json` wrote."""
-        return cls(**{**data, **{key: Interval(*data[key]) for key in ("ratio", "yardstick_seconds")}})
+        intervals = {key: Interval(*data[key]) for key in ("ratio", "to_int8", "yardstick_seconds")}
+        return cls(**{**data, **intervals, "yardstick": Policy.from_json(data["yardstick"])})
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def export_candidate(
         found = session.run(images)
         budgeted = name == engine.name
         seconds = measured.final_seconds if budgeted else measured.final_seconds / 3
-        tied = link if budgeted else bench.tie(seconds)
+        tied = link if budgeted else bench.tie(link.yardstick, seconds)
         latency = bench.measure(opened, tied, seconds, limit if budgeted else None)
         checks.append(
             ExportCheck(

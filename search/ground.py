@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,14 @@ from trimtab.evaluators.engines import cpu_name, make_engine
 from trimtab.evaluators.engines.base import Engine
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Link
-from trimtab.search.budgets import Budget, BudgetLimits, resolve
+from trimtab.search.budgets import BudgetLimits, resolve
 from trimtab.search.journal import read_journal
+from trimtab.search.link import latency_limit, tie
 from trimtab.search.problem import Problem
 from trimtab.search.progress import Progress
 from trimtab.spaces.policy import Policy
 
-__all__ = ["Ground", "latency_limit", "measured_link", "survey", "tie"]
-
-#: Half the interval of the link beyond which a run says what it costs.
-UNCERTAIN = 0.03
+__all__ = ["Ground", "measured_link", "survey"]
 
 #: Half the interval of a network that the table is fitted to, as a share of its latency, and its blocks at least.
 PROBE_PRECISION, PROBE_BLOCKS = 0.02, 8
@@ -42,8 +40,8 @@ NEARLY_ALL, ROUNDS = 0.9, 2
 class Ground:
     """Measured once at the start of a run and kept in its journal, so that a resumed run stands on the same.
 
-    `base` and `int8` are costs (latency measured end to end, in seconds); `link` ties the int8 form, the yardstick of
-    every measurement, to the base; `noise_floor` is the largest deviation of A/A runs; `limits` are in seconds, bytes
+    `base` and `int8` are costs (latency measured end to end, in seconds); `link` ties the yardstick of every
+    measurement to both; `noise_floor` is the largest deviation of A/A runs; `limits` are in seconds, bytes
     and MACs, `limit` is the latency's in multiples of the yardstick (None without one); `margin` is what the errors of
     the table, of the link and of the measurement that decides take off the latency limit.
     """
@@ -61,15 +59,16 @@ class Ground:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        parts = {name: asdict(getattr(self, name)) for name in ("base", "int8", "fit")}
+        return {**vars(self), **parts, "link": self.link.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ground:
-        """Read what `to_json` wrote; a ground from before it had a link is a `BadInput`."""
-        if "link" not in data:
+        """Read what `to_json` wrote; an older one is a `BadInput`."""
+        if "to_int8" not in data.get("link", {}):
             raise BadInput(
-                "this journal is of an older trimtab, which measured against the network as given: it cannot be gone "
-                "on with; start the search again, in another folder"
+                "this journal is of an older trimtab, which measured otherwise: it cannot be gone on with; "
+                "start the search again, in another folder"
             )
         nested = {
             "base": Cost(**data["base"]),
@@ -94,7 +93,7 @@ def survey(
     `propose` returns what agents propose under limits: measured too, for a search that will trust the table. `link` is
     one that was measured already.
     """
-    surveyor = _Surveyor(problem, bench, model, link or tie(bench, problem.config.measure.link_seconds, progress))
+    surveyor = _Surveyor(problem, bench, model, link or tie(bench, problem.config, progress))
     surveyor.measure_references()
     with progress.bar("latency table") as bar:
         model.table.filled = bar.update
@@ -108,32 +107,13 @@ def survey(
     return surveyor.ground(limits), limits
 
 
-def tie(bench: LatencyBench, seconds: float, progress: Progress) -> Link:
-    """Measure what ties the yardstick to the network as given, and say how well that is known."""
-    with progress.bar("seconds of the network as given in turn with its int8 form", round(seconds)) as bar:
-        link = bench.tie(seconds, lambda took: bar.update(min(int(took), round(seconds))))
-    ratio = link.ratio
-    progress.line(
-        f"uniform int8 takes {ratio.middle:.4f}x of the time of the network as given [{ratio.low:.4f}, "
-        f"{ratio.high:.4f}], after {link.took:.0f} s in {link.blocks} blocks"
-        + ("" if link.stopped_by == "interval" else ", when the time was up")
-    )
-    if ratio.precision > UNCERTAIN:
-        progress.line(
-            f"that is known to within {ratio.precision:.0%} only, and budgets relative to the network as given are "
-            "kept with as much room: a machine with less beside this, or a longer measure.link_seconds, makes it less; "
-            "budgets relative to int8 need none"
-        )
-    return link
-
-
 def _recorded(folder: Path, engine: Engine) -> Ground | None:
     """Return the ground of the run in a folder; None where there is none, or none of this engine and processor."""
     if not (folder / "journal").is_file():
         return None
     records = {record.kind: record.data for record in read_journal(folder / "journal")}
     run, ground = records.get("run"), records.get("ground")
-    if run is None or ground is None or "link" not in ground:
+    if run is None or ground is None or "to_int8" not in ground.get("link", {}):
         return None
     if (run["engine"], run["cpu"]) != (engine.signature, cpu_name()):
         return None
@@ -147,16 +127,10 @@ def measured_link(problem: Problem, folder: Path | None, progress: Progress) -> 
     engine = make_engine(config.engine.name, config.engine.threads)
     ground = None if folder is None else _recorded(folder, engine)
     if ground is not None:
-        link = ground.link
-    else:
-        bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
-        link = tie(bench, config.measure.link_seconds, progress)
+        return ground.link, latency_limit(config.parsed_budgets, ground.link)
+    bench = LatencyBench(engine, problem.space, problem.judge.images, config.measure.precision)
+    link = tie(bench, config, progress)
     return link, latency_limit(config.parsed_budgets, link)
-
-
-def latency_limit(budgets: Sequence[Budget], link: Link) -> Interval | None:
-    """Return the latency budget in multiples of the yardstick; None where latency has no limit."""
-    return next((link.limit(budget.value, budget.relative_to) for budget in budgets if budget.name == "latency"), None)
 
 
 class _Surveyor:
@@ -169,9 +143,9 @@ class _Surveyor:
     def measure_references(self) -> None:
         self.noise = self.bench.noise_floor(self.link)
         self.base_seconds = self.link.base_seconds
-        self.measured[self.space.int8()] = self.base_seconds * self.link.ratio.middle
+        self.measured[self.link.yardstick] = self.link.yardstick_seconds.middle
         self.base = self._cost(self.space.base(), self.base_seconds)
-        self.int8 = self._cost(self.space.int8(), self.measured[self.space.int8()])
+        self.int8 = self._cost(self.space.int8(), self.base_seconds * self.link.int8.middle)
         self.base_accuracy = self.problem.judge(self.space.base()).accuracy
         self.int8_accuracy = self.problem.judge(self.space.int8()).accuracy
         costs = ({name: c.get(name) for name in asdict(c)} for c in (self.base, self.int8))

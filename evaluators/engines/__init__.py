@@ -1,6 +1,6 @@
 """The engines that run and time candidates."""
 
-from trimtab.evaluators.engines.base import Engine, EngineSession, TimeSlice, cpu_name
+from trimtab.evaluators.engines.base import Engine, EngineSession, TimeSlice, cpu_name, own_cache_bytes
 from trimtab.evaluators.engines.registry import ENGINES, make_engine
 
-__all__ = ["ENGINES", "Engine", "EngineSession", "TimeSlice", "cpu_name", "make_engine"]
+__all__ = ["ENGINES", "Engine", "EngineSession", "TimeSlice", "cpu_name", "make_engine", "own_cache_bytes"]

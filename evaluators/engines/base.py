@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from trimtab.kernels.graph import Graph
 
-__all__ = ["Engine", "EngineSession", "Images", "StepEngine", "StepSession", "TimeSlice", "cpu_name"]
+__all__ = ["Engine", "EngineSession", "Images", "StepEngine", "StepSession", "TimeSlice", "cpu_name", "own_cache_bytes"]
 
 Images = npt.NDArray[np.float32]
 
@@ -117,3 +117,12 @@ def cpu_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return platform.processor() or platform.machine()
+
+
+def own_cache_bytes() -> int | None:
+    """Return the bytes of the second-level cache, which every core has for itself; None where Linux does not tell."""
+    for level in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/level"):
+        if level.read_text().strip() == "2":
+            size = level.with_name("size").read_text().strip()
+            return int(size.removesuffix("K")) * 1024
+    return None

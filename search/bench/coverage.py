@@ -23,6 +23,7 @@ from trimtab.evaluators.timing import timing_slot
 from trimtab.search.bench.load import bursts
 from trimtab.search.bench.networks import load_network
 from trimtab.search.config import default_config, load_config
+from trimtab.search.link import find_yardstick
 from trimtab.search.problem import load_problem
 from trimtab.search.progress import Progress
 from trimtab.spaces.policy import Policy
@@ -44,9 +45,10 @@ LEAST_MEASUREMENTS = 60
 
 @dataclass(frozen=True)
 class _Setting:
-    """A network in three forms: as given, uniform int8, and a small one."""
+    """A network in three forms: as given, the yardstick, and a small one."""
 
     name: str
+    yardstick: str
     small: str
     inputs: Images
     forms: tuple[Compile, Compile, Compile]
@@ -59,8 +61,8 @@ def bench_coverage(
     say of measurements of every one of LENGTHS how they stand to all blocks pooled.
 
     The pairs: `network`'s int8 form with itself as given, both undisturbed, as links are measured; half of its channels
-    with its int8 form; and the winner of the `run` in a folder (without one, a quarter of the demo's channels) with its
-    int8 form, and with its base by the link. See `coverage_rows` for the rows.
+    with its int8 form; and the winner of the `run` in a folder (without one, a quarter of the demo's channels) with the
+    yardstick that the run has, and with its base by the link. See `coverage_rows` for the rows.
     """
     if minutes * 60 < 4 * RUN_IN:  # half of it for either network, and of that half for the link
         raise BadInput(f"bench measure needs at least {4 * RUN_IN / 60:g} minutes, got {minutes:g}")
@@ -120,9 +122,9 @@ def _rows(setting: _Setting, blocks: list[Floats], network: bool) -> list[dict[s
     early, later = blocks[:first], blocks[first:]
     whole, like = _unlike(later), _pooled(later)
     name = f"{setting.name} {setting.small}"
-    rows = coverage_rows(f"{name} / int8", later, like.middle, _pooled)
+    rows = coverage_rows(f"{name} / {setting.yardstick}", later, like.middle, _pooled)
     if network:
-        return [*coverage_rows(f"{setting.name} int8 / fp32", later, whole.middle, _unlike), *rows]
+        return [*coverage_rows(f"{setting.name} {setting.yardstick} / fp32", later, whole.middle, _unlike), *rows]
     link = _unlike(early)
 
     def chained(window: Sequence[Floats]) -> Interval:
@@ -132,18 +134,18 @@ def _rows(setting: _Setting, blocks: list[Floats], network: bool) -> list[dict[s
 
 
 def _pooled(blocks: Sequence[Floats]) -> Interval:
-    """The small form's ratio to int8, as a comparison says it."""
+    """The small form's ratio to the yardstick, as a comparison says it."""
     return block_interval([float(np.median(block[:, 2] / block[:, 1])) for block in blocks])
 
 
 def _unlike(blocks: Sequence[Floats]) -> Interval:
-    """The int8 form's ratio to the network as given, as a link says it."""
-    base, int8, _ = np.concatenate(blocks).T
-    return undisturbed_ratio(int8, base)
+    """The yardstick's ratio to the network as given, as a link says it."""
+    base, yardstick, _ = np.concatenate(blocks).T
+    return undisturbed_ratio(yardstick.tolist(), base.tolist())
 
 
 def _block(setting: _Setting) -> Floats:
-    """Return the seconds per run of base, int8 and small in the rounds of a block, (rounds, 3), all compiled anew."""
+    """Return the seconds per run of base, yardstick and small in a block's rounds, (rounds, 3), all compiled anew."""
     sessions = [compiled() for compiled in setting.forms]
     rounds = interleave([(session, setting.inputs) for session in sessions], BLOCK_SECONDS / len(sessions))
     return rounds.seconds
@@ -151,21 +153,22 @@ def _block(setting: _Setting) -> Floats:
 
 def _of_network(engine: Engine, name: str) -> _Setting:
     space, images = load_network(name)
-    small = space.uniform(0.5, (8, 8))
-    return _setting(LatencyBench(engine, space, images), name, "half the channels", small)
+    bench = LatencyBench(engine, space, images)
+    forms = bench.compiles(space.base()), bench.compiles(space.int8()), bench.compiles(space.uniform(0.5, (8, 8)))
+    return _Setting(name, "int8", "half the channels", bench.inputs, forms)
 
 
 def _of_run(engine: Engine, run: Path | None) -> _Setting:
     config = default_config() if run is None else load_config(run / "config.yaml")
     problem = load_problem(config, Progress())
-    bench = LatencyBench(engine, problem.space, problem.judge.images)
+    space, bench = problem.space, LatencyBench(engine, problem.space, problem.judge.images)
     if run is None:
-        return _setting(bench, config.data.name, "a quarter of the channels", problem.space.uniform(0.25, (8, 8)))
-    if not (run / "policy.json").is_file():
+        small, policy = "a quarter of the channels", space.uniform(0.25, (8, 8))
+    elif (run / "policy.json").is_file():
+        small, policy = "winner", Policy.load(run / "policy.json")
+    else:
         raise BadInput(f"{run} has no policy.json: its search has not finished, or nothing met the budgets")
-    return _setting(bench, config.data.name, "winner", Policy.load(run / "policy.json"))
-
-
-def _setting(bench: LatencyBench, name: str, small: str, policy: Policy) -> _Setting:
-    forms = bench.compiles(bench.space.base()), bench.yardstick, bench.compiles(policy)
-    return _Setting(name, small, bench.inputs, forms)
+    yardstick = find_yardstick(bench, config.parsed_budgets, RUN_IN)
+    name = "int8" if yardstick == space.int8() else "yardstick"
+    forms = bench.compiles(space.base()), bench.compiles(yardstick), bench.compiles(policy)
+    return _Setting(config.data.name, name, small, bench.inputs, forms)

@@ -16,6 +16,8 @@ from trimtab.evaluators.cost import CostModel, TableFit
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.config import Config
+from trimtab.search.ground import PROBE_BLOCKS, PROBE_PRECISION
+from trimtab.search.link import find_yardstick
 from trimtab.search.offers import find_removals
 from trimtab.search.problem import Problem, load_problem
 from trimtab.search.progress import ConsoleProgress, Progress
@@ -64,12 +66,13 @@ def _errors(problem: Problem, model: CostModel, policies: int) -> list[float]:
     """Return |predicted / measured - 1| of random policies."""
     space, config = problem.space, problem.config
     bench = LatencyBench(model.table.engine, space, problem.judge.images, config.measure.precision)
-    link = bench.tie(LINK_SECONDS)
+    link = bench.tie(find_yardstick(bench, config.parsed_budgets, LINK_SECONDS), LINK_SECONDS)
     rng = np.random.default_rng(config.seed)
     drawn = [
         space.decode([int(rng.integers(len(knob.choices))) for knob in space.knobs]) for _ in range(FITTED + policies)
     ]
-    measured = [link.yardstick_seconds.middle * bench.measure(p, link, SECONDS).to_yardstick.middle for p in drawn]
+    latencies = [bench.measure(p, link, SECONDS, precision=PROBE_PRECISION, least=PROBE_BLOCKS) for p in drawn]
+    measured = [link.yardstick_seconds.middle * latency.to_yardstick.middle for latency in latencies]
     totals, steps = zip(*map(model.total, drawn), strict=True)
     fit = TableFit.of(totals[:FITTED], steps[:FITTED], measured[:FITTED])
     predicted = [fit(total, count) for total, count in zip(totals, steps, strict=True)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -73,4 +74,50 @@ class FakeSession:
         runs = max(1, int(seconds / each))
         if self.interrupted and self.slices % self.interrupted == 0:
             return TimeSlice(runs, runs * each + 0.02, 1)
+        return TimeSlice(runs, runs * each, 0)
+
+
+class Machine:
+    """A simulated machine, whose clock moves only while sessions run.
+
+    Two speeds, exponentially long, spikes, and a slow drift; networks of one kind are slowed by the same factors."""
+
+    def __init__(
+        self, seed: int = 0, slow: float = 1.4, dwell: float = 0.25, spikes: float = 0.01, slow_share: float = 0.5
+    ) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.now, self.until, self.fast = 0.0, 0.0, False
+        self.slow, self.spikes = slow, spikes
+        self.dwell = {True: 2 * dwell * (1 - slow_share), False: 2 * dwell * slow_share}
+        self.compiled = 0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def factor(self, exposure: float) -> float:
+        while self.now >= self.until:
+            self.fast = not self.fast
+            self.until += float(self.rng.exponential(self.dwell[self.fast]))
+        return 1.0 if self.fast else 1 + exposure * (self.slow - 1)
+
+    def network(self, seconds: float, exposure: float = 1.0, placement: float = 0.01) -> Callable[[], SlowedSession]:
+        def compiled() -> SlowedSession:
+            self.compiled += 1
+            self.now += 0.003
+            return SlowedSession(self, seconds * math.exp(placement * self.rng.normal()), exposure)
+
+        return compiled
+
+
+class SlowedSession(FakeSession):
+    def __init__(self, machine: Machine, seconds: float, exposure: float) -> None:
+        super().__init__(seconds)
+        self.machine, self.exposure = machine, exposure
+
+    def time(self, inputs: np.ndarray, seconds: float) -> TimeSlice:
+        machine, runs = self.machine, max(1, math.ceil(seconds / self.seconds))
+        each = self.seconds * machine.factor(self.exposure) * math.exp(0.01 * machine.rng.normal())
+        if machine.rng.random() < machine.spikes:
+            each *= float(machine.rng.uniform(1, 20))
+        machine.now += runs * each
         return TimeSlice(runs, runs * each, 0)

@@ -7,82 +7,28 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from tests.evaluators.fakes import FakeSession
+from tests.evaluators.fakes import FakeSession, Machine
 
 from trimtab.evaluators import comparison
 from trimtab.evaluators.comparison import (
     Comparison,
-    Record,
     compare,
     machine_memory,
     measure_block,
-    record_slices,
     verdict,
 )
 from trimtab.evaluators.engines import TimeSlice
-from trimtab.evaluators.intervals import LOOKS, Interval, undisturbed_ratio
+from trimtab.evaluators.intervals import LOOKS, Interval
 from trimtab.evaluators.latency import Latency, Link
+from trimtab.spaces import Policy
 
 INPUTS = np.ones((2, 1, 1, 1, 1), np.float32)
 
-LINK = Link(Interval.exactly(0.5), Interval.exactly(3e-4), 48, 0.1, 5.0, "interval")
+ONE = Interval.exactly(1.0)
+LINK = Link(Policy("made up", {}, {}), Interval.exactly(0.5), ONE, Interval.exactly(3e-4), 48, 0.1, 5.0, "interval")
 
 #: Times of a measurement on the simulated machine, in real time: enough for every look.
 BLOCK = 0.1
-
-
-class Machine:
-    """Two speeds, exponentially long, spikes, and a slow drift; networks of one kind are slowed by the same factors."""
-
-    def __init__(
-        self, seed: int = 0, slow: float = 1.4, dwell: float = 0.25, spikes: float = 0.01, slow_share: float = 0.5
-    ) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.now, self.until, self.fast = 0.0, 0.0, False
-        self.slow, self.spikes = slow, spikes
-        self.dwell = {True: 2 * dwell * (1 - slow_share), False: 2 * dwell * slow_share}
-        self.compiled = 0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def factor(self, exposure: float) -> float:
-        while self.now >= self.until:
-            self.fast = not self.fast
-            self.until += float(self.rng.exponential(self.dwell[self.fast]))
-        return 1.0 if self.fast else 1 + exposure * (self.slow - 1)
-
-    def network(self, seconds: float, exposure: float = 1.0, placement: float = 0.01) -> Callable[[], Session]:
-        def compiled() -> Session:
-            self.compiled += 1
-            self.now += 0.003
-            return Session(self, seconds * math.exp(placement * self.rng.normal()), exposure)
-
-        return compiled
-
-
-class Session(FakeSession):
-    def __init__(self, machine: Machine, seconds: float, exposure: float) -> None:
-        super().__init__(seconds)
-        self.machine, self.exposure = machine, exposure
-
-    def time(self, inputs: np.ndarray, seconds: float) -> TimeSlice:
-        machine, runs = self.machine, max(1, math.ceil(seconds / self.seconds))
-        each = self.seconds * machine.factor(self.exposure) * math.exp(0.01 * machine.rng.normal())
-        if machine.rng.random() < machine.spikes:
-            each *= float(machine.rng.uniform(1, 20))
-        machine.now += runs * each
-        return TimeSlice(runs, runs * each, 0)
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
-    def make(seed: int = 0, **options: float) -> Machine:
-        made = Machine(seed, **options)
-        monkeypatch.setattr(comparison, "time", made)
-        return made
-
-    return make
 
 
 def compared(machine: Machine, ratio: float, exposure: float = 1.0, **options: object) -> Comparison:
@@ -201,56 +147,6 @@ def test_every_block_is_compiled_anew(machine: Callable[..., Machine]) -> None:
     made = machine()
     found = compared(made, 0.8)
     assert made.compiled == 2 * len(found.blocks)
-
-
-def recorded(machine: Machine, exposure: float, **options: object) -> Record:
-    settings = {"precision": 0.0, "seconds": 10.0, "block_seconds": BLOCK, **options}
-    network, yardstick = machine.network(1e-4), machine.network(3e-4, exposure)
-    return record_slices(network, yardstick, INPUTS, **settings)  # type: ignore[arg-type]
-
-
-def test_unlike_networks_are_compared_where_nothing_disturbs_them(machine: Callable[..., Machine]) -> None:
-    """A machine that slows one network by 40 % and the other by 140 %: however often it does, the ratio is that of
-    both in peace, where the ratio's median is anything."""
-    for dwell, slow_share in ((0.1, 0.8), (0.05, 0.8)):
-        record = recorded(machine(3, dwell=dwell, slow_share=slow_share), exposure=3.5)
-        found = undisturbed_ratio(record.ours, record.theirs)
-        assert found.middle == pytest.approx(1 / 3, rel=0.02)
-        assert np.median(record.ours) / np.median(record.theirs) < 0.9 * found.middle
-
-
-def test_a_record_in_which_hardly_any_slice_kept_the_core_uses_them_all() -> None:
-    def compiled() -> FakeSession:
-        return FakeSession(1e-3, interrupted=1)
-
-    record = record_slices(compiled, compiled, INPUTS, precision=0.0, seconds=0.0, block_seconds=0.1)
-    assert len(record.ours) == record.blocks * comparison.LEAST_SLICES
-    assert undisturbed_ratio(record.ours, record.theirs).middle == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("precision", [0.0, 0.01])
-def test_the_interval_of_unlike_networks_covers_where_they_meet_in_peace(
-    machine: Callable[..., Machine], precision: float
-) -> None:
-    """For as long as there is time, and where it ends as soon as it looks narrow."""
-    runs, covered = 60, 0
-    for seed in range(runs):
-        record = recorded(machine(seed), exposure=2.0, seconds=8.0, precision=precision)
-        found = undisturbed_ratio(record.ours, record.theirs)
-        covered += found.low <= 1 / 3 <= found.high
-    assert covered / runs >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / runs)
-
-
-def test_a_record_ends_when_its_interval_is_narrow_or_its_time_is_over(machine: Callable[..., Machine]) -> None:
-    heard: list[float] = []
-    narrow = recorded(machine(), exposure=2.0, seconds=60.0, precision=0.02)
-    assert narrow.stopped_by == "interval"
-    assert undisturbed_ratio(narrow.ours, narrow.theirs).precision <= 0.02
-    late = recorded(machine(), exposure=2.0, seconds=8.0, told=heard.append)
-    assert late.stopped_by == "time"
-    assert 8.0 <= late.took < 8.0 + 2 * BLOCK
-    assert heard == sorted(heard)
-    assert (len(heard), heard[-1]) == (late.blocks, late.took)
 
 
 def test_verdicts() -> None:

@@ -34,7 +34,8 @@ from trimtab.spaces import Policy
 LIMITS = {"latency": 1.0, "size": 1e9}
 COST = Cost(1.0, 10**6, 10**6, 10**4)
 ONE = Interval.exactly(1.0)
-LINK = Link(ONE, ONE, 24, 0.1, 1.0, "interval")
+YARDSTICK = Policy("made up", {}, {})
+LINK = Link(YARDSTICK, ONE, ONE, ONE, 24, 0.1, 1.0, "interval")
 GROUND = Ground(COST, COST, 0.9, 0.9, LINK, 0.01, TableFit(), LIMITS, ONE, 0.0)
 TRIALS = 40
 

@@ -172,7 +172,7 @@ def test_latency_is_the_same_beside_a_busy_worker(problem: Problem) -> None:
     from threading import Event, Thread
 
     bench = LatencyBench(make_engine("native", 1), problem.space, problem.judge.images)
-    link, policy, policies = bench.tie(3.0), problem.space.uniform(0.5, (8, 8)), draws(problem, 6)
+    link, policy, policies = bench.tie(problem.space.int8(), 3.0), problem.space.uniform(0.5, (8, 8)), draws(problem, 6)
     pool = RayPool(problem.judge, 1)
     done = Event()
     judged: list[tuple[Policy, Judgement]] = []
