@@ -1,4 +1,4 @@
-"""Who decides: every agent proposes policies by `ask` and learns from `tell`."""
+"""Agents, which decide: each proposes policies by `ask` and learns from `tell`."""
 
 from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits, Score

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from trimtab.agents.actor_critic import ActorCritic, truncated_normal
 from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
-from trimtab.agents.learner import Learner, truncated_normal
-from trimtab.agents.walk import Walk, Walker
+from trimtab.agents.decision_process import DecisionProcess, Episode
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.network import Array
@@ -32,7 +32,7 @@ class Episodic(Agent):
 
     What differs from AMC, because its actor is no better after 400 episodes than its warm-up: the actor also imitates
     the best episodes, and the critic predicts the episode's reward instead of a sum over the remaining steps (both in
-    `Learner`); exploration decays to a higher floor, as imitation needs something better than itself to imitate.
+    `ActorCritic`); exploration decays to a higher floor, as imitation needs something better than itself to imitate.
     """
 
     #: stable-baselines3's name of the algorithm.
@@ -82,7 +82,7 @@ class Episodic(Agent):
 
     @property
     @abstractmethod
-    def learner(self) -> Learner:
+    def learner(self) -> ActorCritic:
         """The actor and its critic."""
 
     @abstractmethod
@@ -99,39 +99,39 @@ class Episodic(Agent):
 
 
 class Amc(Episodic):
-    """Walks through the layers and decides channels, bits and form of each; see `Walk`."""
+    """Goes through the layers and decides channels, bits and form of each; see `DecisionProcess`."""
 
     name: ClassVar[str] = "amc"
 
     @cached_property
-    def walk(self) -> Walk:
-        """The walk through the layers."""
-        return Walk(self.space, self.limits)
+    def process(self) -> DecisionProcess:
+        """The decision process through the layers."""
+        return DecisionProcess(self.space, self.limits)
 
     @cached_property
-    def learner(self) -> Learner:
+    def learner(self) -> ActorCritic:
         """The actor and its critic."""
-        walk = self.walk
+        process = self.process
         seed = stable_seed(self.seed, f"{self.name} learns", 0)
-        return Learner(self.algorithm, len(walk.features), walk.slots, len(walk.steps), seed)
+        return ActorCritic(self.algorithm, len(process.features), process.slots, len(process.steps), seed)
 
     def _draw(self, rng: np.random.Generator) -> Policy:
         # Independent uniform actions would make all episodes alike, and none of them a good one.
         deviation = NOISE * rng.random()
-        walker = Walker(self.walk)
-        while walker.step is not None:
-            walker.act(truncated_normal(np.full(self.walk.slots, 0.5), deviation, rng).tolist())
-        return walker.policy()
+        episode = Episode(self.process)
+        while episode.step is not None:
+            episode.act(truncated_normal(np.full(self.process.slots, 0.5), deviation, rng).tolist())
+        return episode.policy()
 
     def _roll(self, rng: np.random.Generator, deviation: float) -> Policy:
-        walker = Walker(self.walk)
-        while walker.step is not None:
-            walker.act(self._explore(walker.state(), deviation, rng).tolist())
-        return walker.policy()
+        episode = Episode(self.process)
+        while episode.step is not None:
+            episode.act(self._explore(episode.state(), deviation, rng).tolist())
+        return episode.policy()
 
     def _replay(self, policy: Policy) -> tuple[Array, Array] | None:
         try:
-            return self.walk.replay(policy)
+            return self.process.replay(policy)
         except BadInput:
             return None
 

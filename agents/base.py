@@ -15,7 +15,7 @@ __all__ = ["Agent", "Estimates", "Limits", "Score", "stable_seed"]
 
 
 class Score(Protocol):
-    """What an agent learns about one evaluated policy."""
+    """The result of one evaluated policy, as its agent is told it."""
 
     @property
     def accuracy(self) -> float:
@@ -50,7 +50,7 @@ class Limits(Protocol):
 
 
 class Estimates(Protocol):
-    """What is known of single layers before any network is run: `trimtab.spaces.database.LayerDatabase` is one."""
+    """Knowledge of single layers before any network is run: `trimtab.spaces.database.LayerDatabase` is one."""
 
     def errors(self, policy: Policy) -> Mapping[str, float]:
         """Return every layer's expected increase of the loss, in nats per image, at least 0; they add up.

@@ -1,4 +1,4 @@
-"""The walk through the layers as a gymnasium environment, on which any agent can be trained."""
+"""The decision process through the layers as a gymnasium environment, on which any agent can be trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from trimtab.agents.base import Limits
-from trimtab.agents.walk import Walk, Walker
+from trimtab.agents.decision_process import DecisionProcess, Episode
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.network import Array
 
@@ -18,7 +18,7 @@ __all__ = ["CompressionEnvironment"]
 
 
 class CompressionEnvironment(gymnasium.Env[Array, Array]):
-    """One episode decides one policy, layer by layer; see `trimtab.agents.walk.Walk` for steps, states and actions.
+    """One episode decides one policy, layer by layer; see `DecisionProcess` for steps, states and actions.
 
     `evaluate` says what a finished policy is worth, such as its proxy accuracy; it is called once an episode, at its
     end. All other rewards are 0: an agent that learns from single steps learns little before it fills the final reward
@@ -27,16 +27,16 @@ class CompressionEnvironment(gymnasium.Env[Array, Array]):
     """
 
     def __init__(self, space: Space, limits: Limits, evaluate: Callable[[Policy], float]) -> None:
-        self.walk = Walk(space, limits)
+        self.process = DecisionProcess(space, limits)
         self.evaluate = evaluate
-        self.observation_space = Box(0.0, 1.0, (len(self.walk.features),), np.float32)
-        self.action_space = Box(0.0, 1.0, (self.walk.slots,), np.float32)
-        self._walker = Walker(self.walk)
+        self.observation_space = Box(0.0, 1.0, (len(self.process.features),), np.float32)
+        self.action_space = Box(0.0, 1.0, (self.process.slots,), np.float32)
+        self._walker = Episode(self.process)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode: return the first state (features,), and nothing more."""
         super().reset(seed=seed)
-        self._walker = Walker(self.walk)
+        self._walker = Episode(self.process)
         return self._walker.state(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
@@ -44,6 +44,6 @@ class CompressionEnvironment(gymnasium.Env[Array, Array]):
         self._walker.act(np.clip(action, 0, 1).tolist())
         if self._walker.step is not None:
             return self._walker.state(), 0.0, False, False, {}
-        # Memory is no sum over layers, and layers that run together share their time: the walk cannot bound those.
-        policy = self.walk.limits.project(self._walker.policy())
+        # Memory is no sum over layers, and layers that run together share their time: the process cannot bound those.
+        policy = self.process.limits.project(self._walker.policy())
         return self._walker.state(), float(self.evaluate(policy)), True, False, {"policy": policy}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from trimtab.agents.base import Estimates, Limits, Score, stable_seed
-from trimtab.agents.sampled import Sampled, excess, ranked
+from trimtab.agents.optuna_agent import OptunaAgent, excess, ranked
 from trimtab.agents.stages import stages
 from trimtab.spaces import Policy, Space
+from trimtab.threads import torch_threads
 
 __all__ = ["Gp", "fitted_at"]
 
@@ -26,7 +26,7 @@ FITTED = 50
 REFIT = 1 / 8
 
 
-class Gp(Sampled):
+class Gp(OptunaAgent):
     """Decides by a Gaussian process how far each stage of the network goes in channels, bits and forms.
 
     Optuna's `GPSampler` (Matern kernel with a length scale per parameter, expected improvement weighted by the
@@ -64,7 +64,7 @@ class Gp(Sampled):
 
     def _add(self, policy: Policy, vector: list[int], score: Score) -> None:
         levels = self._levels(np.array(vector))
-        self._window.add(dict(zip(self._names, levels.tolist(), strict=True)), [score.accuracy], excess(score))
+        self._study.add(dict(zip(self._names, levels.tolist(), strict=True)), [score.accuracy], excess(score))
         self._vectors.append(vector)
 
     def _levels(self, vector: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -75,7 +75,7 @@ class Gp(Sampled):
         results = fitted_at(len(self._vectors), self.startup)
         if self._fit is None or self._fit[0] != results:
             self._fit = results, self._ask_process(results)
-        best = np.array(self._vectors[ranked(self._window.trials)[0].number])
+        best = np.array(self._vectors[ranked(self._study.trials)[0].number])
         moved = (self._fit[1] - self._levels(best))[self._level_of] * self._spans
         # Spread evenly over [0, 1), so that a level that moves by less than one choice moves some of its knobs.
         rounding = np.zeros(len(moved))
@@ -88,19 +88,14 @@ class Gp(Sampled):
         """Return the levels that a process fitted to the first so many results proposes."""
         from optuna.samplers import GPSampler
 
-        trials = self._window.trials[:results]
+        trials = self._study.trials[:results]
         best = ranked(trials)[: FITTED // 2]
         others = {trial.number for trial in trials} - {trial.number for trial in best}
         latest = [trial for trial in trials if trial.number in others][-(FITTED - len(best)) :]
         sampler = GPSampler(n_startup_trials=0, seed=stable_seed(self.seed, "gp fit", results))
-        study = self._window.study(sampler, sorted([*best, *latest], key=lambda trial: trial.number))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with threadpool_limits(1):  # the order of sums would show in the last bits
-                values = self._window.sample(study)
-        finally:
-            torch.set_num_threads(threads)
+        study = self._study.study(sampler, sorted([*best, *latest], key=lambda trial: trial.number))
+        with torch_threads(1), threadpool_limits(1):
+            values = self._study.sample(study)
         return np.array([values[name] for name in self._names])
 
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from trimtab.agents.actor_critic import ActorCritic
 from trimtab.agents.amc import Episodic
 from trimtab.agents.base import Estimates, Limits, stable_seed
-from trimtab.agents.learner import Learner
-from trimtab.agents.walk import Prices, choice_of, describe_layers, level_of
+from trimtab.agents.decision_process import Prices, choice_of, describe_layers, level_of
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.factorisation import Geometry
@@ -43,10 +43,10 @@ class Haq(Episodic):
             raise BadInput(f"agent {self.name!r} decides bits only, and this space offers no choice of them")
 
     @cached_property
-    def learner(self) -> Learner:
+    def learner(self) -> ActorCritic:
         """The actor and its critic."""
         seed = stable_seed(self.seed, f"{self.name} learns", 0)
-        return Learner(self.algorithm, self._shapes.shape[1] + 1, 1, len(self._knobs), seed)
+        return ActorCritic(self.algorithm, self._shapes.shape[1] + 1, 1, len(self._knobs), seed)
 
     @cached_property
     def _prices(self) -> Prices:

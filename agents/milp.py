@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from trimtab.agents.additive import Floats, Planner, Solver, planner_of
 from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
-from trimtab.agents.learned import LearnedErrors
+from trimtab.agents.surrogate import LearnedErrors
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Policy, Space
 

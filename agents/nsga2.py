@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from trimtab.agents.base import Estimates, Limits, Score
-from trimtab.agents.sampled import Sampled, excess
+from trimtab.agents.optuna_agent import OptunaAgent, excess
 from trimtab.spaces import Policy, Space
 
 __all__ = ["Nsga2"]
@@ -17,7 +17,7 @@ POPULATION = 24
 GENERATION = "NSGAIISampler:generation"
 
 
-class Nsga2(Sampled):
+class Nsga2(OptunaAgent):
     """Breeds policies that none beats in accuracy and in the first budget's cost at once, spread along the front.
 
     NSGA-II (Deb et al. 2002, IEEE Transactions on Evolutionary Computation 6(2)), as Optuna's `NSGAIISampler` has it:
@@ -40,20 +40,20 @@ class Nsga2(Sampled):
     def _add(self, policy: Policy, vector: list[int], score: Score) -> None:
         violations = score.violations or self.limits.violations(policy)
         values = [score.accuracy, next(iter(violations.values()))]
-        self._window.add(self._params(vector), values, excess(score), {GENERATION: self._generation})
+        self._study.add(self._params(vector), values, excess(score), {GENERATION: self._generation})
 
     @property
     def _generation(self) -> int:
-        return len(self._window.trials) // POPULATION
+        return len(self._study.trials) // POPULATION
 
     def _sample(self, seed: int) -> list[int]:
         from optuna.samplers import NSGAIISampler
 
         sampler = NSGAIISampler(population_size=POPULATION, seed=seed)
-        study = self._window.study(sampler)
+        study = self._study.study(sampler)
         # Selected in order and ahead of the sampling, parents come in the order of their numbers, however many
         # generations passed since the last ask (after a resume: all of them).
         for generation in range(self._selected + 1, self._generation + 1):
             sampler.get_parent_population(study, generation)
         self._selected = self._generation
-        return self._vector(self._window.sample(study, {GENERATION: self._generation}))
+        return self._vector(self._study.sample(study, {GENERATION: self._generation}))

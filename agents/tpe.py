@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trimtab.agents.sampled import Sampled, ranked
+from trimtab.agents.optuna_agent import OptunaAgent, ranked
 
 __all__ = ["Tpe"]
 
@@ -17,7 +17,7 @@ CANDIDATES = 24
 SHOWN = 100
 
 
-class Tpe(Sampled):
+class Tpe(OptunaAgent):
     """Models where the good policies are, against all others, and proposes what is likelier among the good ones.
 
     Bergstra et al. 2011 ("Algorithms for hyper-parameter optimization"), as Optuna's `TPESampler` has it; violations
@@ -39,10 +39,10 @@ class Tpe(Sampled):
         sampler = TPESampler(
             n_startup_trials=0, n_ei_candidates=CANDIDATES, seed=seed, multivariate=True, constant_liar=False
         )
-        return self._vector(self._window.sample(self._window.study(sampler, self._shown(seed))))
+        return self._vector(self._study.sample(self._study.study(sampler, self._shown(seed))))
 
     def _shown(self, seed: int) -> list[Any]:
-        trials = self._window.trials
+        trials = self._study.trials
         if len(trials) <= SHOWN:
             return trials
         order = ranked(trials)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from trimtab.agents.base import Agent, Estimates, Limits
 from trimtab.spaces import Bits, Policy, Space
-from trimtab.spaces.forms import DENSE
+from trimtab.spaces.layer_forms import DENSE
 
 __all__ = ["Uniform"]
 

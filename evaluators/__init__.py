@@ -1,4 +1,4 @@
-"""What a decision costs and is worth: accuracy, latency, size, MACs."""
+"""Evaluation of decisions: accuracy, latency, size, MACs."""
 
 from trimtab.evaluators.accuracy import Judge, Judgement
 from trimtab.evaluators.cost import Cost, CostModel, count_macs

@@ -16,7 +16,7 @@ __all__ = ["Answers", "Difference", "paired"]
 
 @dataclass(frozen=True)
 class Answers:
-    """Which of `images` were answered rightly: the first one's answer is the highest of as many bits of `bits`."""
+    """The right answers among `images`: the first image's is the highest of as many bits of `bits`."""
 
     images: int
     bits: int

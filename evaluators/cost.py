@@ -1,4 +1,4 @@
-"""What a policy costs, before anything is built: latency from the table, bytes, MACs and memory from shapes."""
+"""The cost of a policy before anything is built: latency from the table, bytes, MACs and memory from shapes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.errors import TrimtabError
-from trimtab.evaluators.coding import Coded
-from trimtab.evaluators.steps import Call, Step, StepPlan
+from trimtab.evaluators.plan import Call, Step, StepPlan
+from trimtab.evaluators.size import Coded
 from trimtab.evaluators.table import LatencyTable
 from trimtab.kernels.packing import bytes_of
 from trimtab.spaces.factorisation import Geometry, parts_of
@@ -49,7 +49,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class TableError:
-    """How far the table was from end-to-end measurements: median and largest |predicted / measured - 1|."""
+    """The table's error against end-to-end measurements: median and largest |predicted / measured - 1|."""
 
     median: float
     largest: float

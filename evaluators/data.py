@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import BadInput, unknown_name
-from trimtab.evaluators.timing import cache_dir
+from trimtab.files import cache_dir, write_bytes
 
 __all__ = ["DATASETS", "Images", "Labels", "Splits", "load"]
 
@@ -56,7 +56,7 @@ def load(
     *,
     root: str | Path | None = None,
     download: bool = False,
-    judge: str = "held-out",
+    split: str = "held-out",
     calibration: int = 256,
     selection: int = 1000,
     mean: tuple[float, ...] | None = None,
@@ -66,7 +66,7 @@ def load(
 ) -> Splits:
     """Load a data set and split it by a seeded shuffle.
 
-    `judge` says on which images policies are chosen: "held-out" takes `selection` images out of the training split
+    `split` says on which images policies are chosen: "held-out" takes `selection` images out of the training split
     and keeps the whole test split for the final figure; "test-half" is for a network that was trained on every
     training image: it chooses on `selection` images of one half of the test split and reports the other half.
     `mean` and `std` are per channel, of images scaled to [0, 1]; `root` defaults to `TRIMTAB_DATA`.
@@ -74,14 +74,14 @@ def load(
     """
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
-    if judge not in ("held-out", "test-half"):
-        raise BadInput(f"data.judge is 'held-out' or 'test-half', not {judge!r}")
+    if split not in ("held-out", "test-half"):
+        raise BadInput(f"data.split is 'held-out' or 'test-half', not {split!r}")
     raw = DATASETS[name](Source(name, _root(root), download, size or 224, seed))
     scale = _Scale(raw, mean, std)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(raw.train[1]))
     test_order = rng.permutation(len(raw.test[1]))
-    if judge == "held-out":
+    if split == "held-out":
         held, rest = order[:selection], order[selection:]
         chosen, last = scale(raw.train, held), np.arange(len(raw.test[1]))
         provenance = (
@@ -131,7 +131,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a loader finds its files."""
+    """The place where a loader finds its files."""
 
     name: str
     root: Path | None
@@ -215,7 +215,6 @@ def _unpacked(kind: Any, place: Path) -> Path:
     if not archives or all((raw / archive.stem).exists() for archive in archives):
         return place
     import gzip
-    import shutil
     import zlib
 
     # Another root, or other archives, are other data: they must not be served from the first one's copy.
@@ -226,14 +225,12 @@ def _unpacked(kind: Any, place: Path) -> Path:
     for archive in archives:
         final = target / archive.stem
         if not final.exists():
-            part = target / f"{archive.stem}.{os.getpid()}.part"
             try:
-                with gzip.open(archive) as packed, open(part, "wb") as plain:
-                    shutil.copyfileobj(packed, plain)
+                with gzip.open(archive) as packed:
+                    plain = packed.read()
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                part.unlink()
                 raise BadInput(f"{archive} is damaged: {error}") from error
-            part.rename(final)
+            write_bytes(final, plain)
     return root
 
 

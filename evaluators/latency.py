@@ -15,7 +15,7 @@ __all__ = ["Latency", "Link"]
 
 @dataclass(frozen=True)
 class Link:
-    """What ties the yardstick of a run to the untouched network and to its int8 form: measured once, long.
+    """The tie of a run's yardstick to the untouched network and to its int8 form: measured once, long.
 
     Networks whose weights stream from the shared cache and those that live in the core's own slow down by different
     factors while others use the machine; like is compared with like, and unlike tied to it by this.

@@ -1,4 +1,4 @@
-"""From a candidate to the program that engines compile: fusion is theirs, storage is decided here."""
+"""Lowering of candidates to the program that engines compile: fusion is theirs, storage is decided here."""
 
 from __future__ import annotations
 

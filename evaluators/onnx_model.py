@@ -1,4 +1,4 @@
-"""From a program to an ONNX model in QDQ form, which onnxruntime, OpenVINO and TensorRT turn into integer kernels.
+"""The ONNX writer: programs in QDQ form, which onnxruntime, OpenVINO and TensorRT turn into integer kernels.
 
 Every tensor that the program stores as uint8 passes through a QuantizeLinear/DequantizeLinear pair with its scale and
 zero point; an integer layer's weight (int8) and bias (int32) are initialisers behind DequantizeLinear.
@@ -6,8 +6,6 @@ zero point; an integer layer's weight (int8) and bias (int32) are initialisers b
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.errors import BadInput
+from trimtab.files import write_bytes
 from trimtab.kernels.graph import LARGEST_BF16, Array, Graph, Node, Quant
 from trimtab.kernels.validate import Shape, check_graph, is_integer
 from trimtab.spaces.ranges import activation_quant
@@ -66,13 +65,7 @@ def save_onnx(model: onnx.ModelProto, path: str | Path) -> None:
     """Write a model so that `path` never holds half of one; its folder is made where it is missing."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        whole = Path(folder) / target.name
-        with open(whole, "wb") as file:
-            file.write(model.SerializeToString(deterministic=True))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(whole, target)
+    write_bytes(target, model.SerializeToString(deterministic=True))
 
 
 def product_name(node: str) -> str:

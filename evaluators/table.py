@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trimtab.evaluators.engines.base import Engine, cpu_name
+from trimtab.evaluators.plan import Call, Step
 from trimtab.evaluators.step_timer import step_timer
-from trimtab.evaluators.steps import Call, Step
-from trimtab.evaluators.timing import cache_dir, timing_slot
+from trimtab.evaluators.timing import timing_slot
+from trimtab.files import cache_dir
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
 

@@ -1,4 +1,4 @@
-"""The machine's timing slot, the cores that it takes, and the place of what was measured."""
+"""The machine's timing slot and the cores that it takes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
-__all__ = ["cache_dir", "timing_cores", "timing_slot", "worker_cores"]
+from trimtab.files import cache_dir
 
-
-def cache_dir() -> Path:
-    """Return the folder for what trimtab measures and trains: `TRIMTAB_CACHE`, or the user's cache folder."""
-    root = os.environ.get("TRIMTAB_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
+__all__ = ["timing_cores", "timing_slot", "worker_cores"]
 
 
 def timing_cores(threads: int = 1) -> frozenset[int]:

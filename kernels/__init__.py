@@ -3,7 +3,7 @@
 from trimtab.kernels.artefact import load, read_graph, save, stored_bytes
 from trimtab.kernels.errors import ArtefactError, UnsupportedOperator
 from trimtab.kernels.graph import Graph, Node, Quant
-from trimtab.kernels.levels import active_level, cpu, emulated_levels, has_bf16, levels
+from trimtab.kernels.isa import active_level, cpu, emulated_levels, has_bf16, levels
 from trimtab.kernels.passes import fuse
 from trimtab.kernels.session import Session, Slice
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from trimtab.errors import BadInput
+from trimtab.files import write_bytes
 from trimtab.kernels.errors import ArtefactError
 from trimtab.kernels.graph import Array, Graph, Node, Quant
 from trimtab.kernels.packing import FORMS, Packed, pack, packed_size, unpack
@@ -47,18 +46,7 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
         "program": np.frombuffer(zlib.compress(text.encode(), 9), np.uint8),
         "weights": np.concatenate([np.empty(0, np.uint8), *(packed.data for packed in [*each, *vectors.values()])]),
     }
-    data = to_bytes(tensors, metadata={_KEY: str(SCHEMA)})
-    target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(path, to_bytes(tensors, metadata={_KEY: str(SCHEMA)}))
 
 
 def stored_bytes(graph: Graph) -> int:

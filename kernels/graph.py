@@ -52,7 +52,7 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Quant:
-    """How a tensor is stored as uint8: real = (q - zero_point) * scale, with scale > 0.
+    """The storage of a tensor as uint8: real = (q - zero_point) * scale, with scale > 0.
 
     q and the zero point are 0 to `top`: fewer than 8 bits still take one byte each.
     """

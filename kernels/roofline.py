@@ -1,4 +1,4 @@
-"""What this machine allows at most: products in registers, and bytes from each level of its memory.
+"""The roofline of this machine: products in registers, and bytes from each level of its memory, at most.
 
 A layer's roofline (Williams, Waterman, Patterson 2009) is the smaller of the peak and of what arrives: the bandwidth
 times the products for each byte.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trimtab.errors import BadInput
 from trimtab.kernels import _native
-from trimtab.kernels.levels import active_level, resolve_level
+from trimtab.kernels.isa import active_level, resolve_level
 
 __all__ = ["Roofline", "beyond_caches", "cache_sizes", "measure_roofline", "stream_rate"]
 

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import BadInput
-from trimtab.kernels import _native, chains
+from trimtab.kernels import _native
+from trimtab.kernels import band_fusion as chains
 from trimtab.kernels.graph import Graph, Node
-from trimtab.kernels.levels import active_level, resolve_level
+from trimtab.kernels.isa import active_level, resolve_level
+from trimtab.kernels.memory import place
 from trimtab.kernels.passes import fuse, legalise
-from trimtab.kernels.plan import place
 from trimtab.kernels.validate import MAX_ELEMENTS, Shape, check_graph, is_integer
 
 __all__ = ["MEMORY_LIMIT", "Session", "Slice"]

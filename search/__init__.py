@@ -1,1 +1,5 @@
-"""The run: configuration, budgets, workers, journal and resume, export, report, the command line."""
+"""Searches: from a configuration to a measured, exported network.
+
+`setup` is all that comes before the search, `loop` the search itself, `finish` what comes after it, `report` what is
+shown of it; `run` puts them together, `contest` runs many, `cli` and `api` are the ways in.
+"""

@@ -14,13 +14,13 @@ from torch import nn
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.data import Splits
-from trimtab.search.config import GIVEN_DATA, GIVEN_NETWORK, make_config
-from trimtab.search.evaluation import Evaluation
-from trimtab.search.export import ExportCheck, export_candidate
-from trimtab.search.ground import measured_link
-from trimtab.search.problem import Problem, make_problem
+from trimtab.search.finish.export import ExportCheck, export_candidate
+from trimtab.search.finish.run_link import measured_link
+from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.progress import ConsoleProgress, Progress
 from trimtab.search.run import Outcome, prepare_folder, run_search
+from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, make_config
+from trimtab.search.setup.problem import Problem, make_problem
 from trimtab.spaces.policy import Policy
 
 __all__ = ["Result", "Task", "compress"]
@@ -59,7 +59,7 @@ class Task:
 
 
 class Result:
-    """What `compress` found. `best` is None where no candidate met every budget when it was measured."""
+    """The result of `compress`. `best` is None where no candidate met every budget when it was measured."""
 
     def __init__(self, problem: Problem, outcome: Outcome) -> None:
         self._problem = problem

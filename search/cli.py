@@ -74,10 +74,10 @@ def search(
 
     Ctrl-C ends the search early and finishes with what was found; a second one ends at once.
     """
-    from trimtab.search.problem import load_problem
     from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.report.console import print_summary
     from trimtab.search.run import default_folder, open_run, prepare_folder, run_search
-    from trimtab.search.tables import print_summary
+    from trimtab.search.setup.problem import load_problem
 
     if resume and out is None:
         raise BadInput("--resume needs --out, the directory of the run to go on with")
@@ -140,12 +140,12 @@ def compare(
     Candidates are judged by proxy: layers, unless the configuration says otherwise. Ctrl-C ends the contest early and
     reports what there is; --resume goes on with it.
     """
-    from trimtab.search.arena import parse_budgets
-    from trimtab.search.contest import Plan, planned, run_contest
-    from trimtab.search.problem import load_problem
+    from trimtab.search.contest.contest import Plan, planned, run_contest
+    from trimtab.search.contest.setting import parse_budgets
     from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.report.console import print_contest
     from trimtab.search.run import default_folder, open_run, prepare_folder
-    from trimtab.search.tables import print_contest
+    from trimtab.search.setup.problem import load_problem
 
     if resume and out is None:
         raise BadInput("--resume needs --out, the folder of the contest to go on with")
@@ -185,10 +185,10 @@ def space(
     as_json: Json = False,
 ) -> None:
     """List what may be decided: layers, groups, choices, what each costs, and which are not offered and why."""
-    from trimtab.search.offers import describe_space
-    from trimtab.search.problem import load_problem
     from trimtab.search.progress import ConsoleProgress
-    from trimtab.search.tables import print_space
+    from trimtab.search.report.console import print_space
+    from trimtab.search.setup.problem import load_problem
+    from trimtab.search.setup.pruned_space import describe_space
 
     progress = ConsoleProgress()
     found = describe_space(load_problem(_config(config, set_ or []), progress, download), progress)
@@ -208,9 +208,9 @@ def fill(
     """Compress every layer in every way that the space offers, once, for searches with proxy: layers."""
     from dataclasses import asdict
 
-    from trimtab.search.fill import fill_database
-    from trimtab.search.problem import load_problem
     from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.setup.fill import fill_database
+    from trimtab.search.setup.problem import load_problem
 
     progress = ConsoleProgress()
     problem = load_problem(_config(config, set_ or []), progress, download)
@@ -236,10 +236,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Build one policy's network and measure it: accuracy, latency with its interval, bytes, MACs."""
-    from trimtab.search.measure import evaluate_policy
-    from trimtab.search.problem import load_problem
+    from trimtab.search.finish.evaluate import evaluate_policy
     from trimtab.search.progress import ConsoleProgress
-    from trimtab.search.tables import print_evaluation
+    from trimtab.search.report.console import print_evaluation
+    from trimtab.search.setup.problem import load_problem
     from trimtab.spaces.policy import Policy
 
     loaded, progress = Policy.load(policy), ConsoleProgress()
@@ -259,11 +259,11 @@ def export(
     """Export a run's best policy again (native artefact and ONNX), run both back and compare."""
     from dataclasses import asdict
 
-    from trimtab.search.export import export_candidate
-    from trimtab.search.ground import measured_link
-    from trimtab.search.problem import load_problem
+    from trimtab.search.finish.export import export_candidate
+    from trimtab.search.finish.run_link import measured_link
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.run import open_run
+    from trimtab.search.setup.problem import load_problem
     from trimtab.spaces.policy import Policy
 
     config = open_run(run)
@@ -285,8 +285,8 @@ def export(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
     """Write a finished run's report.html again and print its tables."""
-    from trimtab.search.report import write_report
-    from trimtab.search.tables import load_summary, print_summary
+    from trimtab.search.report.console import load_summary, print_summary
+    from trimtab.search.report.run_report import write_report
 
     summary = load_summary(run)
     path = write_report(run)
@@ -296,8 +296,8 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
         print_summary(summary, run)
 
 
-@app.command()
-def mirror(
+@app.command("optuna-export")
+def optuna_export(
     run: Annotated[Path, typer.Argument(help="A run directory; the run may still be going on.")],
     storage: Annotated[str, typer.Argument(help="sqlite:///studies.db, journal:studies.log, or a database's URL.")],
     download: Download = False,
@@ -307,12 +307,12 @@ def mirror(
 
     What is there already is not written again. The key 'storage' of a configuration does the same while a run goes on.
     """
-    from trimtab.search.mirror import mirror_run
-    from trimtab.search.problem import load_problem
+    from trimtab.search.loop.optuna_export import export_study
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.run import open_run
+    from trimtab.search.setup.problem import load_problem
 
-    written = mirror_run(load_problem(open_run(run), ConsoleProgress(), download), run, storage)
+    written = export_study(load_problem(open_run(run), ConsoleProgress(), download), run, storage)
     if as_json:
         _print_json({"storage": storage, "written": written})
         return
@@ -375,7 +375,7 @@ def bench(
     their intervals say so, how long a latency table takes and how far it is off, what methods do to a network, how
     well the proxy ranks, or how fast judging is."""
     from trimtab.search.bench import BenchOptions, run
-    from trimtab.search.tables import markdown_rows, print_rows
+    from trimtab.search.report.console import markdown_rows, print_rows
 
     usual = {"engines": "native,onnxruntime", "kernels": "native"}
     options = BenchOptions(
@@ -419,7 +419,7 @@ def _count(text: str) -> int:
 def doctor(as_json: Json = False) -> None:
     """Say what this machine has: processor features, the kernel level chosen, threads, Ray, engines."""
     from trimtab.search.doctor import examine
-    from trimtab.search.tables import print_facts
+    from trimtab.search.report.console import print_facts
 
     facts = examine()
     _print_json(facts) if as_json else print_facts(facts)
@@ -449,7 +449,7 @@ def main() -> None:
 
 
 def _config(path: Path | None, settings: list[str]) -> Any:
-    from trimtab.search.config import default_config, load_config
+    from trimtab.search.setup.config import default_config, load_config
 
     return default_config(settings) if path is None else load_config(path, settings)
 

@@ -1,4 +1,4 @@
-"""What this machine has, as `trimtab doctor` prints it."""
+"""The machine's abilities, as `trimtab doctor` prints them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from trimtab import kernels
 from trimtab.evaluators.engines import ENGINES
-from trimtab.evaluators.timing import cache_dir, timing_cores, worker_cores
+from trimtab.evaluators.timing import timing_cores, worker_cores
+from trimtab.files import cache_dir
 
 __all__ = ["examine"]
 

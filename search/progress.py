@@ -1,4 +1,4 @@
-"""What a run shows while it works: bars on a terminal, plain lines elsewhere, nothing for the Python API."""
+"""Progress that a run shows while it works: bars on a terminal, plain lines elsewhere, nothing for the Python API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run from end to end: survey, search by every agent, choose and re-check the winner, export, report."""
+"""One run from end to end: the baseline, a search by every agent, choose and verify the winner, export, report."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from trimtab.agents import AGENTS
 from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import graded, judging_session
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel, TableError
+from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import cpu_name, make_engine
 from trimtab.evaluators.engines.base import Engine
 from trimtab.evaluators.table import LatencyTable
-from trimtab.search.budgets import BudgetLimits, describe
-from trimtab.search.config import Config, load_config
-from trimtab.search.evaluation import Evaluation, pareto
-from trimtab.search.export import IN_WORDS, ExportCheck, export_candidate, write_text
-from trimtab.search.ground import Ground, survey
-from trimtab.search.journal import Journal
-from trimtab.search.loop import AgentRun, Ledger, Searcher
-from trimtab.search.mirror import Mirror, mirror_for
-from trimtab.search.offers import find_removals
-from trimtab.search.pool import make_pool
-from trimtab.search.preference import preferred
-from trimtab.search.problem import Problem, open_database
+from trimtab.files import write_text
+from trimtab.search.finish.export import IN_WORDS, ExportCheck, export_candidate
+from trimtab.search.loop.evaluation import Evaluation, pareto
+from trimtab.search.loop.interrupts import heeding_interrupts
+from trimtab.search.loop.journal import Journal
+from trimtab.search.loop.loop import AgentRun, Ledger, Searcher
+from trimtab.search.loop.optuna_export import OptunaExport, optuna_export_for
+from trimtab.search.loop.pool import make_pool
+from trimtab.search.loop.preference import preferred
+from trimtab.search.loop.verify import contenders, verify
 from trimtab.search.progress import Progress
-from trimtab.search.recheck import contenders, recheck
-from trimtab.search.rehearsal import fill_for, first_proposals
-from trimtab.search.stopping import heeding_interrupts
-from trimtab.search.summary import Winner, best_of, build_summary
+from trimtab.search.report.summary import Winner, best_of, build_summary
+from trimtab.search.setup.agent_factory import fill_for, first_proposals
+from trimtab.search.setup.baseline import Baseline, measure_baseline
+from trimtab.search.setup.budgets import BudgetLimits, describe
+from trimtab.search.setup.config import Config, load_config
+from trimtab.search.setup.problem import Problem, open_database
+from trimtab.search.setup.pruned_space import find_removals
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.policy import Policy
@@ -53,7 +54,7 @@ __all__ = ["Outcome", "default_folder", "identity", "keep_best", "open_run", "pr
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A finished run: its folder, the winner (None where no candidate passed the re-check), and the summary.
+    """A finished run: its folder, the winner (None where no candidate passed verification), and the summary.
 
     `interrupted`: Ctrl-C ended the search, and the run can be gone on with.
     """
@@ -93,7 +94,7 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
     """Run, or go on with, a search in a folder; an impossible budget is an `InfeasibleBudget` and leaves no folder.
 
     While it searches, `policy.json` is the best policy so far, and the first Ctrl-C ends the search early: what was
-    found until then is re-checked, exported and reported all the same.
+    found until then is verified, exported and reported all the same.
     """
     prepare_folder(folder, resume)
     started = time.perf_counter()
@@ -110,9 +111,9 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
         model = CostModel(problem.space, table)
         if known is None:
             propose = first_proposals(problem, config.agents, progress)
-            ground, limits = survey(problem, bench, model, progress, propose)
+            baseline, limits = measure_baseline(problem, bench, model, progress, propose)
         else:
-            ground, limits = known.ground, known.limits(model, config.seed)
+            baseline, limits = known.baseline, known.limits(model, config.seed)
             if known.machine != (engine.signature, cpu_name()):
                 progress.line(
                     "this run was begun on another machine ({}, {}): its budgets and prices are of that one, and "
@@ -127,12 +128,12 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
         if known is None:
             journal.append("run", identity(problem, engine.signature))
             journal.append("space", {"removed": [asdict(removal) for removal in removed]})
-            journal.append("ground", ground.to_json())
-        _say_ground(ground, config, progress)
+            journal.append("baseline", baseline.to_json())
+        _say_baseline(baseline, config, progress)
         ledger = Ledger(journal)
-        mirror = mirror_for(problem, folder, ground)
-        runs = _search(problem, ground, limits, bench, ledger, mirror, folder, progress)
-        finisher = _Finisher(problem, ground, bench, model, runs, ledger, folder, progress)
+        optuna = optuna_export_for(problem, folder, baseline)
+        runs = _search(problem, baseline, limits, bench, ledger, optuna, folder, progress)
+        finisher = _Finisher(problem, baseline, bench, model, runs, ledger, folder, progress)
         outcome = finisher.finish(started)
         journal.append("finished", {"winner": outcome.winner.evaluation.policy.id if outcome.winner else None})
     return outcome
@@ -149,11 +150,11 @@ def _check_offered(config: Config, engine: Engine) -> None:
 
 def _search(
     problem: Problem,
-    ground: Ground,
+    baseline: Baseline,
     limits: BudgetLimits,
     bench: LatencyBench,
     ledger: Ledger,
-    mirror: Mirror | None,
+    optuna: OptunaExport | None,
     folder: Path,
     progress: Progress,
 ) -> list[AgentRun]:
@@ -164,20 +165,20 @@ def _search(
     try:
         with progress.bar("latency table") as bar, heeding_interrupts(progress) as stop:
             limits.model.table.filled = bar.update
-            searcher = Searcher(problem, ground, limits, bench, pool, ledger, estimates, stop)
-            return _run_agents(searcher, mirror, folder, progress)
+            searcher = Searcher(problem, baseline, limits, bench, pool, ledger, estimates, stop)
+            return _run_agents(searcher, optuna, folder, progress)
     finally:
         pool.close()
 
 
-def _run_agents(searcher: Searcher, mirror: Mirror | None, folder: Path, progress: Progress) -> list[AgentRun]:
+def _run_agents(searcher: Searcher, optuna: OptunaExport | None, folder: Path, progress: Progress) -> list[AgentRun]:
     """Run one agent after the other; what is left of a time limit is shared equally among those to come."""
     config, keep = searcher.problem.config, keep_best(folder)
 
     def watch(run: AgentRun) -> None:
         keep(run)
-        if mirror is not None:
-            mirror.follow(run.agent, run.evaluations, progress)
+        if optuna is not None:
+            optuna.follow(run.agent, run.evaluations, progress)
 
     runs: list[AgentRun] = []
     for number, name in enumerate(config.agents):
@@ -223,7 +224,7 @@ class _Finisher:
     def __init__(
         self,
         problem: Problem,
-        ground: Ground,
+        baseline: Baseline,
         bench: LatencyBench,
         model: CostModel,
         runs: list[AgentRun],
@@ -231,16 +232,16 @@ class _Finisher:
         folder: Path,
         progress: Progress,
     ) -> None:
-        self.problem, self.ground, self.bench, self.model = problem, ground, bench, model
+        self.problem, self.baseline, self.bench, self.model = problem, baseline, bench, model
         self.runs, self.ledger, self.folder, self.progress = runs, ledger, folder, progress
-        self.rechecked: dict[str, tuple[Evaluation, Candidate]] = {}
+        self.verified: dict[str, tuple[Evaluation, Candidate]] = {}
         #: Policies whose exported file was not measured within the budgets.
         self.refused: list[str] = []
         #: Seconds of measuring exported files.
         self.exporting = 0.0
 
     def finish(self, started: float) -> Outcome:
-        self.progress.line("re-checking the winners on their finished networks")
+        self.progress.line("verifying the winners on their finished networks")
         chosen, checks = self._choose()
         finals = self._read_final([c for c in chosen.values() if c is not None])
         winners = {
@@ -251,7 +252,7 @@ class _Finisher:
         front = tuple(pareto(e for run in self.runs for e in run.evaluations if e.feasible))
         summary = build_summary(
             self.problem,
-            self.ground,
+            self.baseline,
             self.runs,
             winners,
             front,
@@ -265,37 +266,37 @@ class _Finisher:
         summary["measuring"] = {"end_to_end": self.bench.took + self.exporting, "table": self.model.table.took}
         summary["refused"] = self.refused
         write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-        from trimtab.search.report import write_report
+        from trimtab.search.report.run_report import write_report
 
         write_report(self.folder)
         return Outcome(self.folder, best, front, summary, any(run.ended == "interrupted" for run in self.runs))
 
     def _choose(self) -> tuple[dict[str, tuple[Evaluation, Candidate] | None], list[ExportCheck]]:
-        """Return every agent's re-checked winner, and the checks of the best one's exports.
+        """Return every agent's verified winner, and the checks of the best one's exports.
 
         The best is the first one whose exported file was measured within the budgets too; one that was not is no
         longer feasible, and its agent's next evaluation takes its place.
         """
         while True:
-            chosen = {run.agent: self._recheck(run) for run in self.runs}
+            chosen = {run.agent: self._verify(run) for run in self.runs}
             found = preferred([c[0] for c in chosen.values() if c is not None])
             if found is None:
                 (self.folder / "policy.json").unlink(missing_ok=True)  # refuted by the measurement
                 rmtree(self.folder / "export", ignore_errors=True)
                 self.progress.line(f"no network was measured within every budget: {self._why_none()}")
                 return chosen, []
-            candidate = self.rechecked[found.policy.id][1]
+            candidate = self.verified[found.policy.id][1]
             self.progress.line("exporting, and running the exports back")
             write_policy(self.folder, found.policy)
             checks = export_candidate(
-                self.problem, candidate, self.folder / "export", self.ground.link, self.ground.limit
+                self.problem, candidate, self.folder / "export", self.baseline.link, self.baseline.limit
             )
             self.exporting += sum(check.measuring for check in checks)
             exported = next((check.latency for check in checks if check.verdict is not None), None)
             if exported is None:
                 return chosen, checks
-            found = found.measured(exported, self.ground.limit)
-            self.rechecked[found.policy.id] = found, candidate
+            found = found.measured(exported, self.baseline.limit)
+            self.verified[found.policy.id] = found, candidate
             if found.feasible:
                 return {agent: self._current(one) for agent, one in chosen.items()}, checks
             self.refused.append(found.policy.id)
@@ -303,22 +304,22 @@ class _Finisher:
             self.progress.line(f"the exported file of {found.policy.id} is {words}: the next network is tried")
 
     def _why_none(self) -> str:
-        limit, tried = self.ground.limit, [found.latency for found, _ in self.rechecked.values()]
+        limit, tried = self.baseline.limit, [found.latency for found, _ in self.verified.values()]
         verdicts = Counter(latency.verdict(limit) for latency in tried if latency is not None and limit is not None)
         counts = [f"{count} {IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
         return ", ".join([f"{len(tried)} tried", *counts])
 
     def _current(self, chosen: tuple[Evaluation, Candidate] | None) -> tuple[Evaluation, Candidate] | None:
-        return None if chosen is None else self.rechecked[chosen[0].policy.id]
+        return None if chosen is None else self.verified[chosen[0].policy.id]
 
-    def _recheck(self, run: AgentRun) -> tuple[Evaluation, Candidate] | None:
+    def _verify(self, run: AgentRun) -> tuple[Evaluation, Candidate] | None:
         """Return the agent's preferred evaluation of those whose finished network meets every budget, measured."""
         for evaluation in contenders(run.evaluations):
             policy = evaluation.policy
-            if policy.id not in self.rechecked:
-                self.rechecked[policy.id] = recheck(self.problem, self.ground, self.bench, evaluation)
-            if self.rechecked[policy.id][0].feasible:
-                return self.rechecked[policy.id]
+            if policy.id not in self.verified:
+                self.verified[policy.id] = verify(self.problem, self.baseline, self.bench, evaluation)
+            if self.verified[policy.id][0].feasible:
+                return self.verified[policy.id]
         return None
 
     def _read_final(self, chosen: list[tuple[Evaluation, Candidate]]) -> dict[str, Answers]:
@@ -331,7 +332,7 @@ class _Finisher:
         return {name: graded(judging_session(c).run(images), labels) for name, c in finished.items()}
 
     def _table_error(self) -> TableError:
-        base = self.ground.base.latency
+        base = self.baseline.base.latency
         measured = {
             self.ledger.judged[policy].policy: latency.ratio * base
             for policy, latency in self.ledger.latencies.items()
@@ -390,37 +391,40 @@ def identity(problem: Problem, engine: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Known:
-    """What the journal of an interrupted run says about how it began."""
+    """The beginning of an interrupted run, as its journal has it."""
 
     removed: tuple[Removal, ...]
-    ground: Ground
+    baseline: Baseline
     machine: tuple[str, str]
 
     def limits(self, model: CostModel, seed: int) -> BudgetLimits:
-        model.fit = self.ground.fit
-        return BudgetLimits(model, self.ground.limits, self.ground.margin, seed)
+        model.fit = self.baseline.fit
+        return BudgetLimits(model, self.baseline.limits, self.baseline.margin, seed)
 
 
 def _recall(problem: Problem, journal: Journal) -> _Known | None:
     """Read the beginning of an interrupted run of the same problem; None if it did not get so far."""
-    records = {record.kind: record.data for record in journal.records() if record.kind in ("run", "space", "ground")}
-    if "ground" not in records:
+    records = {record.kind: record.data for record in journal.records() if record.kind in ("run", "space", "baseline")}
+    if "baseline" not in records:
         return None
-    ground = Ground.from_json(records["ground"])  # before configurations are compared: older ones have other keys
+    baseline = Baseline.from_json(records["baseline"])  # before configurations are compared: older ones have other keys
     now, then = identity(problem, ""), records["run"]
     for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
         if json.dumps(now[key], sort_keys=True) != json.dumps(then[key], sort_keys=True):
             raise BadInput(f"the {what} is not the one that the run in {journal.path.parent} was started with")
     removed = tuple(Removal(**removal) for removal in records.get("space", {}).get("removed", ()))
-    return _Known(removed, ground, (then["engine"], then["cpu"]))
+    return _Known(removed, baseline, (then["engine"], then["cpu"]))
 
 
-def _say_ground(ground: Ground, config: Config, progress: Progress) -> None:
-    base, int8 = ground.base, ground.int8
+def _say_baseline(baseline: Baseline, config: Config, progress: Progress) -> None:
+    base, int8 = baseline.base, baseline.int8
     progress.line(
         f"base: {base.latency * 1e3:.4f} ms, {describe('size', base.size)}, {describe('macs', base.macs)}, accuracy "
-        f"{ground.base_accuracy:.2%}; int8: {int8.latency / base.latency:.3f}x latency, "
-        f"{int8.size / base.size:.3f}x size, accuracy {ground.int8_accuracy:.2%}; noise floor {ground.noise_floor:.2%}"
+        f"{baseline.base_accuracy:.2%}; int8: {int8.latency / base.latency:.3f}x latency, "
+        f"{int8.size / base.size:.3f}x size, accuracy {baseline.int8_accuracy:.2%}; "
+        f"noise floor {baseline.noise_floor:.2%}"
     )
-    asked = ", ".join(f"{name} {text} = {describe(name, ground.limits[name])}" for name, text in config.budgets.items())
-    progress.line(f"budgets: {asked}; {ground.margin:.1%} kept free for what prices and measurements may be off by")
+    asked = ", ".join(
+        f"{name} {text} = {describe(name, baseline.limits[name])}" for name, text in config.budgets.items()
+    )
+    progress.line(f"budgets: {asked}; {baseline.margin:.1%} kept free for what prices and measurements may be off by")

@@ -1,4 +1,4 @@
-"""What may be decided about a network: tracing, channel groups, choices, policies, and applying them."""
+"""Decisions about a network: tracing, channel groups, choices, policies, and applying them."""
 
 from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.network import Network, Norm, Op

@@ -9,8 +9,8 @@ from trimtab.sharing import expand
 from trimtab.spaces.factorisation import factorise, layer_of
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
+from trimtab.spaces.prune import kept_channels, prune, selected_channels
 from trimtab.spaces.quantise import dequantise, quantise_weight, round_to_bf16
-from trimtab.spaces.select import kept_channels, prune, selected_channels
 from trimtab.spaces.sharing import share, share_integers
 from trimtab.spaces.space import Space
 from trimtab.spaces.sparsity import sparsify

@@ -1,4 +1,4 @@
-"""From a traced fx module to a `Network`: one handler for each operator that is supported."""
+"""Conversion of a traced fx module to a `Network`: one handler for each operator that is supported."""
 
 from __future__ import annotations
 

@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces.execute import LayerGradient, layer_gradients, run
-from trimtab.spaces.factorisation import one_thread
 from trimtab.spaces.groups import ChannelGroup, propagate
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.reconstruct import draw_positions, receptive_fields
+from trimtab.threads import one_blas_thread
 
 __all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "drawn_loss", "own_loss", "weight_gradients"]
 
@@ -59,7 +59,7 @@ class Reader:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What criteria look at: the folded network, its groups, batch-norm scales (O,) by layer, images (N, C, H, W)."""
+    """The evidence for criteria: the folded network, its groups, batch-norm scales (O,) by layer, images (N, C, H, W)."""
 
     network: Network
     groups: Sequence[ChannelGroup]
@@ -353,7 +353,7 @@ class _Surgeon:
 
 
 def _of_readers(evidence: Evidence, score: Callable[[ChannelGroup, Sequence[Reader]], Array]) -> dict[str, Array]:
-    with one_thread():
+    with one_blas_thread():
         return {
             group.name: score(group, evidence.readers[group.name])
             for group in evidence.groups

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -25,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from trimtab.errors import BadInput
+from trimtab.files import write_bytes
 from trimtab.spaces.candidate import Candidate, kept_by, layer_decisions, prune_network
 from trimtab.spaces.layerwise import CompressedLayer, LayerCompressor, is_row_wise
 from trimtab.spaces.network import Array, Op
@@ -46,7 +45,7 @@ _KEY = "trimtab.layer"
 
 @dataclass(frozen=True)
 class LayerTask:
-    """What an entry is for: a layer, the channels that it reads and writes, (C,) each, and what is decided about it."""
+    """The key of an entry: a layer, the channels that it reads and writes, (C,) each, and what is decided about it."""
 
     layer: str
     inputs: tuple[int, ...]
@@ -212,7 +211,8 @@ class LayerDatabase:
         if path.exists():
             return NetworkRanges.from_json(json.loads(path.read_text()))
         ranges = network_ranges(self.space.network, torch.from_numpy(self.images), self.quantisation.ranges)
-        _replace(path, json.dumps(ranges.to_json()).encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, json.dumps(ranges.to_json()).encode(), durable=False)
         return ranges
 
 
@@ -231,7 +231,8 @@ def _write(path: Path, layer: CompressedLayer) -> None:
         "ranges": dict(layer.ranges),
     }
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    _replace(path, to_bytes(contiguous, metadata={_KEY: json.dumps(about)}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, to_bytes(contiguous, metadata={_KEY: json.dumps(about)}), durable=False)
 
 
 def _read(path: Path) -> CompressedLayer:
@@ -252,16 +253,3 @@ def _read(path: Path) -> CompressedLayer:
         ops.append(Op(kind, name, tuple(inputs), tuple(shape), values, weight, tensors.get(f"{i}.bias")))
     ranges = {name: (low, high) for name, (low, high) in about["ranges"].items()}
     return CompressedLayer(tuple(ops), int8, ranges, tensors["error"])
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whoever else writes it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

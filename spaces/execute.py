@@ -1,4 +1,4 @@
-"""Runs a `Network` in PyTorch, operator by operator: the plain reference, and where repairs look at activations."""
+"""The interpreter of a `Network` in PyTorch, operator by operator: the plain reference, and what repairs look at."""
 
 from __future__ import annotations
 

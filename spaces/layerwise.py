@@ -11,13 +11,14 @@ from scipy.linalg import cho_factor, cho_solve
 
 from trimtab.spaces.candidate import narrowed
 from trimtab.spaces.execute import apply_op
-from trimtab.spaces.factorisation import factor_ops, fit_outputs, kernel_of, one_thread, plain_factors
+from trimtab.spaces.factorisation import factor_ops, fit_outputs, kernel_of, plain_factors
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision
+from trimtab.spaces.prune import sliced
 from trimtab.spaces.ranges import activation_quant
 from trimtab.spaces.reconstruct import RIDGE
-from trimtab.spaces.select import sliced
 from trimtab.spaces.statistics import LayerStatistics
+from trimtab.threads import one_blas_thread
 
 __all__ = ["CompressedLayer", "LayerCompressor", "is_row_wise"]
 
@@ -84,7 +85,7 @@ class LayerCompressor:
 
     def compress(self, in_shape: tuple[int, ...]) -> CompressedLayer:
         """Return what stands for the layer, which reads a tensor of this shape."""
-        with one_thread():
+        with one_blas_thread():
             return self._compressed(in_shape)
 
     def _compressed(self, in_shape: tuple[int, ...]) -> CompressedLayer:

@@ -23,11 +23,11 @@ READABLE = (1, SCHEMA)
 
 @dataclass(frozen=True)
 class LayerDecision:
-    """What is decided for one layer.
+    """The decision for one layer.
 
     `w_bits` of its weights and `a_bits` of its input activations; `grid`, one of `trimtab.spaces.grids.GRIDS`, places
     the weights' values. At most one of: `rank` of its `factorisation`, a sparsity `pattern`, a way of `sharing`
-    weights, the latter two as `trimtab.spaces.forms` reads them.
+    weights, the latter two as `trimtab.spaces.layer_forms` reads them.
     """
 
     w_bits: int = 32

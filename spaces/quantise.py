@@ -25,7 +25,7 @@ NO_WEIGHT = 1e-25
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How a network is quantised, beside what is decided for each layer; the same for all of them.
+    """The quantisation of a network beside what is decided for each layer; the same for all of them.
 
     `rounding` is how weights of fewer than 8 bits are rounded (`trimtab.spaces.rounding.ROUNDINGS`), `ranges` what of a
     tensor's values its bits store (`trimtab.spaces.ranges.RANGES`). Another name is a `BadInput`.

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.spaces.blocks import block_of, run_block, tune
+from trimtab.spaces.block_reconstruction import block_of, run_block, tune
 from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, prune_network
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import factor_ops, layer_of, plain_factors
+from trimtab.spaces.factorisation.fit_layer import fitted_factors
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation, dequantise, round_to_bf16
@@ -26,7 +27,6 @@ from trimtab.spaces.reconstruct import (
     solve,
     target_tensors,
 )
-from trimtab.spaces.refactor import fitted_factors
 from trimtab.spaces.space import Space
 
 __all__ = ["Calibration", "Repairs", "compress", "settle"]
@@ -46,11 +46,11 @@ AGREEMENT = 0.5
 
 @dataclass(frozen=True)
 class Repairs:
-    """What is made good before a candidate is judged.
+    """Repairs that a candidate gets before it is judged.
 
     `reconstruct`: every dense layer is fitted to what the untouched one did (`trimtab.spaces.reconstruct`), on
     `samples` output positions per input of the layer, where the images have as many; with `block_steps` the float
-    layers of each residual block are then fitted together, in so many steps (`trimtab.spaces.blocks`).
+    layers of each residual block are then fitted together, in so many steps (`trimtab.spaces.block_reconstruction`).
     `batch_norm`: layers that had a batch norm get the mean and standard deviation that they used to have; `bias`: all
     others get the mean (bias correction; Nagel et al. 2019, arXiv:1906.04721, section 4.2).
     """

@@ -6,8 +6,6 @@ output off by e gram e^T in the mean square.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from trimtab.spaces.grids import nearest
 from trimtab.spaces.network import Array
+from trimtab.threads import torch_threads
 
 __all__ = ["ROUNDINGS", "adaround", "descent", "gptq"]
 
@@ -114,7 +113,7 @@ def adaround(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
     below = np.clip(np.searchsorted(centres, ratios, side="right") - 1, 0, len(levels) - 2)
     down, up = centres[below], centres[below + 1]
     soft = np.clip((ratios - down) / (up - down), 0, 1)
-    with _one_thread(), torch.enable_grad():
+    with torch_threads(1), torch.enable_grad():
         covariance = torch.from_numpy(np.ascontiguousarray(gram, np.float32))
         weight, low, high = (torch.from_numpy(part) for part in (rows, down * scale[:, None], up * scale[:, None]))
         rounds_up = _rounds_up(weight, low, high, torch.from_numpy(soft), covariance)
@@ -150,14 +149,3 @@ def _output_error(rows: Array, scale: Array, rounded: Array, gram: Array) -> Arr
     """Each channel's mean square error at the output, (O,)."""
     error = (rounded * scale[:, None] - rows).astype(np.float64)
     return np.asarray(((error @ gram) * error).sum(axis=1))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The number of threads would show in the last bits, and those decide roundings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

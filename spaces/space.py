@@ -15,12 +15,12 @@ from torch import nn
 from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces.criteria import Evidence, channel_scores
 from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises, pays
-from trimtab.spaces.forms import DENSE, Form, applies, parse_form
 from trimtab.spaces.grids import GRIDS
 from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
+from trimtab.spaces.layer_forms import DENSE, Form, applies, parse_form
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.select import importance_order, smallest_kept
+from trimtab.spaces.prune import importance_order, smallest_kept
 from trimtab.spaces.trace import trace_both
 
 __all__ = [
@@ -67,12 +67,12 @@ SMALLEST_FULL_RANK = 8
 
 @dataclass(frozen=True)
 class Options:
-    """What a search may decide.
+    """Options of a space: what a search may decide.
 
     `channels`: the most choices of kept channels per group (1: no pruning); `min_keep`: the smallest keep ratio;
     `bits`: the (w_bits, a_bits) pairs offered, each with a grid where it is not the uniform one; `ranks`: ranks offered
     beside the dense layer, as fractions of the layer's full rank, of each of the `factorisations`; `patterns` of
-    sparsity and ways of `sharing` weights, as `trimtab.spaces.forms` reads them; `fixed`: layers that stay fp32,
+    sparsity and ways of `sharing` weights, as `trimtab.spaces.layer_forms` reads them; `fixed`: layers that stay fp32,
     unpruned and dense; `criterion`: which channels stay, one of `trimtab.spaces.criteria.CRITERIA`;
     `factors`, one of `FACTOR_FITS`: what the factors of a layer come nearest to where a candidate is repaired: its
     weights ("plain"), its outputs, or its outputs behind the ReLU that reads them ("nonlinear"). Entries of the layer

@@ -30,8 +30,8 @@ from torch import Tensor
 from trimtab.errors import BadInput
 from trimtab.spaces.criteria import BATCH, own_loss, weight_gradients
 from trimtab.spaces.execute import layer_gradients
-from trimtab.spaces.factorisation import one_thread
 from trimtab.spaces.network import Array, Network
+from trimtab.threads import one_blas_thread
 
 __all__ = [
     "PATTERNS",
@@ -105,7 +105,7 @@ def sparsify(weight: Array, pattern: str, gram: Array | None = None) -> Array:
         return np.where(pattern_mask(weight.astype(np.float64) ** 2, parsed), weight, 0).astype(weight.dtype)
     rows = weight.reshape(weight.shape[0], -1).astype(np.float64)
     cells = _cells(weight.shape, parsed)
-    with one_thread():
+    with one_blas_thread():
         moments = _invertible(gram)
         if rows.shape[1] > SURGEON_INPUTS:
             found = _at_once(rows, moments, parsed, cells)

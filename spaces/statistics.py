@@ -1,4 +1,4 @@
-"""What the untouched network does at every layer on calibration images: all that compressing a layer on its own needs.
+"""Statistics of the untouched network's layers on calibration images: all that compressing one on its own needs.
 
 A dense layer is linear, so the covariance of its inputs says what every change of its weights does to its outputs, and
 how well the inputs that are left can make up for those that are gone: no image has to be looked at again.

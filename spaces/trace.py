@@ -1,4 +1,4 @@
-"""From a PyTorch module to a `Network`, by torch.fx."""
+"""Tracing of a PyTorch module to a `Network`, by torch.fx."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-#: What belongs to no room: errors, and how weights share values, which spaces choose and kernels store.
-EVERYBODYS = {"errors", "sharing"}
+#: Modules that belong to no room: every room may import them, and they import nothing of ours but errors.
+EVERYBODYS = {"errors", "files", "sharing", "threads"}
 
 #: Room -> what it may import of ours.
 MAY_IMPORT = {
@@ -21,6 +21,18 @@ MAY_IMPORT = {
     "spaces": set[str](),
     "agents": {"spaces"},
     "evaluators": {"spaces", "kernels"},
+}
+
+#: Part of `search/` -> the parts that it may import.
+FLOORS = {
+    "progress": set[str](),
+    "setup": {"progress"},
+    "loop": {"progress", "setup"},
+    "finish": {"progress", "setup", "loop"},
+    "report": {"progress", "setup", "loop", "finish"},
+    "run": {"progress", "setup", "loop", "finish", "report"},
+    "contest": {"progress", "setup", "loop", "finish", "report", "run"},
+    "bench": {"progress", "setup", "loop", "finish"},
 }
 
 
@@ -84,16 +96,16 @@ def test_the_kernels_need_no_torch() -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def imports(path: Path) -> set[str]:
-    """The rooms of ours that a module imports, wherever in the file."""
+def imports(path: Path, package: str = "trimtab") -> set[str]:
+    """The rooms of a package that a module imports, wherever in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names if node.module == "trimtab" else {node.module}
-    return {name.split(".")[1] for name in found if name.startswith("trimtab.")}
+            found |= names if node.module == package else {node.module}
+    return {name.removeprefix(f"{package}.").split(".")[0] for name in found if name.startswith(f"{package}.")}
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -102,6 +114,24 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
     assert files
     odd = {str(file): wrong for file in files if (wrong := imports(file) - MAY_IMPORT[room] - {room, *EVERYBODYS})}
     assert not odd
+
+
+@pytest.mark.parametrize("part", FLOORS)
+def test_the_parts_of_search_stand_on_floors(part: str) -> None:
+    place = ROOT / "search" / part
+    files = list(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    assert files
+    for file in files:
+        assert imports(file, "trimtab.search") <= FLOORS[part] | {part}, file
+
+
+def test_modules_and_classes_are_described_by_what_they_are() -> None:
+    """A docstring begins with a noun, not with a question."""
+    for file in [path for room in (*MAY_IMPORT, "search", "src") for path in (ROOT / room).rglob("*.py")]:
+        tree = ast.parse(file.read_text())
+        for node in [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]:
+            words = (ast.get_docstring(node) or "The").split()
+            assert words[0] not in {"What", "Which", "Who", "Where", "When", "How", "From"}, (file, words[:8])
 
 
 def test_every_room_is_a_link_into_the_package() -> None:

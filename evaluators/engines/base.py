@@ -1,4 +1,4 @@
-"""What an engine is: it compiles a program into a session that runs it and can be timed."""
+"""The contract of engines: one compiles a program into a session that runs it and can be timed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EngineSession(Protocol):
 
 
 class Engine(Protocol):
-    """What runs a network. Latency belongs to (candidate, engine, threads, batch)."""
+    """A runtime of networks. Latency belongs to (candidate, engine, threads, batch)."""
 
     name: str
     threads: int

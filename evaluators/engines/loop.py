@@ -1,4 +1,4 @@
-"""What the engines that are driven from Python share: the timing loop, and pricing a layer by a small program."""
+"""The timing loop of engines that are driven from Python, and their way of pricing a layer by a small program."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from trimtab.kernels.errors import UnsupportedOperator
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.kernels.passes import fuse
 from trimtab.kernels.validate import check_graph, is_integer
+from trimtab.threads import torch_threads
 
 __all__ = ["TorchEngine", "TorchSession"]
 
@@ -62,7 +62,7 @@ class TorchEngine:
         self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
     ) -> TorchSession:
         """Prepare a program; additions are fused, so `ranges` are not needed."""
-        with _threads(self.threads), torch.inference_mode():
+        with torch_threads(self.threads), torch.inference_mode():
             return TorchSession(graph, self.threads)
 
     def layer_kernel(self, graph: Graph, layer: str) -> str:
@@ -72,17 +72,6 @@ class TorchEngine:
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time the whole small program."""
         return small_program_seconds(self, graph, layer, seconds)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch use this many threads; it is one setting for the whole process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -118,13 +107,13 @@ class TorchSession:
 
     def run(self, x: Images) -> Images:
         """Return the output (N, ...) for (N, C, H, W)."""
-        with _threads(self.threads), torch.inference_mode():
+        with torch_threads(self.threads), torch.inference_mode():
             result: Images = self._forward(torch.from_numpy(np.array(x, order="C"))).contiguous().numpy()
         return result
 
     def time(self, inputs: Images, seconds: float) -> TimeSlice:
         """Time runs on inputs (R, batch, C, H, W), whose memory is read in place."""
-        with _threads(self.threads), torch.inference_mode():
+        with torch_threads(self.threads), torch.inference_mode():
             return time_runs(
                 self._forward, [torch.from_numpy(image) for image in np.ascontiguousarray(inputs)], seconds
             )

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "narrow.h"
+#include "codebook.h"
 
 namespace trimtab {
 namespace {

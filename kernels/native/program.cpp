@@ -35,7 +35,7 @@ void bound_integers(Store& s) {
 }  // namespace
 
 Program::Program(const Kernels& kernels, int threads, int batch)
-    : kernels_(kernels), batch_(batch), level_(kernels.name), crew_(threads) {}
+    : kernels_(kernels), batch_(batch), level_(kernels.name), threads_(threads) {}
 
 int Program::add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero,
                         int bits) {
@@ -72,7 +72,7 @@ void Program::add_conv(const std::string& name, int in, int out, int residual, c
   const bool requantize =
       spec.int_weights != nullptr && residual < 0 && to.is_u8 && activation.curve == Curve::kNone;
   auto call = std::make_shared<ConvCall>();
-  call->packed = pack_conv(spec, kernels_, from, to, requantize, batch_, crew_.size());
+  call->packed = pack_conv(spec, kernels_, from, to, requantize, batch_, threads_.size());
   const PackedConv& packed = call->packed;
   layer_kernels_.emplace_back(name, describe(packed));
   weight_bytes_ += packed.weights.bytes();
@@ -276,7 +276,7 @@ void Program::finish(int input, int output, size_t arena_bytes) {
   output_ = output;
   arena_ = Memory(arena_bytes + kSlack);
   fill_with_junk(arena_);
-  for (int i = 0; i < crew_.size(); ++i) {
+  for (int i = 0; i < threads_.size(); ++i) {
     scratch_.emplace_back(scratch_per_thread_);
     fill_with_junk(scratch_.back());
   }

@@ -11,7 +11,7 @@
 #include "checked.h"
 #include "chain.h"
 #include "conv.h"
-#include "crew.h"
+#include "thread_pool.h"
 #include "table.h"
 
 namespace trimtab {
@@ -35,7 +35,7 @@ struct Slice {
   long involuntary_switches;
 };
 
-// The caller (trimtab.kernels.plan) has checked every shape; tensors are named by their index.
+// The caller (trimtab.kernels.validate) has checked every shape; tensors are named by their index.
 class Program {
  public:
   Program(const Kernels& kernels, int threads, int batch);
@@ -64,9 +64,9 @@ class Program {
   const Tensor& output() const { return tensors_[output_]; }
   const Tensor& tensor(int i) const { return tensors_[i]; }
   int batch() const { return batch_; }
-  int threads() const { return crew_.size(); }
+  int threads() const { return threads_.size(); }
   size_t arena_bytes() const { return arena_.bytes() + scratch_bytes(); }
-  size_t scratch_bytes() const { return scratch_per_thread_ * crew_.size(); }  // of all threads
+  size_t scratch_bytes() const { return scratch_per_thread_ * threads_.size(); }  // of all threads
   size_t weight_bytes() const { return weight_bytes_; }
   const std::string& level() const { return level_; }
   const std::vector<std::pair<std::string, std::string>>& layer_kernels() const { return layer_kernels_; }
@@ -110,7 +110,7 @@ class Program {
   std::vector<Memory> scratch_;  // of each thread
   WriteCheck check_;
   std::mutex mutex_;  // one run at a time: the arena is shared
-  Crew crew_;
+  ThreadPool threads_;
 };
 
 }  // namespace trimtab

@@ -28,22 +28,22 @@ long involuntary_switches() {
 }  // namespace
 
 Task Program::task(int images, int thread) const {
-  return {images, thread, crew_.size(), scratch_[thread].data()};
+  return {images, thread, threads_.size(), scratch_[thread].data()};
 }
 
 // This thread's share of a step; returns when all threads have done theirs.
 void Program::run_step(const Step& step, const Task& t) {
   if (kChecked) {
     if (t.thread == 0) check_.before(arena_);
-    crew_.barrier();
+    threads_.barrier();
   }
   step.run(t);
-  crew_.barrier();
+  threads_.barrier();
   if (kChecked) {
     const Tensor& out = tensors_[step.output];
     const size_t bytes = out.elements() * t.images * (out.operand.is_u8 ? 1 : sizeof(float));
     if (t.thread == 0) check_.after(arena_, step.name, out.offset, bytes);
-    crew_.barrier();
+    threads_.barrier();
   }
 }
 
@@ -88,10 +88,10 @@ void Program::save_output(int tensor, float* y, const Task& t) const {
 }
 
 void Program::run_chunk(const float* x, int images, float* y) {
-  crew_.run([&](int thread) {
+  threads_.run([&](int thread) {
     const Task t = task(images, thread);
     load_input(x, t);
-    crew_.barrier();
+    threads_.barrier();
     for (const Step& step : steps_) run_step(step, t);
     save_output(output_, y, t);
   });
@@ -127,11 +127,11 @@ std::vector<std::pair<std::string, double>> Program::profile(const float* inputs
   std::vector<float> y(output().elements() * batch_);
   for (long r = 0; r < runs; ++r) {
     const float* x = inputs + r % count * input().elements() * batch_;
-    crew_.run([&](int thread) {
+    threads_.run([&](int thread) {
       const Task t = task(batch_, thread);
       double last = seconds_now();
       const auto lap = [&](size_t i) {
-        crew_.barrier();
+        threads_.barrier();
         const double now = seconds_now();
         if (thread == 0) total[i] += now - last;
         last = now;
@@ -160,14 +160,14 @@ void Program::trace(const float* x, int images, const std::function<void(int, co
     save_output(tensor, values.data(), {images, 0, 1, nullptr});
     visit(tensor, values.data());
   };
-  crew_.run([&](int thread) {
+  threads_.run([&](int thread) {
     load_input(x, task(images, thread));
-    crew_.barrier();
+    threads_.barrier();
     if (thread == 0) show(input_);
     for (const Step& step : steps_) {
       run_step(step, task(images, thread));
       if (thread == 0) show(step.output);
-      crew_.barrier();
+      threads_.barrier();
     }
   });
 }

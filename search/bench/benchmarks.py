@@ -15,14 +15,14 @@ from trimtab.search.bench.methods import bench_methods
 from trimtab.search.bench.networks import bench_networks
 from trimtab.search.bench.proxy import bench_proxy
 from trimtab.search.bench.table import bench_table
-from trimtab.search.config import Config
+from trimtab.search.setup.config import Config
 
 __all__ = ["BenchOptions", "run"]
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure; the command line's help says which benchmark reads which."""
+    """Options of benchmarks; the command line's help says which benchmark reads which."""
 
     networks: tuple[str, ...]
     engines: tuple[str, ...]

@@ -15,7 +15,7 @@ from typing import Any
 
 from trimtab.errors import BadInput, TrimtabError, unknown_name
 from trimtab.evaluators.timing import timing_cores
-from trimtab.kernels.levels import levels
+from trimtab.kernels.isa import levels
 
 __all__ = ["answer_parent", "caps", "obeys_caps", "run_in_child"]
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.comparison import BLOCK_SECONDS, Compile
+from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.base import Engine, Images
 from trimtab.evaluators.intervals import Interval, block_interval, undisturbed_ratio
@@ -22,10 +22,10 @@ from trimtab.evaluators.rounds import interleave
 from trimtab.evaluators.timing import timing_slot
 from trimtab.search.bench.load import bursts
 from trimtab.search.bench.networks import load_network
-from trimtab.search.config import default_config, load_config
-from trimtab.search.link import find_yardstick
-from trimtab.search.problem import load_problem
 from trimtab.search.progress import Progress
+from trimtab.search.setup.config import default_config, load_config
+from trimtab.search.setup.link import find_yardstick
+from trimtab.search.setup.problem import load_problem
 from trimtab.spaces.policy import Policy
 
 __all__ = ["LENGTHS", "bench_coverage", "coverage_rows"]

@@ -8,8 +8,8 @@ from trimtab.agents.random import Random
 from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.table import LatencyTable
-from trimtab.search.budgets import BudgetLimits, resolve
-from trimtab.search.problem import Problem
+from trimtab.search.setup.budgets import BudgetLimits, resolve
+from trimtab.search.setup.problem import Problem
 from trimtab.spaces.policy import Policy
 
 __all__ = ["random_feasible"]

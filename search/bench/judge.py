@@ -1,4 +1,4 @@
-"""How fast candidates are judged, and where the time goes."""
+"""The speed of judging candidates, and where the time goes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from trimtab.search.bench.feasible import random_feasible
-from trimtab.search.config import Config
-from trimtab.search.fill import fill_database
-from trimtab.search.problem import load_problem
 from trimtab.search.progress import ConsoleProgress
+from trimtab.search.setup.config import Config
+from trimtab.search.setup.fill import fill_database
+from trimtab.search.setup.problem import load_problem
 
 __all__ = ["bench_judge"]
 

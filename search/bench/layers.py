@@ -50,7 +50,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a layer is stored: bits of its weights and of its input and output; 32 is float32."""
+    """The storage of a layer: bits of its weights and of its input and output; 32 is float32."""
 
     name: str
     w_bits: int
@@ -236,7 +236,7 @@ def _open_ends(graph: onnx.GraphProto) -> None:
 
 
 class _Timed(NamedTuple):
-    """What is timed: a kind on an engine; no kind is the empty network."""
+    """A timed pair: a kind on an engine; no kind is the empty network."""
 
     kind: Kind | None
     engine: str

@@ -1,4 +1,4 @@
-"""What single methods do to a real network: policies, written as text, repaired and judged."""
+"""Single methods on a real network: policies, written as text, repaired and judged."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from trimtab.evaluators.accuracy import graded, judging_session
 from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.data import Images, Labels
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.steps import StepPlan
+from trimtab.evaluators.plan import StepPlan
 from trimtab.kernels import stored_bytes
-from trimtab.search.config import Config
-from trimtab.search.problem import Problem, load_problem, open_database
 from trimtab.search.progress import ConsoleProgress
+from trimtab.search.setup.config import Config
+from trimtab.search.setup.problem import Problem, load_problem, open_database
 from trimtab.spaces.candidate import Candidate
-from trimtab.spaces.forms import DENSE, parse_form
+from trimtab.spaces.layer_forms import DENSE, parse_form
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Bits, Space, check_bits
 

@@ -116,7 +116,7 @@ def _exact_or_none(engine: Engine) -> bool | None:
 
 
 class _Timed(NamedTuple):
-    """What is timed: a form on an engine; `alone` is one thread where the others have several."""
+    """A timed pair: a form on an engine; `alone` is one thread where the others have several."""
 
     form: str
     engine: str

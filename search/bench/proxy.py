@@ -1,4 +1,4 @@
-"""How well the proxy ranks candidates: against what the same candidates are worth after a short fine-tuning."""
+"""The proxy's ranking of candidates, held to what they are worth after a short fine-tuning."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scipy.stats import spearmanr
 
 from trimtab.evaluators.accuracy import Judge, accuracy_of, judging_session
 from trimtab.search.bench.feasible import random_feasible
-from trimtab.search.config import Config
-from trimtab.search.finetune import Schedule, finetune
-from trimtab.search.problem import load_problem, with_database
-from trimtab.search.processes import in_processes
+from trimtab.search.finish.finetune import Schedule, finetune
 from trimtab.search.progress import ConsoleProgress, Progress
+from trimtab.search.setup.config import Config
+from trimtab.search.setup.problem import load_problem, with_database
+from trimtab.search.setup.processes import in_processes
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.repair import Calibration, Repairs
 

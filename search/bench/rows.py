@@ -1,4 +1,4 @@
-"""What the rows of every benchmark are made of."""
+"""Rows of benchmarks, and what they are made of."""
 
 from __future__ import annotations
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from trimtab.agents.additive import AdditiveModel
-from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import CostModel, TableFit
+from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.table import LatencyTable
-from trimtab.search.config import Config
-from trimtab.search.ground import PROBE_BLOCKS, PROBE_PRECISION
-from trimtab.search.link import find_yardstick
-from trimtab.search.offers import find_removals
-from trimtab.search.problem import Problem, load_problem
 from trimtab.search.progress import ConsoleProgress, Progress
+from trimtab.search.setup.baseline import PROBE_BLOCKS, PROBE_PRECISION
+from trimtab.search.setup.config import Config
+from trimtab.search.setup.link import find_yardstick
+from trimtab.search.setup.problem import Problem, load_problem
+from trimtab.search.setup.pruned_space import find_removals
 from trimtab.spaces.policy import Policy
 
 __all__ = ["bench_table"]

@@ -11,7 +11,7 @@ from trimtab.spaces.factorisation.factorise import (
 )
 from trimtab.spaces.factorisation.fit import Rectified, fit_outputs, fit_rectified, output_error
 from trimtab.spaces.factorisation.geometry import Geometry
-from trimtab.spaces.factorisation.registry import FACTORISATIONS, Factorisation, compose, one_thread, parts_of, pays
+from trimtab.spaces.factorisation.registry import FACTORISATIONS, Factorisation, compose, parts_of, pays
 from trimtab.spaces.factorisation.tensor_train import tt_dense, tt_factors, tt_modes
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "fit_rectified",
     "kernel_of",
     "layer_of",
-    "one_thread",
     "output_error",
     "parts_of",
     "pays",

@@ -9,8 +9,9 @@ import numpy as np
 
 from trimtab.errors import BadInput
 from trimtab.spaces.factorisation.geometry import Geometry
-from trimtab.spaces.factorisation.registry import FACTORISATIONS, Factorisation, one_thread
+from trimtab.spaces.factorisation.registry import FACTORISATIONS, Factorisation
 from trimtab.spaces.network import Array, Network, Op
+from trimtab.threads import one_blas_thread
 
 __all__ = ["factor_names", "factor_ops", "factorise", "factorises", "kernel_of", "layer_of", "plain_factors"]
 
@@ -66,7 +67,7 @@ def plain_factors(op: Op, name: str, rank: int) -> list[Array]:
     limit = factorisation.full_rank(Geometry.of(op))
     if not 1 <= rank <= limit:
         raise BadInput(f"layer {op.name!r}: rank {rank} is not between 1 and {limit}")
-    with one_thread():
+    with one_blas_thread():
         return factorisation.factors(kernel_of(op), rank)
 
 

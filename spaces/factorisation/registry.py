@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import ClassVar
 
 import numpy as np
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from trimtab.spaces.factorisation import decompose
 from trimtab.spaces.factorisation.geometry import Geometry, total_macs
 from trimtab.spaces.network import Array
 
-__all__ = ["FACTORISATIONS", "Factorisation", "compose", "one_thread", "parts_of", "pays"]
+__all__ = ["FACTORISATIONS", "Factorisation", "compose", "parts_of", "pays"]
 
 
 class Factorisation(ABC):
@@ -179,19 +176,6 @@ def compose(factorisation: str, factors: Sequence[Array]) -> Array:
     """Return the dense weight (O, I, kh, kw) that factors stand for."""
     dense: Array = np.einsum(FACTORISATIONS[factorisation].equation, *factors, optimize="optimal")
     return dense
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Hold BLAS to one thread: the matrices are small, threads that wait for a busy core take ten times as long, and
-    their number would show in the last bits."""
-    with _blas().limit(limits=1, user_api="blas"):
-        yield
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through the process's libraries: milliseconds
 
 
 def _pointwise(layer: Geometry, inputs: int, outputs: int) -> Geometry:

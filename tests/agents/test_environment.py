@@ -39,7 +39,7 @@ def test_the_reward_comes_at_the_end_and_is_what_the_policy_is_worth() -> None:
             _, reward, done, truncated, info = env.step(env.action_space.sample())
             rewards.append(reward)
             assert not truncated
-        assert len(rewards) == len(env.walk.steps)
+        assert len(rewards) == len(env.process.steps)
         assert rewards[:-1] == [0.0] * (len(rewards) - 1)
         assert rewards[-1] == ACCURACY(info["policy"])
         assert LIMITS.feasible(info["policy"])
@@ -48,10 +48,10 @@ def test_the_reward_comes_at_the_end_and_is_what_the_policy_is_worth() -> None:
 def test_a_step_after_the_end_is_an_error() -> None:
     env = environment()
     env.reset()
-    for _ in env.walk.steps:
-        env.step(np.ones(env.walk.slots, np.float32))
+    for _ in env.process.steps:
+        env.step(np.ones(env.process.slots, np.float32))
     with pytest.raises(ValueError, match="over"):
-        env.step(np.ones(env.walk.slots, np.float32))
+        env.step(np.ones(env.process.slots, np.float32))
 
 
 def test_users_train_agents_of_their_own_on_it() -> None:
@@ -64,6 +64,6 @@ def test_users_train_agents_of_their_own_on_it() -> None:
         return ACCURACY(policy)  # type: ignore[arg-type]
 
     env = CompressionEnvironment(SPACE, LIMITS, evaluate)
-    steps = len(env.walk.steps)
+    steps = len(env.process.steps)
     DDPG("MlpPolicy", env, learning_starts=steps, batch_size=8, seed=0, device="cpu").learn(4 * steps)
     assert len(seen) == 4

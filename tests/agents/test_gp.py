@@ -44,7 +44,7 @@ def test_levels_are_mean_places() -> None:
         for kind in ("channels", "bits", "form"):
             places = [vector[i] / (len(SPACE.knobs[i].choices) - 1) for i in knobs if SPACE.knobs[i].kind == kind]
             if places:
-                assert agent._window.trials[0].params[f"{kind} {stage}"] == pytest.approx(np.mean(places))
+                assert agent._study.trials[0].params[f"{kind} {stage}"] == pytest.approx(np.mean(places))
 
 
 def test_the_best_policys_own_levels_are_the_best_policy(monkeypatch: pytest.MonkeyPatch) -> None:

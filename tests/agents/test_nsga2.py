@@ -52,11 +52,11 @@ def test_the_first_parents_are_the_least_dominated() -> None:
         score = ToyScore(accuracy, {"size": cost - 3, "macs": 0.5 if over else -0.5})
         agent.tell(SPACE.decode(draw(SPACE, rng)), score)
     agent.ask(1)
-    trials = agent._window.trials
+    trials = agent._study.trials
     assert [trial.system_attrs[GENERATION] for trial in trials] == [0] * POPULATION + [1] * POPULATION
     from optuna.samplers import NSGAIISampler
 
-    study = agent._window.study(NSGAIISampler(population_size=POPULATION))
+    study = agent._study.study(NSGAIISampler(population_size=POPULATION))
     parents = {trial.number for trial in study.sampler.get_parent_population(study, 2)}
     assert len(parents) == POPULATION
 

@@ -56,7 +56,7 @@ def test_a_policy_outside_the_choices_is_known_but_not_modelled() -> None:
     agent.tell(narrow, ToyScore(0.9))
     odd = {**space.base().layers, "linear": LayerDecision(rank=7)}
     agent.tell(Policy(space.fingerprint, space.base().channels, odd), ToyScore(0.9))
-    assert agent._window.trials == []
+    assert agent._study.trials == []
     assert len(agent.ask(Tpe.startup + 3)) == Tpe.startup + 3
 
 

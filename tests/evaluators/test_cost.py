@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from trimtab.errors import TrimtabError
 from trimtab.evaluators import Cost, CostModel, LatencyTable, count_macs, lower
 from trimtab.evaluators.accuracy import timing_candidate
-from trimtab.evaluators.coding import Coded
 from trimtab.evaluators.cost import TableFit, peak_memory
-from trimtab.evaluators.steps import Call, Step, StepPlan
+from trimtab.evaluators.plan import Call, Step, StepPlan
+from trimtab.evaluators.size import Coded
 from trimtab.kernels import packing, stored_bytes
 from trimtab.kernels.packing import estimate
 from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.validate import check_graph
 from trimtab.spaces import Candidate, LayerDecision, Policy, Space, build_space
-from trimtab.spaces.forms import applies, parse_form
+from trimtab.spaces.layer_forms import applies, parse_form
 from trimtab.spaces.quantise import quantise_weight
 
 

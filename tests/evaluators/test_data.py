@@ -34,9 +34,9 @@ def parts(splits: Splits) -> list[set[bytes]]:
 # digits, which scikit-learn brings along
 
 
-@pytest.mark.parametrize(("judge", "chosen", "final"), [("held-out", 300, 400), ("test-half", 200, 200)])
-def test_splits_are_disjoint(judge: str, chosen: int, final: int) -> None:
-    splits = load("digits", judge=judge, selection=300)
+@pytest.mark.parametrize(("split", "chosen", "final"), [("held-out", 300, 400), ("test-half", 200, 200)])
+def test_splits_are_disjoint(split: str, chosen: int, final: int) -> None:
+    splits = load("digits", split=split, selection=300)
     train, selection, last = parts(splits)
     assert (len(splits.selection[1]), len(splits.final()[1])) == (chosen, final)
     assert not train & selection
@@ -52,7 +52,7 @@ def test_every_image_is_used() -> None:
     count = len(load_digits().target)
     splits = load("digits", selection=300)
     assert len(splits.train()[1]) + len(splits.selection[1]) + len(splits.final()[1]) == count
-    halves = load("digits", judge="test-half", selection=10**6)
+    halves = load("digits", split="test-half", selection=10**6)
     assert len(halves.train()[1]) + len(halves.selection[1]) + len(halves.final()[1]) == count
 
 
@@ -84,7 +84,7 @@ def test_provenance_says_which_images() -> None:
     assert "123 training images" in held
     assert "left out of training" in held
     assert "all 400 test images" in held
-    half = load("digits", judge="test-half").provenance
+    half = load("digits", split="test-half").provenance
     assert "200 images of one half of the test split" in half
     assert "the other half, 200 images" in half
 
@@ -123,7 +123,7 @@ def test_unknown_names_list_the_known() -> None:
     with pytest.raises(BadInput, match=r"unknown data set 'digit'; did you mean 'digits'\? .*cifar10"):
         load("digit")
     with pytest.raises(BadInput, match="'held-out' or 'test-half', not 'test'"):
-        load("digits", judge="test")
+        load("digits", split="test")
 
 
 # data under a root

@@ -14,7 +14,7 @@ from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.steps import StepPlan, step_graph
+from trimtab.evaluators.plan import StepPlan, step_graph
 from trimtab.evaluators.table import LatencyTable
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Calibration, LayerDecision, Options, Policy, Space, build_space, compress

@@ -12,8 +12,8 @@ from trimtab import kernels
 from trimtab.evaluators import LatencyTable, lower, step_timer, table
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines import TimeSlice, make_engine
+from trimtab.evaluators.plan import STEP, Step, StepPlan, step_graph
 from trimtab.evaluators.step_timer import REFERENCE
-from trimtab.evaluators.steps import STEP, Step, StepPlan, step_graph
 from trimtab.kernels import Graph
 from trimtab.spaces import Policy
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from trimtab.evaluators import timing_slot
-from trimtab.evaluators.timing import cache_dir, timing_cores, worker_cores
+from trimtab.evaluators.timing import timing_cores, worker_cores
+from trimtab.files import cache_dir
 
 State = tuple[set[int], int, int, bool]
 

@@ -16,14 +16,14 @@ from torch import nn
 
 from trimtab.evaluators.cost import count_macs
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.steps import StepPlan
+from trimtab.evaluators.plan import StepPlan
 from trimtab.kernels import Graph, Session, fuse
 from trimtab.kernels.passes import legalise
 from trimtab.kernels.validate import is_integer
 from trimtab.spaces import Calibration, Options, Repairs, Space, build_space, compress
 from trimtab.spaces.candidate import apply
 from trimtab.spaces.execute import run
-from trimtab.spaces.select import kept_channels, prune, zero_channels
+from trimtab.spaces.prune import kept_channels, prune, zero_channels
 
 SIDE = 64
 #: Whether the network takes more than a few seconds here.

@@ -24,7 +24,8 @@ except ImportError:
 from hypothesis import HealthCheck, given, settings
 from tests.kernels import hostile
 
-from trimtab.kernels import artefact, entropy, packing, passes, plan, session, validate
+from trimtab.kernels import artefact, entropy, packing, passes, session, validate
+from trimtab.kernels import memory as plan
 
 Case = tuple[bytes, str, int, int]
 _SECONDS = 300

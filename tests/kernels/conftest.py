@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trimtab.kernels import emulated_levels, levels
+from trimtab.kernels import emulated_levels
+from trimtab.kernels import isa as levels
 
 EVERY_LEVEL = [*levels(), *emulated_levels()]
 

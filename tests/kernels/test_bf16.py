@@ -238,7 +238,7 @@ def test_chains(level: str, rng: np.random.Generator, monkeypatch: pytest.Monkey
     second = whole(build.conv(rng, "a", 12, 9, name="b", integer=False, stride=(2, 2), **pad), rng)
     graph, x = build.graph((5, 20, 9), first, second), whole_images(rng, 3, (5, 20, 9))
     apart = Session(graph, level=level, batch=2, threads=2).run(x)
-    monkeypatch.setattr("trimtab.kernels.chains.CHAINED_BYTES", 1)
+    monkeypatch.setattr("trimtab.kernels.band_fusion.CHAINED_BYTES", 1)
     together = Session(graph, level=level, batch=2, threads=2)
     assert together.steps == ["b"]
     np.testing.assert_array_equal(together.run(x), apart)

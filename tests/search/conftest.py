@@ -10,8 +10,8 @@ import pytest
 import yaml
 from tests.search.runs import TINY, CommandLine, tiny
 
-from trimtab.search.problem import Problem, load_problem
 from trimtab.search.progress import Progress
+from trimtab.search.setup.problem import Problem, load_problem
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trimtab.search.config import Config, make_config
+from trimtab.search.setup.config import Config, make_config
 
 torch.set_num_threads(1)
 

@@ -17,7 +17,8 @@ from trimtab.evaluators.engines import ENGINES as ENGINE_MAKERS
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
 from trimtab.evaluators.intervals import Interval, block_interval
-from trimtab.kernels import Graph, levels
+from trimtab.kernels import Graph
+from trimtab.kernels import isa as levels
 from trimtab.search.bench import coverage as coverage_bench
 from trimtab.search.bench import layers as layer_bench
 from trimtab.search.bench import networks as network_bench
@@ -26,7 +27,7 @@ from trimtab.search.bench.coverage import LENGTHS, bench_coverage, coverage_rows
 from trimtab.search.bench.layers import FLOAT, KINDS, LAYERS, Kind, Layer, layer_graph, layer_model, work_of
 from trimtab.search.bench.load import bursts
 from trimtab.search.bench.table import bench_table
-from trimtab.search.tables import markdown_rows
+from trimtab.search.report.console import markdown_rows
 
 ENGINES = ["native", "onnxruntime"]
 

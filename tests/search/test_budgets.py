@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.evaluators.cost import CostModel
-from trimtab.search.budgets import BUDGETS, Budget, BudgetLimits, describe, parse_budget, resolve
+from trimtab.search.setup.budgets import BUDGETS, Budget, BudgetLimits, describe, parse_budget, resolve
 from trimtab.spaces import Options, Policy, Space, build_space
 from trimtab.spaces.zoo import CifarResNet
 

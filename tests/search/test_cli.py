@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tests.search.runs import TINY, CommandLine, Ran
 
-from trimtab.search.config import make_config
+from trimtab.search.setup.config import make_config
 from trimtab.spaces import Policy
 
 Written = Callable[..., Path]

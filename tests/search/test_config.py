@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
-from trimtab.search.config import Config, default_config, load_config, make_config
+from trimtab.search.setup.config import Config, default_config, load_config, make_config
 
 MINIMAL: dict[str, Any] = {"network": "resnet8", "budgets": {"size": "0.5x"}}
 
@@ -82,7 +82,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(section: tuple[str
         ({"space": {"bits": []}}, "at least one"),
         ({"space": {"ranks": [0]}}, "fractions"),
         ({"space": {"min_keep": 0}}, "greater than 0"),
-        ({"data": {"judge": "test"}}, "'held-out' or 'test-half'"),
+        ({"data": {"split": "test"}}, "'held-out' or 'test-half'"),
         ({"data": {"std": [0.0]}}, "more than zero"),
     ],
 )

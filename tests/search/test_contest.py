@@ -12,11 +12,11 @@ import pytest
 from tests.search.runs import CommandLine
 
 from trimtab.errors import BadInput
-from trimtab.search.arena import parse_budgets
-from trimtab.search.contest import Plan
-from trimtab.search.evaluation import Evaluation
-from trimtab.search.journal import Record, read_journal
-from trimtab.search.loop import Memory
+from trimtab.search.contest.contest import Plan
+from trimtab.search.contest.setting import parse_budgets
+from trimtab.search.loop.evaluation import Evaluation
+from trimtab.search.loop.journal import Record, read_journal
+from trimtab.search.loop.loop import Memory
 from trimtab.spaces import Policy
 
 CONTEST = ("--agents", "random,tpe", "--seeds", "2", "--trials", "6", "--workers", "2")

@@ -14,9 +14,9 @@ from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.cost import Cost
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Latency
-from trimtab.search.evaluation import Evaluation, pareto, violations
-from trimtab.search.journal import Journal
-from trimtab.search.loop import Ledger, Spent
+from trimtab.search.loop.evaluation import Evaluation, pareto, violations
+from trimtab.search.loop.journal import Journal
+from trimtab.search.loop.loop import Ledger, Spent
 from trimtab.spaces import LayerDecision, Policy
 
 LATENCY = Latency(

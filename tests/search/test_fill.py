@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from tests.search.runs import tiny
 
-from trimtab.evaluators.timing import cache_dir
+from trimtab.files import cache_dir
 from trimtab.search.bench.judge import bench_judge
-from trimtab.search.config import default_config
-from trimtab.search.fill import fill_database
-from trimtab.search.problem import Problem, load_problem
 from trimtab.search.progress import Progress
 from trimtab.search.run import run_search
+from trimtab.search.setup.config import default_config
+from trimtab.search.setup.fill import fill_database
+from trimtab.search.setup.problem import Problem, load_problem
 
 
 @pytest.fixture(scope="module")

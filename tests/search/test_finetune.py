@@ -10,9 +10,9 @@ from tests.search.runs import tiny
 
 from trimtab.evaluators.accuracy import accuracy_of, judging_session, torch_logits
 from trimtab.search.bench.proxy import rank_correlation
-from trimtab.search.finetune import Schedule, finetune
-from trimtab.search.problem import Problem, load_problem
+from trimtab.search.finish.finetune import Schedule, finetune
 from trimtab.search.progress import Progress
+from trimtab.search.setup.problem import Problem, load_problem
 from trimtab.spaces.policy import Policy
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trimtab.errors import BadInput, TrimtabError
-from trimtab.search.journal import Journal, read_journal
+from trimtab.search.loop.journal import Journal, read_journal
 
 DATA = [{"policy": {"a": 1}, "accuracy": 0.1}, {}, {"text": 'ä "\n', "list": [1, None, True, -2.5e-300]}]
 
@@ -220,18 +220,18 @@ def test_an_interrupt_before_the_sync_is_undone(path: Path, monkeypatch: pytest.
                 raise error
             sync(fd)
 
-        monkeypatch.setattr("trimtab.search.journal.os.fsync", interrupted)
+        monkeypatch.setattr("trimtab.search.loop.journal.os.fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
             journal.append("ask", {"n": 1})
         assert journal.append("ask", {"n": 2}) == 1
     assert [record.data["n"] for record in read_journal(path)] == [0, 2]
 
 
-OPEN = "import sys; from trimtab.search.journal import Journal; Journal(sys.argv[1])"
+OPEN = "import sys; from trimtab.search.loop.journal import Journal; Journal(sys.argv[1])"
 
 WRITER = """
 import sys
-from trimtab.search.journal import Journal
+from trimtab.search.loop.journal import Journal
 with Journal(sys.argv[1]) as journal:
     n = len(journal.records())
     while True:

@@ -8,11 +8,11 @@ import pytest
 from tests.evaluators.nets import space_of
 
 from trimtab.evaluators import Interval, Latency, Link
-from trimtab.evaluators.bench import LatencyBench
-from trimtab.search.budgets import parse_budget
-from trimtab.search.config import default_config
-from trimtab.search.link import WIDTHS, find_yardstick, latency_limit, tie
+from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.search.progress import Progress
+from trimtab.search.setup.budgets import parse_budget
+from trimtab.search.setup.config import default_config
+from trimtab.search.setup.link import WIDTHS, find_yardstick, latency_limit, tie
 from trimtab.spaces import Policy
 
 SPACE = space_of("resnet8")

@@ -16,19 +16,19 @@ from trimtab.agents.base import Score
 from trimtab.agents.random import Random
 from trimtab.evaluators.accuracy import Judgement
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.bench import LatencyBench
 from trimtab.evaluators.cost import Cost, CostModel, TableFit
+from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Latency, Link
 from trimtab.evaluators.table import LatencyTable
-from trimtab.search.budgets import BudgetLimits
-from trimtab.search.evaluation import Evaluation
-from trimtab.search.ground import Ground
-from trimtab.search.journal import Journal
-from trimtab.search.loop import AgentRun, Ledger, Memory, Searcher
-from trimtab.search.preference import preferred
-from trimtab.search.problem import Problem
+from trimtab.search.loop.evaluation import Evaluation
+from trimtab.search.loop.journal import Journal
+from trimtab.search.loop.loop import AgentRun, Ledger, Memory, Searcher
+from trimtab.search.loop.preference import preferred
 from trimtab.search.progress import Progress
+from trimtab.search.setup.baseline import Baseline
+from trimtab.search.setup.budgets import BudgetLimits
+from trimtab.search.setup.problem import Problem
 from trimtab.spaces import Policy
 
 LIMITS = {"latency": 1.0, "size": 1e9}
@@ -36,7 +36,7 @@ COST = Cost(1.0, 10**6, 10**6, 10**4)
 ONE = Interval.exactly(1.0)
 YARDSTICK = Policy("made up", {}, {})
 LINK = Link(YARDSTICK, ONE, ONE, ONE, 24, 0.1, 1.0, "interval")
-GROUND = Ground(COST, COST, 0.9, 0.9, LINK, 0.01, TableFit(), LIMITS, ONE, 0.0)
+BASELINE = Baseline(COST, COST, 0.9, 0.9, LINK, 0.01, TableFit(), LIMITS, ONE, 0.0)
 TRIALS = 40
 
 #: With it a new leader makes one the best that was not when it came: the test of resumed runs asserts that.
@@ -80,7 +80,7 @@ def searcher(problem: Problem, ledger: Ledger, bench: MadeUpBench | None, trials
     problem = replace(problem, config=tiny(trials=trials, seed=SEED))
     model = CostModel(problem.space, LatencyTable(FakeEngine(), problem.space, ledger.journal.path.parent / "latency"))
     limits = BudgetLimits(model, LIMITS)
-    return Searcher(problem, GROUND, limits, cast(LatencyBench, bench), MadeUpPool(), ledger)
+    return Searcher(problem, BASELINE, limits, cast(LatencyBench, bench), MadeUpPool(), ledger)
 
 
 def feasible(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from trimtab.search.pool import start_ray
+from trimtab.search.loop.pool import start_ray
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves its log files open
 

@@ -8,10 +8,10 @@ import pytest
 from tests.search.runs import tiny
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.steps import StepPlan
+from trimtab.evaluators.plan import StepPlan
 from trimtab.search.bench.methods import Case, bench_methods, parse_case
-from trimtab.search.problem import load_problem, open_database
 from trimtab.search.progress import ConsoleProgress
+from trimtab.search.setup.problem import load_problem, open_database
 from trimtab.spaces import Policy
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.data import Splits, load
-from trimtab.search.config import NetworkConfig
-from trimtab.search.networks import load_checkpoint, load_network, make_model
+from trimtab.search.setup.config import NetworkConfig
+from trimtab.search.setup.networks import load_checkpoint, load_network, make_model
 
 State = dict[str, Any]
 

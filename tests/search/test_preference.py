@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.cost import Cost
-from trimtab.search.evaluation import Evaluation
-from trimtab.search.loop import AgentRun
-from trimtab.search.preference import ERRORS, preferred, ranked, tie
-from trimtab.search.recheck import RECHECKS, contenders
+from trimtab.search.loop.evaluation import Evaluation
+from trimtab.search.loop.loop import AgentRun
+from trimtab.search.loop.preference import ERRORS, preferred, ranked, tie
+from trimtab.search.loop.verify import TRIES, contenders
+from trimtab.search.report.summary import Winner, best_of, verdict
 from trimtab.search.run import keep_best
-from trimtab.search.summary import Winner, best_of, verdict
 from trimtab.spaces import LayerDecision, Policy
 
 IMAGES = 24
@@ -129,7 +129,7 @@ def test_a_chain_of_ties_does_not_lead_away_from_the_leader() -> None:
 
 def test_who_is_over_a_budget_is_no_contender() -> None:
     found = [evaluation(0, 950, over=True), *(evaluation(i, 900 - i, loss=i / 100) for i in range(1, 30))]
-    assert contenders([*found, *found]) == list(itertools.islice(ranked(found[1:]), RECHECKS))
+    assert contenders([*found, *found]) == list(itertools.islice(ranked(found[1:]), TRIES))
 
 
 def test_the_best_so_far_on_disk_is_the_preferred_one_of_all_agents(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from trimtab.evaluators.accuracy import accuracy_of, judging_session
-from trimtab.search.config import load_config
-from trimtab.search.problem import Problem, load_problem
 from trimtab.search.progress import Progress
+from trimtab.search.setup.config import load_config
+from trimtab.search.setup.problem import Problem, load_problem
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

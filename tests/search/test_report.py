@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from trimtab.errors import BadInput
-from trimtab.search.charts import Axis
-from trimtab.search.report import render, write_report
+from trimtab.search.report.charts import Axis
+from trimtab.search.report.run_report import render, write_report
 
 VOID = {"meta", "input", "br", "hr", "img", "link", "base", "source", "embed", "track", "wbr", "col", "area", "param"}
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&é"
@@ -240,7 +240,7 @@ def test_nothing_outside_the_file_is_referred_to() -> None:
 
 def test_every_figure_is_there() -> None:
     words = page().words
-    assert "Every budget is met, re-checked on the finished network that tpe found" in words
+    assert "Every budget is met, verified on the finished network that tpe found" in words
     figures = [
         *(
             "−1.74 points",

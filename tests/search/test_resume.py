@@ -2,8 +2,8 @@
 
 The budgets here are size and MACs, whose limits do not depend on any measurement: then the same seed gives the same
 limits, the same proposals and the same violations in every run, and all sequences can be compared exactly. Under a
-latency budget each run measures its own ground, so its limits, and what is projected into them, differ from run to
-run; a resumed run reads its ground from the journal, so within one run the same exactness holds.
+latency budget each run measures its own baseline, so its limits, and what is projected into them, differ from run to
+run; a resumed run reads its baseline from the journal, so within one run the same exactness holds.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from tests.search.runs import CommandLine
 
-from trimtab.search.evaluation import Evaluation
-from trimtab.search.journal import Record, read_journal
-from trimtab.search.preference import preferred
+from trimtab.search.loop.evaluation import Evaluation
+from trimtab.search.loop.journal import Record, read_journal
+from trimtab.search.loop.preference import preferred
 from trimtab.spaces import Policy
 
 BUDGETS = {"size": "0.5x", "macs": "0.6x"}

@@ -19,15 +19,15 @@ from trimtab.evaluators.comparison import Verdict
 from trimtab.evaluators.data import Images, Labels
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Link
-from trimtab.search.evaluation import Evaluation
-from trimtab.search.export import ExportCheck, export_candidate
-from trimtab.search.ground import measured_link
-from trimtab.search.journal import Journal, Record, read_journal
-from trimtab.search.measure import evaluate_policy
-from trimtab.search.preference import preferred
-from trimtab.search.problem import Problem
+from trimtab.search.finish.evaluate import evaluate_policy
+from trimtab.search.finish.export import ExportCheck, export_candidate
+from trimtab.search.finish.run_link import measured_link
+from trimtab.search.loop.evaluation import Evaluation
+from trimtab.search.loop.journal import Journal, Record, read_journal
+from trimtab.search.loop.preference import preferred
 from trimtab.search.progress import Progress
 from trimtab.search.run import Outcome, open_run, prepare_folder, run_search
+from trimtab.search.setup.problem import Problem
 from trimtab.spaces import Candidate, Policy
 
 
@@ -89,7 +89,7 @@ def test_the_configuration_in_the_folder_is_that_of_the_run(finished: Finished) 
 
 def test_the_journal_begins_with_the_ground_and_ends_finished(finished: Finished) -> None:
     kinds = [record.kind for record in finished.records]
-    assert kinds[:3] == ["run", "space", "ground"]
+    assert kinds[:3] == ["run", "space", "baseline"]
     assert kinds[-1] == "finished"
     assert finished.of("finished")[0]["winner"] == Policy.from_json(finished.summary["winner"]["policy"]).id
 
@@ -112,7 +112,7 @@ def test_no_policy_is_judged_twice(finished: Finished) -> None:
 
 
 def test_only_feasible_policies_are_judged(finished: Finished) -> None:
-    limits = finished.of("ground")[0]["limits"]
+    limits = finished.of("baseline")[0]["limits"]
     for data in finished.of("result"):
         evaluation = Evaluation.from_json(data)
         assert evaluation.feasible
@@ -124,12 +124,12 @@ def test_the_summary_agrees_with_the_journal(finished: Finished) -> None:
     for point in finished.summary["points"]:
         data = judged[point["policy"]]
         assert (point["accuracy"], point["size"]) == (data["accuracy"], data["cost"]["size"])
-    ground = finished.of("ground")[0]
-    assert {b["name"]: b["limit"] for b in finished.summary["budgets"]} == ground["limits"]
-    assert finished.summary["base"]["latency"] == ground["base"]["latency"]
-    base, config = ground["base"], finished.problem.config
-    assert ground["limits"]["size"] == pytest.approx(0.5 * base["size"])
-    assert ground["limits"]["latency"] == pytest.approx(1.2 * base["latency"])
+    baseline = finished.of("baseline")[0]
+    assert {b["name"]: b["limit"] for b in finished.summary["budgets"]} == baseline["limits"]
+    assert finished.summary["base"]["latency"] == baseline["base"]["latency"]
+    base, config = baseline["base"], finished.problem.config
+    assert baseline["limits"]["size"] == pytest.approx(0.5 * base["size"])
+    assert baseline["limits"]["latency"] == pytest.approx(1.2 * base["latency"])
     assert finished.summary["trials"] == config.trials
 
 
@@ -172,7 +172,7 @@ def test_of_networks_of_the_same_accuracy_the_one_of_the_lowest_loss_is_exported
 
 
 def test_every_reported_network_meets_the_budgets_when_measured(finished: Finished) -> None:
-    limits = finished.of("ground")[0]["limits"]
+    limits = finished.of("baseline")[0]["limits"]
     reported = [row["best"] for row in finished.summary["agents"] if row["best"]]
     assert reported
     for best in reported:
@@ -237,7 +237,7 @@ def test_where_no_file_was_measured_within_the_budget_nothing_is_called_met(
 def test_the_exported_weights_are_within_the_size_budget(finished: Finished) -> None:
     from safetensors import safe_open
 
-    limit = finished.of("ground")[0]["limits"]["size"]
+    limit = finished.of("baseline")[0]["limits"]["size"]
     with safe_open(finished.folder / "export" / "model.safetensors", "numpy") as file:
         stored = file.get_tensor("weights").nbytes
     assert stored <= limit
@@ -348,7 +348,7 @@ def test_a_run_killed_before_its_first_record_begins_again(
     problem = replace(finished.problem, config=tiny(trials=1, baselines=[]))
     outcome = run_search(problem, folder, Progress(), resume=True)
     kinds = [record.kind for record in read_journal(folder / "journal")]
-    assert kinds[:3] == ["run", "space", "ground"]
+    assert kinds[:3] == ["run", "space", "baseline"]
     assert len(outcome.summary["points"]) == 1
 
 
@@ -384,9 +384,9 @@ def test_a_run_of_before_there_was_a_link_is_refused_by_name(finished: Finished,
 
 def test_what_evaluates_and_exports_takes_the_run_s_link(finished: Finished) -> None:
     link, limit = measured_link(finished.problem, finished.folder, Progress())
-    ground = finished.of("ground")[0]
-    assert link == Link.from_json(ground["link"])
-    assert limit == Interval(*ground["limit"])
+    baseline = finished.of("baseline")[0]
+    assert link == Link.from_json(baseline["link"])
+    assert limit == Interval(*baseline["limit"])
 
 
 def test_an_evaluation_agrees_with_the_report_within_their_intervals(finished: Finished) -> None:

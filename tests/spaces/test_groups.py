@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.spaces import Network, Op, Space, build_space
 from trimtab.spaces.execute import run
 from trimtab.spaces.network import Array
-from trimtab.spaces.select import kept_channels, prune, smallest_kept, zero_channels
+from trimtab.spaces.prune import kept_channels, prune, smallest_kept, zero_channels
 from trimtab.spaces.zoo import CifarResNet
 
 SpaceOf = Callable[..., Space]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
 from trimtab.sharing import expand, find, hashed_index
-from trimtab.spaces.forms import parse_form
+from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.sharing import parameters, share, share_integers
 
 WAYS = {

@@ -1,0 +1,499 @@
+"""The plan of what an engine executes under a policy: priceable steps, from shapes alone; no weight is touched."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import numpy as np
+
+from trimtab.evaluators.lowering import MOVES, Storage, copied_bits, is_bf16, is_integer, weight_arrays
+from trimtab.kernels import band_fusion as chains
+from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
+from trimtab.spaces.network import Array, Network, Op
+from trimtab.spaces.policy import LayerDecision, Policy
+from trimtab.spaces.space import Space
+
+__all__ = ["Step", "StepPlan", "step_graph"]
+
+STEP = "step"
+
+#: Storage is remembered for this many combinations of bits.
+REMEMBERED = 4096
+
+#: Output channels of a layer whose weights are drawn for its timing; all others repeat them, because rounding millions
+#: of weights takes longer than timing them. No kernel looks for blocks of zeros in more channels than these at once.
+DRAWN = 64
+
+#: Attributes that change no time.
+_TIMELESS = ("index", "epsilon", "scale")
+
+_QUANT = Quant(0.05, 128)
+_OUT_QUANT = Quant(0.07, 120)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call: what its time depends on. Shapes are (C, H, W) or (F,); `in_int8` and `out_int8` say whether the
+    input and the output are stored as uint8, `w_bits`, their `grid` and `a_bits` which values a layer's weights and
+    input have, `pattern` which of the weights are zero, and `hashing` how weights share values where that gives them
+    other values than their grid has.
+    Kind "chain": `members`, two or more, run together, band by band."""
+
+    kind: str
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    attrs: tuple[tuple[str, object], ...] = ()
+    w_bits: int = 32
+    a_bits: int = 32
+    in_int8: bool = False
+    out_int8: bool = False
+    residual: bool = False
+    grid: str = "uniform"
+    pattern: str | None = None
+    hashing: str | None = None
+    members: tuple[Step, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Step, ...]:
+        """The members of a chain, or the step itself."""
+        return self.members or (self,)
+
+    @property
+    def key(self) -> str:
+        """A canonical text: the operator signature under which the latency table stores the time."""
+        return json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
+
+    def _fields(self) -> dict[str, object]:
+        # `dataclasses.asdict` copies what it finds, and takes ten times as long.
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**own, "members": [member._fields() for member in self.members]}
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        if self.members:
+            return sum(member.macs for member in self.members)
+        if self.kind == "linear":
+            return self.in_shape[0] * self.out_shape[0]
+        if self.kind == "attention":
+            return self.in_shape[1] ** 2 * (self.in_shape[0] + self.out_shape[0])
+        if self.kind != "conv2d":
+            return 0
+        attrs = dict(self.attrs)
+        return math.prod(self.out_shape) * self.in_shape[0] // int(attrs["groups"]) * math.prod(attrs["kernel"])  # type: ignore[call-overload,no-any-return]
+
+    @property
+    def weights(self) -> int:
+        """Weight elements, without bias."""
+        if self.members:
+            return sum(member.weights for member in self.members)
+        return self.macs // math.prod(self.out_shape[1:]) if self.kind in ("conv2d", "linear") else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A step in its place: it writes `tensor` and reads `reads`; `op` is the network's operator that it belongs to.
+
+    `members` are the operators of the steps of a chain, whose last one is `op`. One plan gives the same object wherever
+    nothing that it depends on differs.
+    """
+
+    op: str
+    tensor: str
+    reads: tuple[str, ...]
+    step: Step
+    members: tuple[str, ...] = ()
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of what it writes, for one image."""
+        return math.prod(self.step.out_shape) * (1 if self.step.out_int8 else 4)
+
+    @property
+    def link(self) -> chains.Link:
+        """What decides whether it joins a chain."""
+        return chains.Link(self.tensor, self.reads, self.step.kind == "conv2d", self.size)
+
+
+class StepPlan:
+    """The steps of one network's policies, as the native engine fuses and orders them.
+
+    Fusion is worked out once. What an operator is executed as is worked out once for all policies that agree in what it
+    depends on: its own decision and widths, and how its input and its output are stored.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.network = space.network
+        fusion = _Fusion.of(self.network)
+        tensors = {host: tensor for tensor, host in fusion.host.items()}
+        #: In order, the operators that run, and between them (None) which of them is now to write its tensor.
+        self._order: list[tuple[str, _Operator | None]] = []
+        for op in self.network:
+            if op.name in tensors:
+                self._order.append((op.name, _Operator(self.network, fusion, op, tensors[op.name])))
+            if op.name in fusion.host:
+                self._order.append((fusion.host[op.name], None))
+        self._storage = Storage(self.network)
+        self._stored: dict[tuple[int, ...], Mapping[str, int]] = {}
+        self._chains: dict[tuple[Call, ...], Call] = {}
+
+    def steps(self, policy: Policy) -> list[Step]:
+        """Return the steps of a policy in execution order."""
+        return [call.step for call in self.calls(policy)]
+
+    def named_steps(self, policy: Policy) -> list[tuple[str, Step]]:
+        """Return (operator, step) in execution order.
+
+        All factors of a layer carry its name, a chain that of its last layer.
+        """
+        return [(call.op, call.step) for call in self.calls(policy)]
+
+    def calls(self, policy: Policy) -> list[Call]:
+        """Return the steps of a policy in execution order, with the tensors that they read and write."""
+        calls = self._alone(policy)
+        if all(call.size < chains.CHAINED_BYTES for call in calls):
+            return calls
+        together = chains.find_chains([call.link for call in calls], self.network.output)
+        return [self._joined(calls[part.start : part.stop]) for part in together]
+
+    def _alone(self, policy: Policy) -> list[Call]:
+        """Return the steps before any of them are joined to chains."""
+        widths, stored = self.space.widths(policy.channels), self.stored(policy)
+        calls: list[Call] = []
+        copied: set[str] = set()
+        last: dict[str, Call] = {}
+        for name, operator in self._order:
+            if operator is None:
+                calls.append(last[name])
+                continue
+            run = operator.run(policy.layers.get(name), widths, stored)
+            if run.copy is not None and run.copy.tensor not in copied:
+                copied.add(run.copy.tensor)
+                calls.append(run.copy)
+            calls += run.before
+            last[name] = run.last
+        return calls
+
+    def _joined(self, calls: list[Call]) -> Call:
+        """Return one call for convolutions that run together."""
+        if len(calls) == 1:
+            return calls[0]
+        key = tuple(calls)
+        if key not in self._chains:
+            members, last = tuple(call.step for call in calls), calls[-1]
+            step = replace(
+                members[-1], kind="chain", in_shape=members[0].in_shape, in_int8=members[0].in_int8, members=members
+            )
+            written = {call.tensor for call in calls}
+            reads = tuple(name for call in calls for name in call.reads if name not in written)
+            self._chains[key] = Call(last.op, last.tensor, reads, step, tuple(call.op for call in calls))
+        return self._chains[key]
+
+    def stored(self, policy: Policy) -> Mapping[str, int]:
+        """Return the bits of the tensors that are stored as uint8."""
+        decisions = (policy.layers[op.name] for op in self.network.layers)
+        bits = tuple(decision.a_bits if decision.is_integer else 32 for decision in decisions)
+        if bits not in self._stored:
+            if len(self._stored) >= REMEMBERED:
+                self._stored.clear()
+            self._stored[bits] = self._storage.bits(policy.layers)
+        return self._stored[bits]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The execution of an operator: the quantised copy that it reads, which is made once for all its readers, the
+    steps before its last one, and that one, which writes what it absorbs."""
+
+    copy: Call | None
+    before: tuple[Call, ...]
+    last: Call
+
+
+class _Operator:
+    """One operator of the network, with all that it was executed as so far; it ends by writing `tensor`."""
+
+    def __init__(self, network: Network, fusion: _Fusion, op: Op, tensor: str) -> None:
+        self.op, self.tensor, self.source = op, tensor, op.inputs[0]
+        self.activation = fusion.activation.get(op.name, "none")
+        self.residual = fusion.residual.get(op.name)
+        self._source_shape = network.shape_of(self.source)
+        self._gates = op.kind == "mul" and op.shape != network.shape_of(op.inputs[1])
+        self._runs: dict[tuple[object, ...], _Run] = {}
+
+    def run(self, decision: LayerDecision | None, widths: Mapping[str, int], stored: Mapping[str, int]) -> _Run:
+        """Return what it is executed as; `decision` is None where it is no layer."""
+        in_bits, out_int8 = stored.get(self.source), self.tensor in stored
+        key = (widths[self.source], widths[self.op.name], decision, in_bits, out_int8)
+        run = self._runs.get(key)
+        if run is None:
+            in_shape, outputs = (widths[self.source], *self._source_shape[1:]), widths[self.op.name]
+            if decision is None:
+                run = self._other(in_shape, outputs, in_bits is not None, out_int8)
+            else:
+                run = self._layer(in_shape, outputs, decision, in_bits, out_int8)
+            self._runs[key] = run
+        return run
+
+    def _layer(
+        self, in_shape: tuple[int, ...], outputs: int, decision: LayerDecision, in_bits: int | None, out_int8: bool
+    ) -> _Run:
+        """A layer, or its factors; an integer one reads a quantised copy where its input is stored otherwise."""
+        source, copy, bits = self.source, None, copied_bits(decision, in_bits)
+        if bits is not None:
+            source = f"{source}/int{bits}"
+            copy = self._convert(source, in_shape, in_bits is not None, True)
+        *before, last = parts_of(Geometry.of(self.op, in_shape[0], outputs), decision.factorisation, decision.rank)
+        calls = []
+        for tensor, part in zip(factor_names(self.op.name, len(before) + 1), before, strict=False):
+            calls.append(self._call(tensor, (source,), _step(part, in_shape, decision, is_integer(decision))))
+            source, in_shape = tensor, part.out_shape(in_shape)
+        reads = (source,) if self.residual is None else (source, self.residual)
+        step = _step(last, in_shape, decision, out_int8, self.activation, self.residual is not None)
+        return _Run(copy, tuple(calls), self._call(self.tensor, reads, step))
+
+    def _other(self, in_shape: tuple[int, ...], outputs: int, in_int8: bool, out_int8: bool) -> _Run:
+        op, before, reads = self.op, [], self.op.inputs
+        if op.kind in MOVES and in_int8 != out_int8:
+            reads = (f"{op.name}.input",)
+            before.append(self._convert(reads[0], in_shape, in_int8, out_int8))
+            in_int8 = out_int8
+        attrs = {name: value for name, value in op.attrs.items() if name not in _TIMELESS}
+        if op.kind == "add":
+            attrs["activation"] = self.activation
+        if op.kind == "mul":
+            attrs["gate"] = self._gates
+        step = Step(op.kind, in_shape, (outputs, *op.shape[1:]), _items(attrs), in_int8=in_int8, out_int8=out_int8)
+        return _Run(None, tuple(before), self._call(self.tensor, reads, step))
+
+    def _convert(self, tensor: str, shape: tuple[int, ...], in_int8: bool, out_int8: bool) -> Call:
+        return self._call(tensor, (self.source,), Step("quantize", shape, shape, in_int8=in_int8, out_int8=out_int8))
+
+    def _call(self, tensor: str, reads: tuple[str, ...], step: Step) -> Call:
+        return Call(self.op.name, tensor, reads, step)
+
+
+def _step(
+    part: Geometry,
+    in_shape: tuple[int, ...],
+    decision: LayerDecision,
+    out_int8: bool,
+    activation: str = "none",
+    residual: bool = False,
+) -> Step:
+    """Return the step of a layer or of one of its factors."""
+    attrs = {**part.attrs, "activation": activation}
+    if part.kernel:
+        attrs["kernel"] = part.kernel
+    return Step(
+        part.kind,
+        in_shape,
+        part.out_shape(in_shape),
+        _items(attrs),
+        *_bits(part, decision),
+        is_integer(decision),
+        out_int8,
+        residual,
+        decision.grid,
+        decision.pattern,
+        _hashing(decision),
+    )
+
+
+def _bits(part: Geometry, decision: LayerDecision) -> tuple[int, int]:
+    """Weight and activation bits that a layer computes with."""
+    return decision.w_bits, 32 if decision.is_bf16 and not is_bf16(part, decision) else decision.a_bits
+
+
+def _hashing(decision: LayerDecision) -> str | None:
+    """The way of sharing, where its weights have values that their grid lacks.
+
+    Shared weights run dense, on the values of their grid. Hashing turns the sign of some, and codebooks alone do not
+    have every value with both signs.
+    """
+    hashed = decision.sharing is not None and decision.sharing.startswith("hashed")
+    return decision.sharing if hashed and decision.grid == "codebook" else None
+
+
+def _items(attrs: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
+    return tuple(sorted(attrs.items()))
+
+
+@dataclass(frozen=True)
+class _Fusion:
+    """The fusion that `trimtab.kernels.fuse` performs; no policy changes it, since what is fused stays float32.
+
+    `host`: every tensor that remains -> the operator that computes it; `activation` and `residual`: operator -> the
+    activation and the tensor that it absorbs.
+    """
+
+    host: Mapping[str, str]
+    activation: Mapping[str, str]
+    residual: Mapping[str, str]
+
+    @classmethod
+    def of(cls, network: Network) -> _Fusion:
+        uses = Counter(name for op in network for name in op.inputs)
+        uses[network.output] += 1
+        host: dict[str, str] = {}
+        activation: dict[str, str] = {}
+        residual: dict[str, str] = {}
+
+        def bare(tensor: str, kinds: tuple[str, ...]) -> bool:
+            """Whether an operator of these kinds computes the tensor, without activation, for one reader only."""
+            computed_by = host.get(tensor)
+            fits = computed_by is not None and network.op(computed_by).kind in kinds and computed_by not in activation
+            return fits and uses[tensor] == 1
+
+        for op in network:
+            host[op.name] = op.name
+            if op.kind == "activation" and bare(op.inputs[0], ("conv2d", "linear", "add")):
+                host[op.name] = host.pop(op.inputs[0])
+                activation[host[op.name]] = str(op.attrs["activation"])
+            elif op.kind == "add":
+                hosts = [t for t in op.inputs if bare(t, ("conv2d", "linear")) and host[t] not in residual]
+                if hosts:
+                    last = max(hosts, key=list(host).index)
+                    host[op.name] = host.pop(last)
+                    residual[host[op.name]] = op.inputs[1] if op.inputs[0] == last else op.inputs[0]
+        return cls(host, activation, residual)
+
+
+def step_graph(step: Step) -> Graph:
+    """Return a small program whose node `step` is this step, or ends this chain, with what a candidate makes of seeded
+    normal weights, because kernels are chosen by the values.
+
+    A residual comes from a copy of the input brought to the output's shape, where that is possible.
+    """
+    rng = np.random.default_rng(0)
+    beside: list[Node] = []  # made of the input, before anything that might be a chain
+    nodes: list[Node] = []
+    quant = {"x": _stored_as(step.parts[0])} if step.in_int8 else {}
+    source = "x"
+    for i, part in enumerate(step.parts, 1):
+        name = STEP if i == len(step.parts) else f"{STEP}.{i}"
+        nodes.append(_node(rng, part, source, name, step.in_shape, beside, quant))
+        if part.out_int8:
+            following = step.parts[i] if i < len(step.parts) else None
+            quant[name] = _output_stored_as(part, following)
+        source = name
+    return Graph("x", step.in_shape, (*beside, *nodes), STEP, quant)
+
+
+def _node(
+    rng: np.random.Generator,
+    step: Step,
+    source: str,
+    name: str,
+    image: tuple[int, ...],
+    beside: list[Node],
+    quant: dict[str, Quant],
+) -> Node:
+    """Return the step's node, which reads `source`.
+
+    What else it reads is made of the program's input, of shape `image`, by nodes appended to `beside`.
+    """
+    attrs = dict(step.attrs)
+    kernel = attrs.pop("kernel", None) if step.kind == "conv2d" else None
+    inputs: tuple[str, ...] = (source,)
+    weights = {}
+    if step.kind in ("conv2d", "linear"):
+        size: tuple[int, ...] = (step.out_shape[0], step.in_shape[0])
+        if kernel is not None:
+            size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
+        weights = _weights(rng, step, size)
+        attrs["precision"] = "bf16" if step.a_bits == 16 else "fp32"
+    if step.residual and _add_residual(f"{name}.residual", image, step.out_shape, beside, quant):
+        inputs = (source, f"{name}.residual")
+    if step.kind == "add":
+        inputs = (source, source)
+    if step.kind == "mul":
+        inputs = (source, _factor(bool(attrs.pop("gate")), beside))
+    if step.kind == "concat":
+        inputs = _concat_inputs(step, beside, quant)
+    if step.kind == "attention":
+        inputs = (source, source, _attention_values(step, beside, quant))
+    if step.kind == "layer_norm":
+        ones = np.ones(step.in_shape[0], np.float32)
+        weights = {"weight": ones, "bias": ones}
+    if step.kind == "tokens":
+        first = step.out_shape[1] - math.prod(step.in_shape[1:])
+        weights = {"prefix": np.zeros((first, step.in_shape[0]), np.float32)} if first else {}
+    if step.kind == "channel_map":
+        index = [i if i < step.in_shape[0] else -1 for i in range(step.out_shape[0])]
+        attrs["index"] = tuple(index)
+    return Node(step.kind, name, inputs, attrs, weights)
+
+
+def _output_stored_as(step: Step, following: Step | None) -> Quant:
+    if following is not None and following.a_bits < 8:
+        return _stored_as(following)
+    # Operators that move values keep their input's scale; a concatenation's inputs each have their own.
+    return _stored_as(step) if step.in_int8 and step.kind in MOVES else _OUT_QUANT
+
+
+def _stored_as(step: Step) -> Quant:
+    """Storage of a step's input: what layers read in few bits comes from a ReLU and has its zero at 0."""
+    return _QUANT if step.a_bits >= 8 else Quant(3.0 / (2**step.a_bits - 1), 0, step.a_bits)
+
+
+def _concat_inputs(step: Step, nodes: list[Node], quant: dict[str, Quant]) -> tuple[str, ...]:
+    """As often the input as it fits, and its first channels for what is left."""
+    times, rest = divmod(step.out_shape[0], step.in_shape[0])
+    if not rest:
+        return ("x",) * times
+    nodes.append(Node("channel_map", "rest", ("x",), {"index": tuple(range(rest))}))
+    if step.in_int8:
+        quant["rest"] = _stored_as(step)
+    return (*("x",) * times, "rest")
+
+
+def _factor(gate: bool, nodes: list[Node]) -> str:
+    if not gate:
+        return "x"
+    nodes.append(Node("global_avg_pool2d", "gate", ("x",)))
+    return "gate"
+
+
+def _attention_values(step: Step, nodes: list[Node], quant: dict[str, Quant]) -> str:
+    if step.out_shape == step.in_shape:
+        return "x"
+    index = tuple(i % step.in_shape[0] for i in range(step.out_shape[0]))
+    nodes.append(Node("channel_map", "values", ("x",), {"index": index}))
+    if step.in_int8:
+        quant["values"] = _QUANT
+    return "values"
+
+
+def _add_residual(
+    name: str, image: tuple[int, ...], shape: tuple[int, ...], nodes: list[Node], quant: dict[str, Quant]
+) -> bool:
+    """Append a tensor of this name and shape, made of the program's input; return whether that is possible."""
+    source = "x"
+    if len(image) == 3:
+        strides = tuple(-(-have // want) for have, want in zip(image[1:], shape[1:], strict=True))
+        if tuple(-(-have // stride) for have, stride in zip(image[1:], strides, strict=True)) != shape[1:]:
+            return False
+        source = f"{name}.thinned"
+        nodes.append(Node("subsample", source, ("x",), {"stride": strides}))
+    index = tuple(i % image[0] for i in range(shape[0]))
+    nodes.append(Node("channel_map", name, (source,), {"index": index}))
+    if "x" in quant:
+        quant[source] = quant[name] = quant["x"]
+    return True
+
+
+def _weights(rng: np.random.Generator, step: Step, size: tuple[int, ...]) -> dict[str, Array]:
+    """The arrays of a layer whose weight is (O, I, ...), by their names in a node."""
+    drawn = rng.normal(size=(min(DRAWN, size[0]), *size[1:])).astype(np.float32)
+    decision = LayerDecision(step.w_bits, step.a_bits, grid=step.grid, pattern=step.pattern, sharing=step.hashing)
+    arrays = weight_arrays(Op(step.kind, STEP, (), step.out_shape, weight=drawn), decision)
+    repeated = {name: np.resize(array, (size[0], *array.shape[1:])) for name, array in arrays.items()}
+    return {**repeated, "bias": rng.normal(size=size[0]).astype(np.float32)}

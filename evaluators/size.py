@@ -1,0 +1,45 @@
+"""The size that entropy coding is expected to leave of a layer, before any candidate exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trimtab.evaluators.lowering import weight_arrays
+from trimtab.kernels.packing import bytes_of, estimate
+from trimtab.spaces.network import Op
+from trimtab.spaces.policy import LayerDecision
+
+__all__ = ["Coded"]
+
+#: Weights that the estimate looks at, in whole output channels: their distribution is that of all the others.
+SAMPLE = 2**15
+
+#: What is added to the estimate: repairs and rounding that makes up for its errors change the weights a little.
+CAUTION = 0.01
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Bytes of a layer's weights in so many bits: `fixed` for their table, and `rate` for every weight."""
+
+    bits: int
+    fixed: float
+    rate: float
+
+    @classmethod
+    def of(cls, op: Op, bits: int, pattern: str | None = None, grid: str = "uniform") -> Coded:
+        """Estimate them from the untouched layer on a grid, its smallest weights zero where there is a pattern."""
+        op = op.folded()
+        if op.weight is None:
+            return cls(bits, 0.0, bits / 8)
+        some = op.weight[:: -(-op.weight.size // SAMPLE)]
+        decision = LayerDecision(bits, grid=grid, pattern=pattern)
+        weight = weight_arrays(replace(op, weight=some), decision)["weight"]
+        once, twice = estimate(weight), estimate(np.concatenate([weight, weight]))
+        return cls(bits, 2 * once - twice, (twice - once) / weight.size)
+
+    def bytes(self, weights: int) -> float:
+        """Return the bytes expected for so many of the layer's weights, or for its factors with so many."""
+        return min(bytes_of(weights, self.bits), (1 + CAUTION) * (self.fixed + self.rate * weights))

@@ -1,0 +1,1 @@
+"""The contest: agents side by side, over seeds and budgets."""

@@ -1,0 +1,1 @@
+"""The finish: exports of what was found, and measurements of it."""

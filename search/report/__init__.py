@@ -1,0 +1,1 @@
+"""The report: figures of runs and contests, as values, pages and tables."""

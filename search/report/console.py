@@ -1,0 +1,285 @@
+"""Text that the commands print on a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from trimtab.errors import BadInput
+from trimtab.search.finish.export import IN_WORDS
+from trimtab.search.report.contest_report import feasible_line, ranking
+from trimtab.search.report.run_report import measuring_line
+from trimtab.search.setup.budgets import describe
+
+__all__ = [
+    "load_summary",
+    "markdown_rows",
+    "print_contest",
+    "print_evaluation",
+    "print_facts",
+    "print_rows",
+    "print_space",
+    "print_summary",
+]
+
+
+def load_summary(folder: Path) -> dict[str, Any]:
+    """Read a finished run's summary; a folder without one is a `BadInput`."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise BadInput(f"{folder} holds no finished run: it has no summary.json")
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("schema") != 2:
+        raise BadInput(f"{path} is not a summary that this version reads")
+    return data
+
+
+def _console() -> Console:
+    """Standard output; where it is not a terminal nothing is folded to eighty columns."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """Print the agents side by side, the budgets, the checks, and where everything lies."""
+    console = _console()
+    console.print(_agents(summary))
+    console.print(_budgets(summary))
+    console.print(summary["verdict"])
+    error = summary["table_error"]
+    if error["networks"]:
+        console.print(
+            f"Table against end to end: median error {error['median']:.1%}, largest {error['largest']:.1%} over "
+            f"{error['networks']} networks; noise floor {summary['noise_floor']:.2%}."
+        )
+    console.print(f"Measuring took {measuring_line(summary['measuring'], summary['seconds'])}.")
+    rates = summary["candidates_per_second"]
+    console.print(
+        f"Candidates per second: {rates['search']:.2f} in the search; the winner alone {rates['native']:.2f} with the "
+        f"native engine as the judge, {rates['torch']:.2f} with PyTorch."
+    )
+    console.print(
+        f"Chosen on {summary['provenance']}. Accuracy is before any fine-tuning. 1 MAC = 1 multiply-accumulate."
+    )
+    for check in summary["exports"]:
+        latency = check["latency"]
+        console.print(
+            f"Export {check['engine']}: same class on {check['agreement']:.2%}, largest logit difference "
+            f"{check['largest_difference']:.2g}, {latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "
+            f"there [{latency['low']:.4f}, {latency['high']:.4f}]"
+        )
+        console.print(f"  {check['path']} ({check['file_bytes'] / 1024:.1f} KiB)", soft_wrap=True)
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    console.print(
+        f"Policy: {folder / 'policy.json'}" if summary["winner"] else "No policy met every budget.", soft_wrap=True
+    )
+
+
+def print_contest(summary: Mapping[str, Any], folder: Path) -> None:
+    """Print a contest's tables, its verdicts, and where everything lies."""
+    console = _console()
+    for budget in summary["budgets"]:
+        head, rows = ranking(budget)
+        table = Table(title=f"{summary['network']} on {summary['data']}: {budget['budget']}")
+        for i, name in enumerate(head):
+            table.add_column(name, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+        for text in budget["verdicts"]:
+            console.print(text)
+    console.print(feasible_line(summary))
+    for row in summary["failed"]:
+        console.print(escape(f"Failed: {row['budget']}, {row['agent']}, seed {row['seed']}: {row['error']}"))
+    console.print(f"Report: {folder / 'compare.html'}", soft_wrap=True)
+
+
+def _agents(summary: Mapping[str, Any]) -> Table:
+    base = summary["base"]
+    table = Table(title=f"{summary['network']} on {summary['data']}, {summary['engine']}, seed {summary['seed']}")
+    for column in ("", "trials", "proxy acc.", "loss", "final acc.", "latency vs fp32", "ms", "KiB", "MMAC"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in ("base", "int8"):
+        form = summary[name]
+        table.add_row(
+            "as given" if name == "base" else "uniform int8",
+            "",
+            f"{form['accuracy']:.2%}",
+            "",
+            f"{form['final_accuracy']:.2%}",
+            f"{form['latency'] / base['latency']:.3f}",
+            f"{form['latency'] * 1e3:.4f}",
+            f"{form['size'] / 1024:.1f}",
+            f"{form['macs'] / 1e6:.2f}",
+        )
+    table.add_section()
+    for row in summary["agents"]:
+        table.add_row(*_agent(row))
+    return table
+
+
+def _agent(row: Mapping[str, Any]) -> list[str]:
+    name = f"{row['agent']} (chosen)" if row["chosen"] else row["agent"]
+    best = row["best"]
+    if best is None:
+        return [name, str(row["evaluations"]), "none feasible"]
+    latency = best["latency"]
+    half = (latency["high"] - latency["low"]) / 2
+    return [
+        name,
+        str(row["evaluations"]),
+        f"{best['accuracy']:.2%}",
+        f"{best['loss']:.3g}",
+        f"{best['final_accuracy']:.2%}",
+        f"{latency['ratio']:.3f} ± {half:.3f}",
+        f"{best['latency_seconds'] * 1e3:.4f}",
+        f"{best['size'] / 1024:.1f}",
+        f"{best['macs'] / 1e6:.2f}",
+    ]
+
+
+def _budgets(summary: Mapping[str, Any]) -> Table:
+    table = Table(title="Budgets")
+    for column in ("", "asked", "limit", "best", "met"):
+        table.add_column(column, justify="left" if not column else "right")
+    winner = summary["winner"]
+    best = next((row["best"] for row in summary["agents"] if winner and row["agent"] == winner["agent"]), None)
+    for budget in summary["budgets"]:
+        name = budget["name"]
+        value = None if best is None else best["latency_seconds"] if name == "latency" else best[name]
+        met = "–" if best is None else "yes" if best["violations"][name] <= 0 else "no"
+        shown = "–" if value is None else describe(name, value)
+        table.add_row(name, budget["asked"], describe(name, budget["limit"]), shown, met)
+    return table
+
+
+def _verdict(found: Mapping[str, Any]) -> str | None:
+    if found["verdict"] is None:
+        return None
+    return f"{IN_WORDS[found['verdict']]}: at most {found['limit'][0]:.4f}x int8"
+
+
+def print_evaluation(found: Mapping[str, Any]) -> None:
+    """Print one policy's figures."""
+    latency = found["latency"]
+    print_facts(
+        {
+            "policy": found["policy"],
+            "engine": found["engine"],
+            "proxy accuracy": f"{found['accuracy']:.2%}",
+            "loss": f"{found['loss']:.3g} nats from the untouched network's predictions",
+            "final accuracy": f"{found['final_accuracy']:.2%}",
+            "chosen on": found["provenance"],
+            "latency": f"{latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "
+            f"[{latency['low']:.4f}, {latency['high']:.4f}], {latency['blocks']} blocks in {latency['took']:.1f} s, "
+            f"stopped by {latency['stopped_by']}",
+            "latency vs int8": "{:.4f}x [{:.4f}, {:.4f}]".format(*latency["to_yardstick"]),
+            "latency budget": _verdict(found),
+            "noise floor": f"{found['noise_floor']:.2%}",
+            "size": describe("size", found["size"]),
+            "macs": describe("macs", found["macs"]) + " (one multiply-accumulate = 1)",
+            "memory": describe("memory", found["memory"]),
+            "kernels": ", ".join(f"{count} {name}" for name, count in found["kernels"].items()) or None,
+        }
+    )
+
+
+def print_space(found: Mapping[str, Any]) -> None:
+    """Print layers, groups, and every choice with its price, and why some are not offered."""
+    console = _console()
+    layers = Table("layer", "kind", "weight", "channel group", title="Layers")
+    for row in found["layers"]:
+        layers.add_row(
+            row["layer"] + (" (fixed)" if row["fixed"] else ""),
+            row["kind"],
+            "x".join(map(str, row["shape"])),
+            row["group"] or "-",
+        )
+    console.print(layers)
+    base = found["base"]
+    table = Table("knob", "choice", "latency", "size", "time off what it changes", "not offered", title="Choices")
+    for knob, offers in groupby(found["choices"], key=itemgetter("knob")):
+        for i, offer in enumerate(offers):
+            seconds, size = offer["seconds"] / base["seconds"], offer["size"] / base["size"]
+            gain = f"{offer['gain']:.1%}"
+            table.add_row(
+                knob if i == 0 else "", offer["choice"], f"{seconds:.3f}x", f"{size:.3f}x", gain, offer["why"]
+            )
+        table.add_section()
+    console.print(table)
+    gone = sum(bool(offer["why"]) for offer in found["choices"])
+    digits = found["digits"]
+    console.print(
+        f"{len(found['choices'])} choices, {gone} of them gain nothing on {found['engine']} under the budgets "
+        f"{', '.join(f'{name} {value}' for name, value in found['budgets'].items())}"
+        + ("." if found["dropped"] else ", but are kept (space.drop_pointless: false).")
+    )
+    console.print(
+        f"Policies: 10^{digits['all']:.1f}; offered: 10^{digits['offered']:.1f}. Costs are relative to the "
+        "network as given; each choice is priced with all other layers at the uniform int8 form."
+    )
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values, a line each."""
+    console = Console(highlight=False)
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+        shown = ", ".join(map(str, shown)) if isinstance(shown, list) else shown
+        console.print(f"{name:<{width}}{'–' if shown is None else shown}", soft_wrap=True)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of the same keys as a table."""
+    if not rows:
+        return
+    table = Table()
+    for name, number in _columns(rows).items():
+        table.add_column(name.replace("_", " "), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*[_cell(row, name) for name in _columns(rows)])
+    _console().print(table)
+
+
+def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the same keys as a Markdown table."""
+    columns = _columns(rows)
+    lines = [
+        [name.replace("_", " ") for name in columns],
+        ["---:" if number else "---" for number in columns.values()],
+        *[[_cell(row, name) for name in columns] for row in rows],
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """Column -> whether it holds numbers. Those that are empty in every row are left out, and X_low and X_high belong
+    to X."""
+    bounds = {f"{name}_{end}" for name in rows[0] for end in ("low", "high")} if rows else set()
+    filled = [
+        name for name in (rows[0] if rows else ()) if name not in bounds and any(r[name] is not None for r in rows)
+    ]
+    return {name: not any(isinstance(row[name], str | Mapping) for row in rows) for name in filled}
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if row.get(f"{name}_low") is not None:
+        return f"{value:.4g} [{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {part:.4g}" for key, part in value.items())
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

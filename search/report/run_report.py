@@ -1,0 +1,423 @@
+"""The report: a run's `summary.json` as one HTML file that opens anywhere, with nothing fetched.
+
+The charts are inline SVG with a few lines of script for tooltips, not plotly: its script alone is 4.8 MB in every
+report, does not follow the reader's light or dark setting and prints badly. A whole report is 50 KB and half
+a KB per evaluation so, and a policy that forbids every fetch is written into the file itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import BadInput
+from trimtab.files import write_text
+from trimtab.search.loop.preference import RULE
+from trimtab.search.report.charts import SERIES, pareto_figure, policy_figure, series, time_figure, trace_figure
+from trimtab.search.setup.budgets import describe
+
+__all__ = ["duration", "measuring_line", "page", "render", "section", "table", "write_report"]
+
+Values = Mapping[str, Any]
+
+#: Why a measurement ended.
+STOPS = {
+    "interval": "its interval was narrow enough",
+    "decision": "it was decided that the budget is met, and its interval was narrow enough",
+    "time": "its time was up",
+}
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` from the `summary.json` of a run's folder; one that cannot be used is a `BadInput`."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}; it is written when a run finishes") from error
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from error
+    if not isinstance(summary, dict) or summary.get("schema") != 2:
+        raise BadInput(f"{path} is not a run's summary of schema 2")
+    try:
+        page = render(summary)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} is not a run's summary: {type(error).__name__}: {error}") from error
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def render(summary: Values) -> str:
+    """Return the page, in ASCII: whatever encoding it is written or served in, it reads the same."""
+    title = f"{summary['network']} on {summary['data']}"
+    body = "".join(
+        (
+            _headline(summary, title),
+            section("Agents side by side", _agents(summary)),
+            section("Accuracy against latency", pareto_figure(summary)),
+            section("What each evaluation brought", trace_figure(summary)),
+            section("What was decided for each layer", _policy(summary)),
+            section("Where the time goes", _times(summary)),
+            section("Exports, run back", _exports(summary["exports"])),
+            section("How it was measured", _method(summary)),
+        )
+    )
+    return page(title, body)
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole page, in ASCII, that fetches nothing."""
+    text = (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} – trimtab</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
+        'content="light dark"><meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src '
+        f"'unsafe-inline'; script-src 'unsafe-inline'\"><style>{_style()}</style></head><body><main>{body}</main>"
+        f'<div id="tip" hidden></div><script>{_SCRIPT}</script></body></html>\n'
+    )
+    return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+def section(title: str, content: str) -> str:
+    """Return a headed part of a page."""
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _winning(summary: Values) -> Values | None:
+    """The winner's agent with its figures."""
+    if summary["winner"] is None:
+        return None
+    rows: Mapping[str, Values] = {row["agent"]: row for row in summary["agents"]}
+    return rows[summary["winner"]["agent"]]
+
+
+def _headline(summary: Values, title: str) -> str:
+    row = _winning(summary)
+    if row is None:
+        tried = sum(agent["evaluations"] for agent in summary["agents"])
+        fit = sum(agent["feasible"] for agent in summary["agents"])
+        lead = (
+            f"<strong>No winner:</strong> no network met every budget when it was measured. {tried} were evaluated, "
+            f"{fit} of them were within every budget by the best knowledge of their cost."
+        )
+        best, cards = None, ""
+    else:
+        best = row["best"]
+        met = "Every" if all(violation <= 0 for violation in best["violations"].values()) else "Not every"
+        lead = f"{met} budget is met, verified on the finished network that {escape(row['agent'])} found."
+        cards = f'<div class="cards">{_cards(best, summary["base"], summary["int8"])}</div>'
+    header = f'<header><h1>{escape(title)}</h1><p class="lead">{lead}</p>{cards}</header>'
+    return header + _budgets(summary, best)
+
+
+def _cards(best: Values, base: Values, int8: Values) -> str:
+    """Accuracy, latency and size of the winner, beside the base and its int8 form."""
+    final, was, latency = best["final_accuracy"], base["final_accuracy"], best["latency"]
+    change, error = best["final_change"]["value"], best["final_change"]["error"]
+    accuracy = (
+        f"{was:.2%} → {final:.2%} on the final images, standard error of the change {error * 100:.2f}; "
+        f"{_points(final - int8['final_accuracy'])} from int8"
+    )
+    interval = f"{latency['low']:.4f} to {latency['high']:.4f}, 95% interval"
+    beside = f"{interval}; {best['latency_seconds'] / int8['latency']:.3f}× int8"
+    return (
+        _card("accuracy", _points(change), accuracy)
+        + _card("latency", f"{latency['ratio']:.3f}× fp32", beside)
+        + _card("size", f"{best['size'] / base['size']:.3f}× fp32", f"{best['size'] / int8['size']:.3f}× int8")
+    )
+
+
+def _card(name: str, figure: str, detail: str) -> str:
+    return f'<div class="card"><span>{name}</span><strong>{figure}</strong><small>{detail}</small></div>'
+
+
+def _budgets(summary: Values, best: Values | None) -> str:
+    if not summary["budgets"]:
+        return "<p>No budget was asked for.</p>"
+    rows = [_budget(budget, best) for budget in summary["budgets"]]
+    note = _met(summary["exports"]) if best else ""
+    return table(("budget", "asked", "limit", "winner", "headroom", ""), rows) + f'<p class="note">{note}</p>'
+
+
+def _met(exports: Sequence[Values]) -> str:
+    measured = "exported file" if any(check["verdict"] for check in exports) else "finished network"
+    return (
+        f"A latency is met where the {measured} was measured within the limit at an error rate of 2.5%, however often "
+        "it was looked at; headroom counts from the upper end of that interval."
+    )
+
+
+def _budget(budget: Values, best: Values | None) -> list[str]:
+    name, limit = budget["name"], budget["limit"]
+    row = [escape(name), escape(budget["asked"]), describe(name, limit)]
+    if best is None:
+        return [*row, "–", "–", '<b class="bad">not met</b>']
+    violation = best["violations"][name]
+    value = describe(name, limit * (1 + violation))
+    if name == "latency":
+        _, low, high = best["limit_share"]
+        value = f"{describe(name, best['latency_seconds'])} <small>[{low:.1%}, {high:.1%}] of the limit</small>"
+    met = '<b class="good">met</b>' if violation <= 0 else '<b class="bad">not met</b>'
+    return [*row, value, f"{-violation:.1%}", met]
+
+
+def _agents(summary: Values) -> str:
+    head = ("", "evaluated", "feasible", "proxy", "loss", "final", "latency / fp32", "ms", "KiB", "MMAC")
+    base, colours = summary["base"], series(summary)
+    rows = [_form_row("fp32 base", base, base), _form_row("int8 base", summary["int8"], base)]
+    rows += [_agent_row(row, colours[row["agent"]]) for row in summary["agents"]]
+    return (
+        f'<p class="verdict">{escape(summary["verdict"])}</p>{table(head, rows)}<p class="note">Accuracies are of '
+        "each agent's best network that met every budget: <em>proxy</em> on the selection images, <em>final</em> on "
+        "images that no choice has seen; <em>loss</em> is the divergence from the predictions as given, in nats. "
+        "Absolute milliseconds differ from run to run; the ratios are what to compare. One multiply-accumulate counts "
+        "as 1 MAC.</p>"
+    )
+
+
+def _form_row(name: str, form: Values, base: Values) -> list[str]:
+    ratio = f"{form['latency'] / base['latency']:.4f}×"
+    accuracies = [f"{form['accuracy']:.2%}", "", f"{form['final_accuracy']:.2%}"]
+    return [name, "", "", *accuracies, ratio, *_costs(form, "latency")]
+
+
+def _agent_row(row: Values, colour: int) -> list[str]:
+    remarks = ["chosen"] * row["chosen"] + ["no winner"] * (row["best"] is None)
+    name = f'<i class="key s{colour}"></i>{escape(row["agent"])} <small>{", ".join(remarks)}</small>'
+    start = [name, f"{row['evaluations']:d}", f"{row['feasible']:d}"]
+    best = row["best"]
+    if best is None:
+        return [*start, *["–"] * 7]
+    latency = best["latency"]
+    ratio = f"{latency['ratio']:.4f}× <small>[{latency['low']:.4f}, {latency['high']:.4f}]</small>"
+    accuracies = [f"{best['accuracy']:.2%}", f"{best['loss']:.3g}", f"{best['final_accuracy']:.2%}"]
+    return [*start, *accuracies, ratio, *_costs(best, "latency_seconds")]
+
+
+def _costs(values: Values, latency: str) -> list[str]:
+    return [f"{values[latency] * 1e3:.4g}", f"{values['size'] / 1024:.4g}", f"{values['macs'] / 1e6:.4g}"]
+
+
+def _policy(summary: Values) -> str:
+    if not summary["layers"]:
+        return "<p>There is no winner to show.</p>"
+    return policy_figure(summary["layers"])
+
+
+def _times(summary: Values) -> str:
+    if not summary["profile"].get("base"):
+        return "<p>No profile was taken.</p>"
+    note = "Times of single layers come from the latency table, scaled to the time predicted for the whole network."
+    return f'{time_figure(summary["profile"])}<p class="note">{note}</p>'
+
+
+def _exports(checks: Sequence[Values]) -> str:
+    if not checks:
+        return "<p>Nothing was exported: there is no winner.</p>"
+    head = ("engine", "file", "KiB", "same class", "logits differ by", "accuracy", "latency / fp32", "ms")
+    note = (
+        "Each file was opened as anybody would who has nothing else, and compared with the network that was measured, "
+        "on selection images: the share given the same class, and the largest difference of a logit. "
+        "Latency is relative to the fp32 base on the same engine."
+    )
+    return table(head, [_export(check) for check in checks]) + f'<p class="note">{note}</p>'
+
+
+def _export(check: Values) -> list[str]:
+    latency = check["latency"]
+    return [
+        escape(check["engine"]),
+        f"<code>{escape(Path(check['path']).name)}</code>",
+        f"{check['file_bytes'] / 1024:.4g}",
+        f"{check['agreement']:.2%}",
+        f"{check['largest_difference']:.3g}",
+        f"{check['accuracy']:.2%}",
+        f"{latency['ratio']:.4f}× <small>[{latency['low']:.4f}, {latency['high']:.4f}]</small>",
+        f"{latency['seconds'] * 1e3:.4g}",
+    ]
+
+
+def _method(summary: Values) -> str:
+    error, rates = summary["table_error"], summary["candidates_per_second"]
+    pairs = [
+        ("noise floor", f"{_share(summary['noise_floor'])}: the largest deviation of int8 measured against itself"),
+        ("error of the table", _table_error(error)),
+        ("margin", f"{_share(summary['margin'])} of the latency limit was kept free for that error and the next two"),
+        ("yardstick", _link(summary["link"])),
+        (
+            "latency",
+            "in turn with the yardstick's (A B A B …), in blocks, both compiled anew in each; the ratio is that of "
+            "Hodges and Lehmann with a 95% interval, times the yardstick's to fp32",
+        ),
+        ("measuring", measuring_line(summary["measuring"], summary["seconds"])),
+        ("engine", escape(summary["engine"])),
+        ("processor", escape(summary["cpu"])),
+        ("images", escape(f"chosen on {summary['provenance']}")),
+        ("selection images", f"{summary['selection_images']:d}"),
+        ("proxy accuracy", "before any fine-tuning"),
+        ("winner", RULE),
+        ("candidates per second", "; ".join(f"{rate:.3g} {_judge(name)}" for name, rate in rates.items())),
+        ("evaluations per agent", f"{summary['trials']:d}"),
+        ("seed", f"{summary['seed']:d}"),
+        ("wall time", duration(summary["seconds"])),
+    ]
+    row = _winning(summary)
+    if row is not None:
+        latency, predicted = row["best"]["latency"], row["best"]["predicted_seconds"]
+        measured = row["best"]["latency_seconds"]
+        stop = STOPS[latency["stopped_by"]]
+        text = (
+            f"{measured * 1e3:.4g} ms measured, {predicted * 1e3:.4g} ms predicted ({predicted / measured - 1:+.1%}); "
+            f"{latency['blocks']:d} blocks of {latency['slices']:d} slices, {latency['dropped']:d} dropped, stopped "
+            f"because {stop}"
+        )
+        pairs.insert(4, ("the winner's latency", text))
+    if summary["refused"]:
+        count = len(summary["refused"])
+        pairs.append(("refused", f"{count} preferred to the winner, whose files were not within the latency budget"))
+    return '<dl class="method">' + "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in pairs) + "</dl>"
+
+
+def _link(link: Values) -> str:
+    ratio, low, high = link["ratio"]
+    interval = f"{ratio:.4f}× the time of fp32 [{low:.4f}, {high:.4f}]"
+    return f"uniform int8 takes {interval}, measured once for {link['took']:.0f} s"
+
+
+def _table_error(error: Values) -> str:
+    if not error["networks"]:
+        return "not known: no network was measured end to end"
+    median, largest = _share(error["median"]), _share(error["largest"])
+    return f"median {median}, largest {largest}, over {error['networks']:d} networks measured end to end"
+
+
+def _judge(name: str) -> str:
+    words = {"search": "over the whole search", "native": "by the native judge", "torch": "by the torch judge"}
+    return words.get(name, escape(name))
+
+
+def _share(value: float | None) -> str:
+    return "not known" if value is None or not math.isfinite(value) else f"{value:.2%}"
+
+
+def _points(change: float) -> str:
+    return f"{change * 100:+.2f} points".replace("-", "−")
+
+
+def measuring_line(measuring: Mapping[str, float], seconds: float) -> str:
+    """Say how long a run measured end to end and for its latency table, and which share of its `seconds` that is."""
+    whole = sum(measuring.values())
+    return (
+        f"{duration(whole)}, {whole / seconds:.0%} of the run: {duration(measuring['end_to_end'])} end to end, "
+        f"{duration(measuring['table'])} for the latency table"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds:.1f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of cells that are markup already."""
+    heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    lines = "".join(
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _style() -> str:
+    """The style sheet; an agent's box unticked hides its marks in the same figure."""
+    hide = "".join(f".fig:has(.t{i}:not(:checked)) .plot .s{i}{{display:none}}" for i in range(SERIES))
+    colours = "".join(f".s{i}{{--c:var(--s{i})}}" for i in range(SERIES))
+    return " ".join((_STYLE + colours + hide).split())
+
+
+_STYLE = """
+:root{--paper:#fbfbf8;--ink:#1c2328;--soft:#5c6770;--rule:#dfe2de;--grid:#eceeea;--card:#f3f4f0;--accent:#0d6b78;
+--over:#f3ece4;--good:#26734d;--bad:#b3402a;--was:#aab4b8;--i8:#0d6b78;--mix:#d49a3a;--fp:#8791a8;
+--s0:#0d6b78;--s1:#c8632b;--s2:#6a5aa8;--s3:#5a8f3c;--s4:#b04a78;--s5:#937a1d;--s6:#3f7fc4;--s7:#6b6f75}
+@media (prefers-color-scheme:dark){:root{--paper:#14181a;--ink:#e3e7e8;--soft:#98a4aa;--rule:#2f373b;--grid:#232a2d;
+--card:#1b2124;--accent:#5cc0cb;--over:#211d1a;--good:#6cc299;--bad:#ec8b74;--was:#5b666c;--i8:#3fa5b1;--mix:#c8933f;
+--fp:#7d88a3;--s0:#5cc0cb;--s1:#ef935f;--s2:#a99ae6;--s3:#93c772;--s4:#e58bb3;--s5:#d3b856;--s6:#7fb2ec;--s7:#a9aeb4}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
+"Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums;-webkit-text-size-adjust:100%}
+main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
+h1{font-size:2rem;line-height:1.2;letter-spacing:-.015em;margin:0;font-weight:650;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:0 0 .75rem;font-weight:650} section{margin-top:3.25rem} p{margin:.5rem 0;max-width:46rem}
+.lead{font-size:1.1rem;color:var(--soft);margin:.4rem 0 1.5rem} .verdict{font-size:1.05rem;margin-bottom:1rem}
+small,.note{color:var(--soft);font-size:.8125rem} p.note{margin:.6rem 0 0} code{font:.9em ui-monospace,Menlo,monospace}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:.75rem;margin-bottom:1.75rem}
+.card{background:var(--card);border-radius:10px;padding:.9rem 1.1rem;display:flex;flex-direction:column}
+.card span{color:var(--soft);font-size:.875rem} .card strong{font-size:1.7rem;line-height:1.3;letter-spacing:-.01em}
+.wide{overflow-x:auto} table{border-collapse:collapse;width:100%;font-size:.9rem}
+th,td{padding:.42rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+th:first-child,td:first-child{text-align:left;padding-left:0} th:last-child,td:last-child{padding-right:0}
+tr>th:first-child{position:sticky;left:0;background:var(--paper)}
+thead th{color:var(--soft);font-weight:400;font-size:.8125rem} tbody th{font-weight:500}
+.good{color:var(--good)} .bad{color:var(--bad)} .good:before{content:"\\2713\\a0"} .bad:before{content:"\\2717\\a0"}
+figure{margin:0} .plot{height:22rem;margin:.75rem .9rem 1.7rem 3.1rem} .plot>svg{display:block;overflow:visible}
+.axis{text-align:center;color:var(--soft);font-size:.8125rem;margin:0 auto .5rem;max-width:none}
+text{font-size:12px;fill:var(--soft)} text.strong{fill:var(--ink)} .grid{stroke:var(--grid)} .tick{stroke:var(--grid)}
+text.note,.dot,.ring,.whisker,.ref{paint-order:stroke} text.note{stroke:var(--paper);stroke-width:3px}
+.dot{fill:var(--c);fill-opacity:.32} .dot.measured{fill-opacity:1;stroke:var(--paper);stroke-width:1}
+.dot.out{fill:none;stroke:var(--c);stroke-opacity:.55}
+.ring{fill:none;stroke:var(--c);stroke-width:2;pointer-events:all}
+.whisker{stroke:var(--c);stroke-width:2} .over{fill:var(--over)} .budget{stroke:var(--bad);stroke-dasharray:5 4}
+.level{stroke:var(--soft);stroke-dasharray:1 4} .ref path{fill:var(--ink)} .lines{overflow:hidden;pointer-events:none}
+polyline{fill:none;vector-effect:non-scaling-stroke} .front{fill:none;stroke:var(--ink);stroke-width:1.3;opacity:.75}
+.trace{stroke:var(--c);stroke-width:2} .band{fill:var(--c);fill-opacity:.14}
+.agents,.legend,.views{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;font-size:.8125rem;color:var(--soft);max-width:none}
+.agents label,.views label,.legend span{display:inline-flex;align-items:center;gap:.35rem}
+.views{margin-bottom:.4rem} input{accent-color:var(--accent);margin:0} .mark{overflow:visible}
+.key{display:inline-block;width:.65rem;height:.65rem;border-radius:50%;background:var(--c)} th .key{margin-right:.45rem}
+.fig:has(.all:checked) .near,.fig:has(.all:not(:checked)) .whole{display:none}
+.swatch{display:inline-block;width:1.1rem;height:.75rem;border-radius:2px;background-color:var(--rule)}
+.rows{list-style:none;margin:.75rem 0 0;padding:0;columns:27rem;column-gap:2.5rem;font-size:.8125rem}
+.rows li{display:grid;grid-template-columns:minmax(0,9.5rem) 1fr 4.6rem 5.2rem;gap:.6rem;align-items:center;
+break-inside:avoid;padding:.14rem 0;border-radius:3px} .rows li:hover{background:var(--card)}
+.rows .name{overflow-wrap:anywhere;line-height:1.25} .rows .num{text-align:right;white-space:nowrap}
+.rows .bits{color:var(--soft);white-space:nowrap} .track{background:var(--rule);height:.85rem;border-radius:2px}
+.times li{grid-template-columns:minmax(0,9.5rem) 1fr 8.2rem 2.8rem}
+.total{columns:auto} .total li{font-weight:600;grid-template-columns:minmax(0,9.5rem) 1fr 11rem 3.2rem}
+.fill{display:block;height:100%;border-radius:2px;min-width:1px} .pair .fill{height:.42rem}
+.total .pair .fill{height:.7rem}
+.b8{background-color:var(--i8)} .bmix{background-color:var(--mix)} .b32{background-color:var(--fp)}
+.b4{background-color:color-mix(in srgb,var(--i8) 62%,var(--ink))}
+.b2{background-color:color-mix(in srgb,var(--i8) 25%,var(--ink))}
+.low{background-image:repeating-linear-gradient(135deg,transparent 0 4px,var(--paper) 4px 5.5px)}
+.was{background-color:var(--was)} .now{background-color:var(--accent)}
+.method{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:.3rem 1.5rem;font-size:.9rem;margin:0}
+dt{color:var(--soft)} dd{margin:0;overflow-wrap:anywhere}
+#tip{position:fixed;z-index:9;background:var(--ink);color:var(--paper);font-size:.8125rem;line-height:1.45;
+padding:.45rem .7rem;border-radius:6px;white-space:pre-line;pointer-events:none;max-width:22rem}
+@media (max-width:40rem){main{padding-top:1.5rem} h1{font-size:1.6rem} .plot{height:18rem}
+.rows li{grid-template-columns:minmax(0,7rem) 1fr 4.3rem 4.6rem;gap:.45rem}
+.cards{grid-template-columns:1fr}
+.times li{grid-template-columns:minmax(0,7rem) 1fr 7.8rem 2.6rem}
+.total li{grid-template-columns:minmax(0,4.5rem) 1fr 10rem 2.9rem} .method{grid-template-columns:1fr;gap:0}
+dd{margin-bottom:.6rem}}
+@media print{@page{margin:13mm} :root{font-size:11px;--paper:#fff} body{font-size:1rem} main{padding:0;max-width:none}
+*{-webkit-print-color-adjust:exact;print-color-adjust:exact} .views,input{display:none} .wide{overflow:visible}
+tr>th:first-child{position:static} section{margin-top:2rem} .cards,tr,section:has(.plot){break-inside:avoid}
+.cards{grid-template-columns:repeat(3,1fr)} h2{break-after:avoid}}
+"""
+
+_SCRIPT = """
+(function(){var t=document.getElementById("tip");
+function show(e){var n=e.target.closest&&e.target.closest("[data-tip]");t.hidden=!n;if(!n)return;
+t.textContent=n.getAttribute("data-tip");var b=n.getBoundingClientRect(),k=e.type=="focusin";
+var x=k?b.left+40:e.clientX,y=k?b.bottom:e.clientY;
+t.style.left=Math.max(8,Math.min(x+14,innerWidth-t.offsetWidth-8))+"px";
+t.style.top=(y+18+t.offsetHeight>innerHeight?y-t.offsetHeight-12:y+18)+"px"}
+["pointermove","pointerdown","focusin"].forEach(function(k){document.addEventListener(k,show)});
+["scroll","focusout"].forEach(function(k){document.addEventListener(k,function(){t.hidden=true},true)})})();
+"""

@@ -1,0 +1,219 @@
+"""The summary of a run: every figure that the table, the report and `--json` show, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trimtab.evaluators.answers import Answers, paired
+from trimtab.evaluators.cost import Cost, TableError
+from trimtab.evaluators.engines import cpu_name, make_engine
+from trimtab.search.finish.export import ExportCheck
+from trimtab.search.loop.evaluation import Evaluation
+from trimtab.search.loop.loop import AgentRun
+from trimtab.search.loop.preference import preferred, tie
+from trimtab.search.setup.baseline import Baseline
+from trimtab.search.setup.problem import Problem
+
+__all__ = ["Winner", "about", "best_of", "build_summary", "verdict"]
+
+
+@dataclass(frozen=True, eq=False)
+class Winner:
+    """An agent's best policy whose finished network met every budget, and its accuracy on the final images."""
+
+    agent: str
+    evaluation: Evaluation
+    final_accuracy: float
+
+
+def best_of(winners: Mapping[str, Winner | None]) -> Winner | None:
+    """Return the preferred winner; None where there is none."""
+    found = [winner for winner in winners.values() if winner]
+    best = preferred(winner.evaluation for winner in found)
+    return next((winner for winner in found if winner.evaluation is best), None)
+
+
+def about(problem: Problem) -> dict[str, Any]:
+    """Return what every summary says of what was searched, and on what."""
+    config = problem.config
+    return {
+        "schema": 2,
+        "network": config.network.zoo or config.network.torchvision or config.network.import_,
+        "data": config.data.name,
+        "provenance": problem.splits.provenance,
+        "selection_images": len(problem.judge.labels),
+        "engine": make_engine(config.engine.name, config.engine.threads).signature,
+        "cpu": cpu_name(),
+    }
+
+
+def build_summary(
+    problem: Problem,
+    baseline: Baseline,
+    runs: Sequence[AgentRun],
+    winners: Mapping[str, Winner | None],
+    front: Sequence[Evaluation],
+    finals: Mapping[str, Answers],
+    checks: Sequence[ExportCheck],
+    error: TableError,
+    profile: Mapping[str, list[dict[str, Any]]],
+    judging: Mapping[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1].
+
+    `finals` are the answers to the final images of the base, of its int8 form, and by policy of every winner.
+    """
+    config = problem.config
+    best = best_of(winners)
+    return {
+        **about(problem),
+        "seed": config.seed,
+        "trials": config.trials,
+        "seconds": seconds,
+        "budgets": [
+            {"name": name, "asked": str(config.budgets[name]), "limit": limit}
+            for name, limit in baseline.limits.items()
+        ],
+        "base": _form(baseline.base, baseline.base_accuracy, finals["base"].accuracy),
+        "int8": _form(baseline.int8, baseline.int8_accuracy, finals["int8"].accuracy),
+        "link": baseline.link.to_json(),
+        "noise_floor": baseline.noise_floor,
+        "table_error": _table_error(error),
+        "margin": baseline.margin,
+        "agents": [_agent(run, winners[run.agent], run.agent == config.agent, baseline, finals) for run in runs],
+        "winner": None if best is None else {"agent": best.agent, "policy": best.evaluation.policy.to_json()},
+        "verdict": verdict(config.agent, winners),
+        "candidates_per_second": dict(judging),
+        "exports": [asdict(check) for check in checks],
+        "profile": dict(profile),
+        "layers": _layers(problem, best, profile.get("winner", [])),
+        "points": [_point(run.agent, e) for run in runs for e in run.evaluations],
+        "pareto": [e.policy.id for e in front],
+    }
+
+
+def verdict(agent: str, winners: Mapping[str, Winner | None]) -> str:
+    """Say whether the chosen agent's winner is more accurate than the best one of the others by more than chance."""
+    own = winners[agent]
+    others = {name: winner for name, winner in winners.items() if name != agent}
+    if own is None:
+        return f"{agent} found no network that meets every budget when measured."
+    rival = best_of(others)
+    if rival is None:
+        return f"{agent} ran alone: nothing says whether a plain agent would have done as well."
+    apart = paired(own.evaluation.answers, rival.evaluation.answers)
+    difference = (
+        f"{abs(apart.value) * 100:.2f} points of proxy accuracy (paired standard error {apart.error * 100:.2f})"
+    )
+    if not tie(own.evaluation, rival.evaluation):
+        first, second = (own, rival) if apart.value > 0 else (rival, own)
+        return f"{first.agent} beats {second.agent} by {difference}."
+    losses = f"{own.evaluation.loss:.3g} against {rival.evaluation.loss:.3g} nats"
+    return (
+        f"{agent} and {rival.agent} differ by {difference}: within the noise, {agent} does not win. Their losses are "
+        f"{losses}."
+    )
+
+
+def _form(cost: Cost, accuracy: float, final: float) -> dict[str, Any]:
+    return {**asdict(cost), "accuracy": accuracy, "final_accuracy": final}
+
+
+def _table_error(error: TableError) -> dict[str, Any]:
+    known = error.networks > 0
+    return {
+        "median": error.median if known else None,
+        "largest": error.largest if known else None,
+        "networks": error.networks,
+    }
+
+
+def _agent(
+    run: AgentRun, winner: Winner | None, chosen: bool, baseline: Baseline, finals: Mapping[str, Answers]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "agent": run.agent,
+        "chosen": chosen,
+        "evaluations": len(run.evaluations),
+        "feasible": sum(e.feasible for e in run.evaluations),
+        "best": None,
+        "trace": _trace(run),
+    }
+    if winner is not None and winner.evaluation.latency is not None:
+        evaluation, latency = winner.evaluation, winner.evaluation.latency
+        row["best"] = {
+            "policy": evaluation.policy.id,
+            "accuracy": evaluation.accuracy,
+            "final_accuracy": winner.final_accuracy,
+            "final_change": asdict(paired(finals[evaluation.policy.id], finals["base"])),
+            "loss": evaluation.loss,
+            "latency": latency.to_json(),
+            "latency_seconds": latency.ratio * baseline.base.latency,
+            "limit_share": None if baseline.limit is None else latency.share(baseline.limit),
+            "predicted_seconds": evaluation.cost.latency,
+            "size": evaluation.cost.size,
+            "macs": evaluation.cost.macs,
+            "memory": evaluation.cost.memory,
+            "violations": dict(evaluation.violations),
+        }
+    return row
+
+
+def _trace(run: AgentRun) -> list[float | None]:
+    """Best feasible proxy accuracy after each evaluation."""
+    best: float | None = None
+    trace = []
+    for evaluation in run.evaluations:
+        if evaluation.feasible and (best is None or evaluation.accuracy > best):
+            best = evaluation.accuracy
+        trace.append(best)
+    return trace
+
+
+def _point(agent: str, evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "agent": agent,
+        "policy": evaluation.policy.id,
+        "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
+        "latency": evaluation.cost.latency,
+        "size": evaluation.cost.size,
+        "macs": evaluation.cost.macs,
+        "feasible": evaluation.feasible,
+        "measured": evaluation.latency is not None,
+    }
+
+
+def _layers(problem: Problem, best: Winner | None, steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The winner's decision for every layer, beside the layer's own shape and the kernels that run it."""
+    if best is None:
+        return []
+    kernels: dict[str, dict[str, None]] = {}  # several where the layer is factorised; dicts keep the order
+    for step in steps:
+        if step["kernel"]:
+            kernels.setdefault(step["layer"], {})[step["kernel"]] = None
+    rows = []
+    for shape in problem.space.layer_shapes(best.evaluation.policy):
+        base = problem.space.network.op(shape.op.name)
+        inputs = problem.space.network.shape_of(base.inputs[0])[0]
+        rows.append(
+            {
+                "layer": base.name,
+                "kind": base.kind,
+                "inputs": shape.inputs,
+                "inputs_of": inputs,
+                "outputs": shape.outputs,
+                "outputs_of": base.shape[0],
+                "kernel": list(base.weight.shape[2:]) if base.weight is not None else [],
+                "w_bits": shape.decision.w_bits,
+                "a_bits": shape.decision.a_bits,
+                "grid": shape.decision.grid,
+                "rank": shape.decision.rank,
+                "form": shape.decision.form,
+                "runs_as": ", ".join(kernels.get(base.name, ())),
+            }
+        )
+    return rows

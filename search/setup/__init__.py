@@ -1,0 +1,1 @@
+"""Setup: what a run works on, from the configuration to the measured baseline."""

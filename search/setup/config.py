@@ -1,0 +1,437 @@
+"""The configuration of a run: one YAML file, or keyword arguments, validated together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trimtab.agents.registry import AGENTS
+from trimtab.errors import BadInput, unknown_name
+from trimtab.evaluators.data import DATASETS
+from trimtab.evaluators.engines import ENGINES
+from trimtab.search.setup.budgets import BUDGETS, Budget, parse_budget
+from trimtab.search.setup.durations import parse_duration
+from trimtab.spaces.criteria import CRITERIA
+from trimtab.spaces.layer_forms import parse_form
+from trimtab.spaces.quantise import Quantisation
+from trimtab.spaces.repair import Repairs
+from trimtab.spaces.space import DEFAULT_BITS, Bits, Options, check_bits
+from trimtab.spaces.zoo import ZOO
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "MeasureConfig",
+    "NetworkConfig",
+    "QuantisationConfig",
+    "SpaceConfig",
+    "TrainingConfig",
+    "check_storage",
+    "default_config",
+    "load_config",
+    "make_config",
+]
+
+
+#: What stands for the network and the data in the configuration of a run that was started from Python.
+GIVEN_NETWORK, GIVEN_DATA = "python:model", "python"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainingConfig(_Section):
+    """Training on first use, for a network without a checkpoint; the result is cached."""
+
+    epochs: int = Field(30, ge=1)
+    batch: int = Field(64, ge=2)
+    learning_rate: float = Field(0.01, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+
+
+class NetworkConfig(_Section):
+    """Exactly one of `zoo` (a name), `torchvision` (a model's name) and `import` ("package.module:factory").
+
+    `options` are the constructor's keyword arguments, `checkpoint` a state dict (.safetensors, .pt, .pth). Without a
+    checkpoint, `training` says how the network is trained on first use. Importing runs the code that is named.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    zoo: str | None = None
+    torchvision: str | None = None
+    import_: str | None = Field(None, alias="import")
+    options: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    training: TrainingConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> NetworkConfig:
+        given = [name for name in ("zoo", "torchvision", "import_") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of 'zoo', 'torchvision' and 'import'")
+        if self.zoo is not None and self.zoo not in ZOO:
+            raise ValueError(str(unknown_name("zoo network", self.zoo, ZOO)))
+        return self
+
+
+class DataConfig(_Section):
+    """A data set by name, and how it is split.
+
+    `split`: "held-out" chooses policies on training images that are left out of training, "test-half" (for a network
+    that has seen every training image) on a seeded half of the test split. `selection` and `calibration` count
+    images. `mean` and `std` are per channel, of images scaled to [0, 1]. `root` defaults to `TRIMTAB_DATA`.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    split: Literal["held-out", "test-half"] = "held-out"
+    selection: int = Field(1000, ge=1)
+    calibration: int = Field(256, ge=16)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = Field(None, ge=8)
+
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if std is not None and min(std, default=1.0) <= 0:
+            raise ValueError("every value has to be more than zero")
+        return std
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in DATASETS and name != GIVEN_DATA:
+            raise ValueError(str(unknown_name("data set", name, DATASETS)))
+        return name
+
+
+class EngineConfig(_Section):
+    """The engine that runs and times the network."""
+
+    name: str = "native"
+    threads: int = Field(1, ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ENGINES:
+            raise ValueError(str(unknown_name("engine", name, ENGINES)))
+        return name
+
+
+class SpaceConfig(_Section):
+    """Choices that may be made: see `trimtab.spaces.Options`. `bits` are [w_bits, a_bits] pairs, or
+    [w_bits, a_bits, grid]. `drop_pointless`: choices that measurement finds to gain nothing are not offered."""
+
+    channels: int = Field(8, ge=1, le=64)
+    min_keep: float = Field(0.25, gt=0, le=1)
+    bits: tuple[Bits, ...] = DEFAULT_BITS
+    ranks: tuple[float, ...] = (0.25, 0.5)
+    factorisations: tuple[str, ...] = ("svd",)
+    patterns: tuple[str, ...] = ()
+    sharing: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    factors: Literal["plain", "outputs", "nonlinear"] = "outputs"
+    criterion: str = "l2"
+    drop_pointless: bool = True
+
+    @field_validator("criterion")
+    @classmethod
+    def _known_criterion(cls, name: str) -> str:
+        if name not in CRITERIA:
+            raise ValueError(str(unknown_name("criterion", name, CRITERIA)))
+        return name
+
+    @field_validator("bits")
+    @classmethod
+    def _offered(cls, bits: tuple[Bits, ...]) -> tuple[Bits, ...]:
+        for choice in bits:
+            try:
+                check_bits(choice)
+            except BadInput as error:
+                raise ValueError(str(error)) from None
+        if not bits:
+            raise ValueError("give at least one [w_bits, a_bits] pair")
+        return bits
+
+    @field_validator("patterns", "sharing")
+    @classmethod
+    def _forms(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            try:
+                parse_form(text)
+            except BadInput as error:
+                raise ValueError(str(error)) from None
+        return texts
+
+    @field_validator("ranks")
+    @classmethod
+    def _fractions(cls, ranks: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < rank <= 1 for rank in ranks):
+            raise ValueError("ranks are fractions of the full rank, above 0 and at most 1")
+        return ranks
+
+    def options(self) -> Options:
+        """Return these settings as the space takes them."""
+        return Options(**{name: value for name, value in self if name != "drop_pointless"})
+
+
+class QuantisationConfig(_Section):
+    """Rounding of candidates: see `trimtab.spaces.Quantisation`."""
+
+    rounding: str = Quantisation().rounding
+    ranges: str = Quantisation().ranges
+
+    @model_validator(mode="after")
+    def _known(self) -> QuantisationConfig:
+        self.value()
+        return self
+
+    def value(self) -> Quantisation:
+        """Return these settings as the repairs take them; an unknown name is a `BadInput`."""
+        return Quantisation(self.rounding, self.ranges)
+
+
+class RepairsConfig(_Section):
+    """Repairs before a candidate is judged: see `trimtab.spaces.Repairs`."""
+
+    reconstruct: bool = Repairs().reconstruct
+    batch_norm: bool = Repairs().batch_norm
+    bias: bool = Repairs().bias
+    block_steps: int = Field(Repairs().block_steps, ge=0)
+    samples: int = Field(Repairs().samples, ge=1)
+
+    def value(self) -> Repairs:
+        """Return these settings as the calibration takes them."""
+        return Repairs(**dict(self))
+
+
+class MeasureConfig(_Section):
+    """Durations of end-to-end measurements: until it is decided whether the latency budget is met, at most `seconds`
+    for a candidate of the search. The winner and its exported file get up to `final_seconds` each, until half their
+    95 % interval is at most `precision` of the ratio too; what ties the yardstick to the network as given gets up to
+    `link_seconds`, once. `probes` networks calibrate the latency table."""
+
+    precision: float = Field(0.01, gt=0, lt=1)
+    seconds: float = Field(4.0, gt=0)
+    final_seconds: float = Field(15.0, gt=0)
+    link_seconds: float = Field(30.0, gt=0)
+    probes: int = Field(6, ge=2)
+
+
+class Config(_Section):
+    """A run. `budgets` maps latency, size, macs and memory to values like "0.5x", "0.6x int8" or "3 ms".
+
+    `trials` is the number of evaluations of every agent, the `baselines` included; `time_limit` ("20m", "1h") is for
+    the search of all of them, without the measurements before and after it; `workers` counts Ray workers for
+    accuracy (0: no Ray); `accuracy_engine` runs candidates for accuracy: "native" or "torch"; `proxy`: what is judged is
+    repaired in "sequence", from input to output, as what is finished is, or stitched of "layers" from the database;
+    `storage`: an Optuna storage into which every evaluation is copied, for its dashboard.
+    """
+
+    network: NetworkConfig
+    data: DataConfig = DataConfig()
+    budgets: dict[str, str | float]
+    engine: EngineConfig = EngineConfig()
+    space: SpaceConfig = SpaceConfig()
+    quantisation: QuantisationConfig = QuantisationConfig()
+    repairs: RepairsConfig = RepairsConfig()
+    agent: str = "milp"
+    baselines: tuple[str, ...] = ("uniform", "random", "greedy")
+    trials: int = Field(200, ge=1)
+    time_limit: float | None = Field(None, gt=0)
+    workers: int = Field(1, ge=0)
+    accuracy_engine: Literal["native", "torch"] = "native"
+    proxy: Literal["sequence", "layers"] = "sequence"
+    measure: MeasureConfig = MeasureConfig()
+    seed: int = Field(0, ge=0)
+    storage: str | None = None
+
+    @field_validator("network", "engine", mode="before")
+    @classmethod
+    def _by_name(cls, value: object, info: Any) -> object:
+        if isinstance(value, str):
+            return {"zoo" if info.field_name == "network" else "name": value}
+        return value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_by_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("storage")
+    @classmethod
+    def _storage(cls, url: str | None) -> str | None:
+        try:
+            return None if url is None else check_storage(url)
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("time_limit", mode="before")
+    @classmethod
+    def _duration(cls, text: object) -> float | None:
+        return None if text is None else parse_duration(text)
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _parsed(cls, budgets: object) -> object:
+        if not isinstance(budgets, Mapping) or not budgets:
+            raise ValueError(f"give at least one of {', '.join(BUDGETS)}, for example {{latency: 0.5x}}")
+        for name, text in budgets.items():
+            parse_budget(str(name), text)
+        return budgets
+
+    @model_validator(mode="after")
+    def _known_agents(self) -> Config:
+        for name in (self.agent, *self.baselines):
+            if name not in AGENTS:
+                raise ValueError(str(unknown_name("agent", name, AGENTS)))
+        return self
+
+    @property
+    def parsed_budgets(self) -> tuple[Budget, ...]:
+        """The budgets, read."""
+        return tuple(parse_budget(name, text) for name, text in self.budgets.items())
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """All agents of the run, the baselines first, each once."""
+        return tuple(dict.fromkeys((*self.baselines, self.agent)))
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        text: str = yaml.safe_dump(data, sort_keys=False)
+        return text
+
+
+def check_storage(url: str) -> str:
+    """Return an Optuna storage's URL if it has a known form; any other one is a `BadInput` that shows the forms."""
+    # Not Redis: Optuna would unpickle what it finds there.
+    if not re.fullmatch(r"journal:.+|(sqlite|mysql|mariadb|postgresql)(\+\w+)?://.+", url, re.DOTALL):
+        raise BadInput(
+            f"{url!r} is not an Optuna storage: write it like sqlite:///runs/studies.db, journal:runs/studies.log, "
+            "mysql://... or postgresql://..."
+        )
+    return url
+
+
+def make_config(data: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Validate a mapping; every problem is one line of a `BadInput`, unknown keys with the nearest known one."""
+    try:
+        return Config.model_validate(dict(data))
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise BadInput(f"{source}: " + "; ".join(dict.fromkeys(lines))) from error
+
+
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `a.b=c` settings to it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"the configuration {path} is not text in UTF-8") from error
+    return _from_text(text, str(path), settings)
+
+
+def default_config(settings: Sequence[str] = ()) -> Config:
+    """Return the embedded default, `configs/digits.yaml`, with `a.b=c` settings applied."""
+    import trimtab.configs
+
+    path = Path(trimtab.configs.__path__[0]) / "digits.yaml"
+    return _from_text(path.read_text(), "the default configuration", settings)
+
+
+def _from_text(text: str, source: str, settings: Sequence[str]) -> Config:
+    try:
+        data = _read_yaml(text)
+    except ValueError as error:
+        raise BadInput(f"{source} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise BadInput(f"{source}: expected keys and values, found {type(data).__name__}")
+    for setting in settings:
+        _apply_setting(data, setting)
+    return make_config(data, source)
+
+
+def _apply_setting(data: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise BadInput(f"--set takes key=value, for example trials=50 or budgets.latency=0.5x; found {setting!r}")
+    *path, last = key.strip().split(".")
+    for part in path:
+        if not isinstance(data.get(part), dict):
+            # "data: digits" is short for a mapping whose first key names it.
+            short = {"network": "zoo", "engine": "name", "data": "name"}.get(part)
+            data[part] = {short: data[part]} if short and isinstance(data.get(part), str) else {}
+        data = data[part]
+    try:
+        data[last] = _read_yaml(text)
+    except ValueError as error:
+        raise BadInput(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+
+
+def _read_yaml(text: str) -> Any:
+    """Read YAML safely; whatever is wrong with it is a `ValueError` of one line."""
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return str(unknown_name("key", ".".join(location), [".".join([*location[:-1], k]) for k in known]))
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"the key {'.'.join(location)!r} is missing"
+    if problem["type"] in {"dict_type", "model_type"}:
+        message = "expected keys and values"
+    if problem["type"] != "value_error":
+        message += f", found {problem['input']!r}"
+    return f"{'.'.join(location)}: {message}" if location else message
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    section: Any = Config
+    for part in path:
+        field = section.model_fields.get(part)
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Config)
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses duplicate keys, of which YAML silently takes the last."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float):
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)

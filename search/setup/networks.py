@@ -1,0 +1,207 @@
+"""The user's network, from a name, an import path and a checkpoint; trained on first use where there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from trimtab.errors import BadInput, unknown_name
+from trimtab.evaluators.data import Splits
+from trimtab.files import cache_dir, write_bytes
+from trimtab.search.setup.config import Config, NetworkConfig, TrainingConfig
+from trimtab.spaces.zoo import build
+
+__all__ = ["load_checkpoint", "load_network", "make_model", "train"]
+
+
+def load_network(config: Config, splits: Splits, advance: Callable[[int, int], None] | None = None) -> nn.Module:
+    """Return the configured network with its weights, in evaluation mode.
+
+    With a checkpoint, the weights are its; otherwise the network is trained on `splits.train` and cached. `advance` is
+    called with (epochs done, epochs) while it trains.
+    """
+    network = config.network
+    torch.manual_seed(config.seed)
+    model = make_model(network)
+    _check_fits(model, splits)
+    if network.checkpoint is not None:
+        load_checkpoint(model, Path(network.checkpoint).expanduser())
+        return model.eval()
+    if network.training is None:
+        raise BadInput("the network has no weights: give network.checkpoint, or network.training to train it here")
+    cached = cache_dir() / "networks" / f"{_training_key(config, model, splits)}.safetensors"
+    if cached.exists():
+        load_checkpoint(model, cached)
+        return model.eval()
+    train(model, *splits.train(), network.training, config.seed, advance)
+    _save(model, cached)
+    return model.eval()
+
+
+def _check_fits(model: nn.Module, splits: Splits) -> None:
+    """Run one image through, before anything is trained on them."""
+    shape = tuple(splits.calibration.shape[1:])
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(torch.from_numpy(splits.calibration[:1]))
+    except Exception as error:
+        raise BadInput(f"the network does not take the data's images {shape}: {_line(error)}") from error
+    found = tuple(getattr(outputs, "shape", ()))
+    if found != (1, splits.classes):
+        raise BadInput(
+            f"the network has outputs of shape {found[1:]}, the data {splits.classes} classes"
+            if isinstance(outputs, torch.Tensor)
+            else f"the network returns {type(outputs).__name__}, not a tensor of {splits.classes} logits"
+        )
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def make_model(network: NetworkConfig) -> nn.Module:
+    """Build the module, with fresh weights from torch's current random state."""
+    if network.zoo is not None:
+        return build(network.zoo, **network.options)
+    if network.torchvision is not None:
+        return _torchvision(network.torchvision, network.options)
+    return _imported(str(network.import_), network.options)
+
+
+def _torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown_name("torchvision network", name, known)
+    try:
+        model: nn.Module = models.get_model(name, weights=None, **options)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"torchvision network {name!r}: {error}") from error
+    return model
+
+
+def _imported(path: str, options: Mapping[str, Any]) -> nn.Module:
+    """Resolve "package.module:factory", looking in the current folder too; this runs the code that is named."""
+    module_name, colon, attribute = path.partition(":")
+    if not colon:
+        raise BadInput(f"network.import is 'package.module:factory', not {path!r}")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+        model = factory if isinstance(factory, nn.Module) else factory(**options)
+    except Exception as error:  # the user's own code: whatever it raises
+        raise BadInput(f"network.import {path!r} cannot be resolved: {_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"network.import {path!r} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Load a state dict (.safetensors, or torch's format, weights only); a foreign or broken one is a `BadInput`."""
+    if not path.is_file():
+        raise BadInput(f"the checkpoint {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(str(path))
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns about the pickle protocol before it refuses the code
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise BadInput(
+            f"the checkpoint {path} holds more than weights, or is damaged; pickled code is never run: save the "
+            "network's state_dict()"
+        ) from error
+    except Exception as error:
+        raise BadInput(f"the checkpoint {path} cannot be read: {_line(error)}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict):
+        raise BadInput(f"the checkpoint {path} is not a state dict")
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise BadInput(f"the checkpoint {path} is not a state dict: {odd[0]!r} is no tensor")
+    wanted = model.state_dict()
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, the network's is {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    missing = [f"{n} is missing" for n in wanted if n not in state and not n.endswith("num_batches_tracked")]
+    extra = [f"{name} is not in the network" for name in state if name not in wanted]
+    if problems := missing + wrong + extra:
+        raise BadInput(
+            f"the checkpoint {path} is of another network: {problems[0]}"
+            + (f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else "")
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def train(
+    model: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    settings: TrainingConfig,
+    seed: int,
+    advance: Callable[[int, int], None] | None = None,
+) -> None:
+    """Train with AdamW and a one-cycle schedule (Smith 2018, arXiv:1803.09820); the last epoch's weights stay."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    batches = len(x) // settings.batch
+    if batches == 0:
+        raise BadInput(f"{len(x)} training images are fewer than one batch of {settings.batch}")
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, settings.epochs * batches)
+    model.train()
+    for epoch in range(settings.epochs):
+        order = torch.randperm(len(x), generator=generator)
+        for batch in torch.chunk(order[: batches * settings.batch], batches):
+            optimiser.zero_grad()
+            loss = F.cross_entropy(model(x[batch]), y[batch])
+            torch.autograd.backward(loss)
+            optimiser.step()
+            schedule.step()
+        if advance is not None:
+            advance(epoch + 1, settings.epochs)
+    model.eval()
+
+
+def _training_key(config: Config, model: nn.Module, splits: Splits) -> str:
+    # An imported network's code and a folder's images may change while their names stay.
+    seen = hashlib.sha256(repr(model).encode() + splits.calibration.tobytes() + splits.selection[0].tobytes())
+    what = {
+        "seen": seen.hexdigest(),
+        "network": config.network.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json", exclude={"root"}),
+        "seed": config.seed,
+    }
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{config.network.zoo or 'network'}-{config.data.name}-{digest}"
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, save({name: value.clone().contiguous() for name, value in model.state_dict().items()}))

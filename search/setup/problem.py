@@ -1,0 +1,95 @@
+"""The problem of a run: the space of one network, the data, and the judge; what can be wrong is found here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from trimtab.errors import BadInput
+from trimtab.evaluators.accuracy import Judge
+from trimtab.evaluators.cost import count_macs
+from trimtab.evaluators.data import Splits, load
+from trimtab.evaluators.plan import StepPlan
+from trimtab.files import cache_dir
+from trimtab.search.progress import Progress
+from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, Config
+from trimtab.search.setup.networks import load_network
+from trimtab.spaces.database import LayerDatabase
+from trimtab.spaces.repair import Calibration
+from trimtab.spaces.space import Removal, Space, build_space
+
+__all__ = ["Problem", "load_problem", "make_problem", "open_database", "with_database"]
+
+#: Images on which a stitched candidate is settled: with twice as many it ranks no better.
+SETTLING = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A traced network with its data and its judge."""
+
+    config: Config
+    space: Space
+    splits: Splits
+    judge: Judge
+
+    def without(self, removed: Iterable[Removal]) -> Problem:
+        """Return the problem with some choices taken out of its space."""
+        space = self.space.without(removed)
+        return replace(self, space=space, judge=replace(self.judge, space=space))
+
+
+def load_problem(config: Config, progress: Progress, download: bool = False) -> Problem:
+    """Load the data and the network that a configuration names; what is wrong with them is a `BadInput`."""
+    data = config.data
+    if data.name == GIVEN_DATA or config.network.import_ == GIVEN_NETWORK:
+        raise BadInput(
+            "this run was started from Python with a network and data of its own, which no file holds: go on with it "
+            "there (trimtab.compress with resume=True, or Result.export)"
+        )
+    splits = load(
+        data.name,
+        root=data.root,
+        download=download,
+        split=data.split,
+        calibration=data.calibration,
+        selection=data.selection,
+        mean=data.mean,
+        std=data.std,
+        size=data.size,
+        seed=config.seed,
+    )
+    epochs = config.network.training.epochs if config.network.training else None
+    with progress.bar("training the network", epochs) as bar:
+        model = load_network(config, splits, lambda done, _: bar.update(done))
+    return make_problem(config, model, splits)
+
+
+def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
+    """Trace a model, agree on its MACs and record its untouched activations."""
+    torch.set_num_threads(1)
+    example = torch.from_numpy(splits.calibration[:1].copy())
+    space = build_space(model, example, config.space.options(), splits.calibration)
+    outputs = space.network.op(space.network.output).shape
+    if len(outputs) != 1 or outputs[0] < splits.classes:
+        raise BadInput(f"the network has outputs of shape {outputs}, the data {splits.classes} classes")
+    count_macs(model, example, StepPlan(space).steps(space.base()))
+    calibration = Calibration.of(space, splits.calibration, config.repairs.value(), config.quantisation.value())
+    judge = Judge(space, calibration, *splits.selection, by=config.accuracy_engine)
+    return Problem(config, space, splits, with_database(judge) if config.proxy == "layers" else judge)
+
+
+def with_database(judge: Judge) -> Judge:
+    """Return a judge of what is stitched from the layer database."""
+    calibration = judge.calibration
+    repairs = replace(calibration.repairs, samples=1, block_steps=0)
+    few = Calibration.of(judge.space, calibration.images[:SETTLING].numpy(), repairs, calibration.quantisation)
+    return replace(judge, database=open_database(judge.space, calibration), few=few)
+
+
+def open_database(space: Space, calibration: Calibration) -> LayerDatabase:
+    """Return the layer database, in the cache, of a network and the images and quantisation of a calibration."""
+    return LayerDatabase(space, calibration.images.numpy(), cache_dir() / "layers", calibration.quantisation)

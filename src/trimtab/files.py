@@ -1,0 +1,41 @@
+"""Files that are there whole or not at all, and the folder for what is kept between runs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+__all__ = ["cache_dir", "write_bytes", "write_text"]
+
+
+def cache_dir() -> Path:
+    """Return the folder for what trimtab measures and trains: `TRIMTAB_CACHE`, or the user's cache folder."""
+    root = os.environ.get("TRIMTAB_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes, durable: bool = True) -> None:
+    """Write a file into a folder that exists, whole or not at all, whoever else writes it at the same time.
+
+    A `durable` one is there after a power cut too.
+    """
+    target = Path(path)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
