@@ -1,7 +1,7 @@
 """Agents, which decide: each proposes policies by `ask` and learns from `tell`."""
 
 from trimtab.agents.amc import Amc, AmcSac, AmcTd3
-from trimtab.agents.base import Agent, Estimates, Limits, Score
+from trimtab.agents.base import CHECKED, Agent, Estimates, Limits, Parameters, Score
 from trimtab.agents.evolution import Evolution
 from trimtab.agents.gp import Gp
 from trimtab.agents.greedy import Greedy
@@ -9,16 +9,18 @@ from trimtab.agents.haq import Haq
 from trimtab.agents.milp import Milp
 from trimtab.agents.nsga2 import Nsga2
 from trimtab.agents.random import Random, RandomProjected
-from trimtab.agents.registry import AGENTS, make
+from trimtab.agents.registry import AGENTS, ChosenAgent, chosen, label, make
 from trimtab.agents.tpe import Tpe
 from trimtab.agents.uniform import Uniform
 
 __all__ = [
     "AGENTS",
+    "CHECKED",
     "Agent",
     "Amc",
     "AmcSac",
     "AmcTd3",
+    "ChosenAgent",
     "Estimates",
     "Evolution",
     "Gp",
@@ -27,10 +29,13 @@ __all__ = [
     "Limits",
     "Milp",
     "Nsga2",
+    "Parameters",
     "Random",
     "RandomProjected",
     "Score",
     "Tpe",
     "Uniform",
+    "chosen",
+    "label",
     "make",
 ]

@@ -7,18 +7,32 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from trimtab.agents.actor_critic import ActorCritic, truncated_normal
-from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
+from trimtab.agents.base import CHECKED, Agent, Estimates, Limits, Parameters, Score, stable_seed
 from trimtab.agents.decision_process import DecisionProcess, Episode
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.network import Array
 
-__all__ = ["Amc", "AmcSac", "AmcTd3", "Episodic"]
+__all__ = ["Amc", "AmcSac", "AmcTd3", "Episodic", "EpisodicParameters"]
 
-#: The deviation of the exploration, and how many times smaller each further episode's is.
-NOISE = 0.5
+
+@dataclass(frozen=True, config=CHECKED)
+class EpisodicParameters(Parameters):
+    """The parameters of every `Episodic` agent.
+
+    The first `warmup` episodes are random: AMC takes 100 of 800, a search here has a few hundred evaluations in all.
+    The exploration's deviation is `noise` at first, times `decay` for every episode after the warm-up, and never below
+    `least_noise`: as long as it explores, it does not repeat itself.
+    """
+
+    warmup: int = Field(40, ge=1)
+    noise: float = Field(0.5, gt=0, le=1)
+    decay: float = Field(0.97, gt=0, le=1)
+    least_noise: float = Field(0.1, gt=0, le=1)
 
 
 class Episodic(Agent):
@@ -38,31 +52,32 @@ class Episodic(Agent):
     #: stable-baselines3's name of the algorithm.
     algorithm: ClassVar[str] = "DDPG"
 
-    #: AMC takes 100 of 800 episodes; a search here has a few hundred evaluations in all.
-    warmup: ClassVar[int] = 40
+    takes: ClassVar[type[Parameters]] = EpisodicParameters
 
-    #: What the exploration's deviation is multiplied by for every episode after the warm-up.
-    decay: ClassVar[float] = 0.97
-
-    #: The smallest deviation: as long as it explores, it does not repeat itself.
-    least_noise: ClassVar[float] = 0.1
-
-    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
-        super().__init__(space, limits, seed, estimates)
+    def __init__(
+        self,
+        space: Space,
+        limits: Limits,
+        seed: int,
+        estimates: Estimates | None = None,
+        parameters: Parameters | None = None,
+    ) -> None:
+        super().__init__(space, limits, seed, estimates, parameters)
         self._told = 0
         self._waiting: list[tuple[Array, Array, float]] = []  # until there is something to train
 
     def _propose(self, number: int) -> Policy | None:
         rng = np.random.default_rng(stable_seed(self.seed, self.name, number))
-        if self._told < self.warmup:
+        if self._told < self.parameters.warmup:
             return self._draw(rng)
         return self._roll(rng, self.deviation)
 
     @property
     def deviation(self) -> float:
         """The deviation of the exploration now; each proposal in a row that was known already adds to it."""
-        decayed = NOISE * self.decay ** (self._told - self.warmup)
-        return min(max(decayed, self.least_noise) * (1 + self._repeats), NOISE)
+        own = self.parameters
+        decayed = own.noise * own.decay ** (self._told - own.warmup)
+        return float(min(max(decayed, own.least_noise) * (1 + self._repeats), own.noise))
 
     def _learn(self, policy: Policy, score: Score) -> None:
         episode = self._replay(policy)
@@ -72,7 +87,7 @@ class Episodic(Agent):
         feasible = all(violation <= 0 for violation in score.violations.values())
         self._waiting.append((*episode, score.accuracy if feasible else 0.0))
         self._told += 1
-        if self._told >= self.warmup:
+        if self._told >= self.parameters.warmup:
             while self._waiting:
                 self.learner.remember(*self._waiting.pop(0))
             self.learner.train(stable_seed(self.seed, f"{self.name} learns", self._told))
@@ -117,7 +132,7 @@ class Amc(Episodic):
 
     def _draw(self, rng: np.random.Generator) -> Policy:
         # Independent uniform actions would make all episodes alike, and none of them a good one.
-        deviation = NOISE * rng.random()
+        deviation = self.parameters.noise * rng.random()
         episode = Episode(self.process)
         while episode.step is not None:
             episode.act(truncated_normal(np.full(self.process.slots, 0.5), deviation, rng).tolist())

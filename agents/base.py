@@ -8,10 +8,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.spaces import Policy, Space
 
-__all__ = ["Agent", "Estimates", "Limits", "Score", "stable_seed"]
+__all__ = ["CHECKED", "Agent", "Estimates", "Limits", "Parameters", "Score", "stable_seed"]
+
+#: How parameters are checked: no unknown ones, and numbers are finite.
+CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Parameters:
+    """The parameters of an agent: none. An agent that has any derives a class with a field and a default for each."""
 
 
 class Score(Protocol):
@@ -82,16 +93,27 @@ class Agent(ABC):
     #: Whether it cannot do without `Estimates`: what it is then given is complete, so that asking is quick.
     needs_estimates: ClassVar[bool] = False
 
+    #: The class of its parameters, which `parameters` is an instance of.
+    takes: ClassVar[type[Parameters]] = Parameters
+
     #: Proposals tried for one policy before the agent counts as exhausted: small spaces repeat themselves.
     retries: ClassVar[int] = 48
 
-    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
+    def __init__(
+        self,
+        space: Space,
+        limits: Limits,
+        seed: int,
+        estimates: Estimates | None = None,
+        parameters: Parameters | None = None,
+    ) -> None:
         if self.needs_estimates and estimates is None:
             raise ValueError(f"agent {self.name!r} needs estimates of the layers' errors")
         self.space = space
         self.limits = limits
         self.seed = seed
         self.estimates = estimates
+        self.parameters: Any = self.takes() if parameters is None else parameters
         self._proposals = 0
         self._seen: set[str] = set()
         self._pending: dict[str, None] = {}  # ids asked and not yet told, oldest first

@@ -7,8 +7,10 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
+from trimtab.agents.base import CHECKED, Agent, Estimates, Limits, Parameters, Score, stable_seed
 from trimtab.agents.milp import Milp
 from trimtab.agents.random import draw
 from trimtab.agents.stages import stages
@@ -16,22 +18,30 @@ from trimtab.agents.uniform import Uniform
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy, Space
 
-__all__ = ["Evolution"]
-
-#: The results that may become parents, and among how many of them the best one does. Real et al. take 100 and 25 for
-#: 20,000 evaluations; a search here has a few hundred.
-POPULATION = 32
-TOURNAMENT = 8
-
-#: Proposals that are nobody's children, and how many of them are founders; the others are random.
-STARTUP = 16
-FOUNDERS = 8
-
-#: How many children have two parents.
-CROSSED = 0.5
+__all__ = ["Evolution", "EvolutionParameters"]
 
 #: The most knobs of a channel group that change in a child.
 CHANGES = 3
+
+
+@dataclass(frozen=True, config=CHECKED)
+class EvolutionParameters(Parameters):
+    """The parameters of `Evolution`.
+
+    The youngest `population` results may become parents, the best of `tournament` of them does: Real et al. take 100
+    and 25 for 20,000 evaluations, a search here has a few hundred. The first `startup` proposals are nobody's children:
+    `founders` by another agent, then random ones. The share `crossed` of the children has two parents.
+    """
+
+    population: int = Field(32, ge=2)
+    tournament: int = Field(8, ge=1)
+    startup: int = Field(16, ge=0)
+    founders: int = Field(8, ge=0)
+    crossed: float = Field(0.5, ge=0, le=1)
+
+    def __post_init__(self) -> None:
+        if self.tournament > self.population:
+            raise ValueError(f"a tournament of {self.tournament} needs a population of as many, not {self.population}")
 
 
 class Evolution(Agent):
@@ -48,26 +58,35 @@ class Evolution(Agent):
     """
 
     name: ClassVar[str] = "evolution"
+    takes: ClassVar[type[Parameters]] = EvolutionParameters
 
-    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
-        super().__init__(space, limits, seed, estimates)
-        self._population: deque[tuple[tuple[float, float], list[int]]] = deque(maxlen=POPULATION)
+    def __init__(
+        self,
+        space: Space,
+        limits: Limits,
+        seed: int,
+        estimates: Estimates | None = None,
+        parameters: Parameters | None = None,
+    ) -> None:
+        super().__init__(space, limits, seed, estimates, parameters)
+        self._population: deque[tuple[tuple[float, float], list[int]]] = deque(maxlen=self.parameters.population)
         self._genes = _genes(space)
         self._stages = stages(space)
 
     @cached_property
     def _founders(self) -> list[Policy]:
         adviser = Uniform if self.estimates is None else Milp
-        return adviser(self.space, self.limits, self.seed, self.estimates).ask(FOUNDERS)
+        return adviser(self.space, self.limits, self.seed, self.estimates).ask(self.parameters.founders)
 
     def _propose(self, number: int) -> Policy | None:
-        if number < FOUNDERS and number < len(self._founders):
+        own = self.parameters
+        if number < own.founders and number < len(self._founders):
             return self._founders[number]
         rng = np.random.default_rng(stable_seed(self.seed, self.name, number))
-        if number < STARTUP or len(self._population) < TOURNAMENT:
+        if number < own.startup or len(self._population) < own.tournament:
             return self.space.decode(draw(self.space, rng))
         child = self._parent(rng)
-        if rng.random() < CROSSED:
+        if rng.random() < own.crossed:
             child = self._crossed(child, self._parent(rng), rng)
         # A child that is known already is mutated once more than the one before it.
         for _ in range(1 + self._repeats):
@@ -83,7 +102,7 @@ class Evolution(Agent):
         self._population.append(((-excess, score.accuracy), vector))
 
     def _parent(self, rng: np.random.Generator) -> list[int]:
-        among = rng.choice(len(self._population), TOURNAMENT, replace=False)
+        among = rng.choice(len(self._population), self.parameters.tournament, replace=False)
         return list(max(self._population[int(i)] for i in among)[1])
 
     def _crossed(self, one: list[int], other: list[int], rng: np.random.Generator) -> list[int]:

@@ -6,24 +6,29 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from threadpoolctl import threadpool_limits
 
-from trimtab.agents.base import Estimates, Limits, Score, stable_seed
-from trimtab.agents.optuna_agent import OptunaAgent, excess, ranked
+from trimtab.agents.base import CHECKED, Estimates, Limits, Parameters, Score, stable_seed
+from trimtab.agents.optuna_agent import ModelParameters, OptunaAgent, excess, ranked
 from trimtab.agents.stages import stages
 from trimtab.spaces import Policy, Space
 from trimtab.threads import torch_threads
 
-__all__ = ["Gp", "fitted_at"]
-
-#: Stages of a network, each with a level for every kind of knob: at most 9 parameters.
-STAGES = 3
-
-#: The most results that the process is fitted to: the best and the latest, half of each.
-FITTED = 50
+__all__ = ["Gp", "GpParameters", "fitted_at"]
 
 #: The process is fitted again when this share of results has come in since.
 REFIT = 1 / 8
+
+
+@dataclass(frozen=True, config=CHECKED)
+class GpParameters(ModelParameters):
+    """The parameters of `Gp`: so many `stages` of the network have a level for every kind of knob, and the process is
+    fitted to at most `fitted` results, the best and the latest, half of each."""
+
+    stages: int = Field(3, ge=1)
+    fitted: int = Field(50, ge=4)
 
 
 class Gp(OptunaAgent):
@@ -43,10 +48,20 @@ class Gp(OptunaAgent):
     """
 
     name: ClassVar[str] = "gp"
+    takes: ClassVar[type[Parameters]] = GpParameters
 
-    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
-        members = stages(space, STAGES)
-        self._names = [f"{kind} {stage}" for stage in range(STAGES) for kind in ("channels", "bits", "form")]
+    def __init__(
+        self,
+        space: Space,
+        limits: Limits,
+        seed: int,
+        estimates: Estimates | None = None,
+        parameters: Parameters | None = None,
+    ) -> None:
+        super().__init__(space, limits, seed, estimates, parameters)
+        count = self.parameters.stages
+        members = stages(space, count)
+        self._names = [f"{kind} {stage}" for stage in range(count) for kind in ("channels", "bits", "form")]
         place = {knob: stage for stage, knobs in enumerate(members) for knob in knobs}
         knobs = [self._names.index(f"{knob.kind} {place[i]}") for i, knob in enumerate(space.knobs)]
         used = sorted(set(knobs))
@@ -54,8 +69,7 @@ class Gp(OptunaAgent):
         self._level_of = np.array([used.index(level) for level in knobs])
         self._spans = np.array([len(knob.choices) - 1 for knob in space.knobs])
         self._fit: tuple[int, NDArray[np.float64]] | None = None  # results fitted, and the levels proposed
-        self._vectors: list[list[int]] = []  # of the window's trials
-        super().__init__(space, limits, seed, estimates)
+        self._vectors: list[list[int]] = []  # of the study's trials
 
     def _distributions(self) -> dict[str, Any]:
         from optuna.distributions import FloatDistribution
@@ -88,10 +102,10 @@ class Gp(OptunaAgent):
         """Return the levels that a process fitted to the first so many results proposes."""
         from optuna.samplers import GPSampler
 
-        trials = self._study.trials[:results]
-        best = ranked(trials)[: FITTED // 2]
+        trials, fitted = self._study.trials[:results], self.parameters.fitted
+        best = ranked(trials)[: fitted // 2]
         others = {trial.number for trial in trials} - {trial.number for trial in best}
-        latest = [trial for trial in trials if trial.number in others][-(FITTED - len(best)) :]
+        latest = [trial for trial in trials if trial.number in others][-(fitted - len(best)) :]
         sampler = GPSampler(n_startup_trials=0, seed=stable_seed(self.seed, "gp fit", results))
         study = self._study.study(sampler, sorted([*best, *latest], key=lambda trial: trial.number))
         with torch_threads(1), threadpool_limits(1):

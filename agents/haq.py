@@ -6,17 +6,26 @@ from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from trimtab.agents.actor_critic import ActorCritic
-from trimtab.agents.amc import Episodic
-from trimtab.agents.base import Estimates, Limits, stable_seed
+from trimtab.agents.amc import Episodic, EpisodicParameters
+from trimtab.agents.base import CHECKED, Estimates, Limits, Parameters, stable_seed
 from trimtab.agents.decision_process import Prices, choice_of, describe_layers, level_of
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.factorisation import Geometry
 from trimtab.spaces.network import Array
 
-__all__ = ["Haq"]
+__all__ = ["Haq", "HaqParameters"]
+
+
+@dataclass(frozen=True, config=CHECKED)
+class HaqParameters(EpisodicParameters):
+    """The parameters of `Haq`: its exploration decays more slowly."""
+
+    decay: float = Field(0.99, gt=0, le=1)
 
 
 class Haq(Episodic):
@@ -30,10 +39,17 @@ class Haq(Episodic):
 
     name: ClassVar[str] = "haq"
     decides: ClassVar[tuple[str, ...]] = ("bits",)
-    decay: ClassVar[float] = 0.99
+    takes: ClassVar[type[Parameters]] = HaqParameters
 
-    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
-        super().__init__(space, limits, seed, estimates)
+    def __init__(
+        self,
+        space: Space,
+        limits: Limits,
+        seed: int,
+        estimates: Estimates | None = None,
+        parameters: Parameters | None = None,
+    ) -> None:
+        super().__init__(space, limits, seed, estimates, parameters)
         layers = {op.name: number for number, op in enumerate(space.network.layers)}
         self._knobs = [i for i, knob in enumerate(space.knobs) if knob.kind == "bits"]
         self._layers = [layers[space.knobs[i].target] for i in self._knobs]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from trimtab.agents.additive import Floats, Planner, Solver, planner_of
-from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
+from trimtab.agents.base import CHECKED, Agent, Estimates, Limits, Parameters, Score, stable_seed
 from trimtab.agents.surrogate import LearnedErrors
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Policy, Space
 
-__all__ = ["Milp", "Optimum", "optimise"]
+__all__ = ["Milp", "MilpParameters", "Optimum", "optimise"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,14 +35,11 @@ GAP = 1e-4
 FREE = (0.1, 0.6)
 FAR = 1e3
 
-#: How far proposals for the whole network are drawn from what is likeliest, in the posterior's standard deviations.
-CAUTION = 0.3
-
 #: HiGHS's verdict that nothing is feasible.
 INFEASIBLE = 2
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Optimum:
     """The optimum of the additive model: a vector, its `error` in nats, and a `bound` that no policy is below.
 
@@ -72,6 +71,18 @@ def optimise(solver: Solver, allowed: Floats | None = None, seconds: float = SEC
     return program.least_error() or program.least_violation()
 
 
+@dataclass(frozen=True, config=CHECKED)
+class MilpParameters(Parameters):
+    """The parameters of `Milp`.
+
+    HiGHS may take `seconds` for the first proposal. Proposals for the whole network are drawn as far as `caution` of
+    the posterior's standard deviations from what is likeliest.
+    """
+
+    seconds: float = Field(SECONDS, gt=0)
+    caution: float = Field(0.3, ge=0)
+
+
 class Milp(Agent):
     """First the optimum of the additive model, then the optima of what is learned about its errors.
 
@@ -85,9 +96,17 @@ class Milp(Agent):
 
     name: ClassVar[str] = "milp"
     needs_estimates: ClassVar[bool] = True
+    takes: ClassVar[type[Parameters]] = MilpParameters
 
-    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
-        super().__init__(space, limits, seed, estimates)
+    def __init__(
+        self,
+        space: Space,
+        limits: Limits,
+        seed: int,
+        estimates: Estimates | None = None,
+        parameters: Parameters | None = None,
+    ) -> None:
+        super().__init__(space, limits, seed, estimates, parameters)
         self._best: tuple[float, list[int]] | None = None
         self._told: list[tuple[list[int], float]] = []
 
@@ -99,7 +118,7 @@ class Milp(Agent):
     @cached_property
     def optimum(self) -> Optimum:
         """The optimum of the additive model, under budgets corrected for what its costs are off by."""
-        found = optimise(self.planner.solver, self.planner.allowed)
+        found = optimise(self.planner.solver, self.planner.allowed, self.parameters.seconds)
         _log.info("optimum of the additive model: %.4g nats, gap %.2g, %.1f s", found.error, found.gap, found.seconds)
         return found
 
@@ -123,7 +142,7 @@ class Milp(Agent):
         while self._told:
             self._learned.tell(*self._told.pop(0))
         rng = np.random.default_rng(stable_seed(self.seed, self.name, number))
-        errors, barriers = self._learned.draw(rng, CAUTION), None
+        errors, barriers = self._learned.draw(rng, self.parameters.caution), None
         if number % 2 == 0 and self._best is not None:
             errors = self._learned.draw(rng)
             kept = rng.random(len(self.space.knobs)) > rng.uniform(*FREE)

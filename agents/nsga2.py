@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from trimtab.agents.base import Estimates, Limits, Score
-from trimtab.agents.optuna_agent import OptunaAgent, excess
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from trimtab.agents.base import CHECKED, Estimates, Limits, Parameters, Score
+from trimtab.agents.optuna_agent import OptunaAgent, OptunaParameters, excess
 from trimtab.spaces import Policy, Space
 
-__all__ = ["Nsga2"]
-
-#: Policies in a generation, and parents of the next one.
-POPULATION = 24
+__all__ = ["Nsga2", "Nsga2Parameters"]
 
 #: Where Optuna's sampler looks for a trial's generation.
 GENERATION = "NSGAIISampler:generation"
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Nsga2Parameters(OptunaParameters):
+    """The parameters of `Nsga2`: `population` policies are a generation, and parents of the next one."""
+
+    population: int = Field(24, ge=2)
 
 
 class Nsga2(OptunaAgent):
@@ -25,16 +32,23 @@ class Nsga2(OptunaAgent):
     parents; children are uniform crossovers, each knob mutated with probability 1 / knobs. The objectives are the
     accuracy and the first budget's violation; violations of any budget are constraints.
 
-    Result k (0, 1, ...) in the order told belongs to generation k // `POPULATION`, whoever proposed it, so telling
+    Result k (0, 1, ...) in the order told belongs to generation k // `population`, whoever proposed it, so telling
     again rebuilds every generation.
     """
 
     name: ClassVar[str] = "nsga2"
     directions: ClassVar[tuple[str, ...]] = ("maximize", "minimize")
-    startup: ClassVar[int] = POPULATION
+    takes: ClassVar[type[Parameters]] = Nsga2Parameters
 
-    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
-        super().__init__(space, limits, seed, estimates)
+    def __init__(
+        self,
+        space: Space,
+        limits: Limits,
+        seed: int,
+        estimates: Estimates | None = None,
+        parameters: Parameters | None = None,
+    ) -> None:
+        super().__init__(space, limits, seed, estimates, parameters)
         self._selected = 0  # the last generation whose parents are selected
 
     def _add(self, policy: Policy, vector: list[int], score: Score) -> None:
@@ -43,13 +57,18 @@ class Nsga2(OptunaAgent):
         self._study.add(self._params(vector), values, excess(score), {GENERATION: self._generation})
 
     @property
+    def startup(self) -> int:
+        """Results that must be known before the sampler is asked: a generation."""
+        return int(self.parameters.population)
+
+    @property
     def _generation(self) -> int:
-        return len(self._study.trials) // POPULATION
+        return len(self._study.trials) // self.startup
 
     def _sample(self, seed: int) -> list[int]:
         from optuna.samplers import NSGAIISampler
 
-        sampler = NSGAIISampler(population_size=POPULATION, seed=seed)
+        sampler = NSGAIISampler(population_size=self.parameters.population, seed=seed)
         study = self._study.study(sampler)
         # Selected in order and ahead of the sampling, parents come in the order of their numbers, however many
         # generations passed since the last ask (after a resume: all of them).

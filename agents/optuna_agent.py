@@ -4,24 +4,41 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from trimtab.agents.base import Agent, Estimates, Limits, Score, stable_seed
+from trimtab.agents.base import CHECKED, Agent, Estimates, Limits, Parameters, Score, stable_seed
 from trimtab.agents.milp import Milp
 from trimtab.agents.random import draw
 from trimtab.agents.uniform import Uniform
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy, Space
 
-__all__ = ["OptunaAgent", "excess", "first_proposals", "ranked"]
+if TYPE_CHECKING:
+    from trimtab.agents.optuna_study import Study
 
-#: Proposals that other agents make first.
-FIRST = 10
+__all__ = ["ModelParameters", "OptunaAgent", "OptunaParameters", "excess", "first_proposals", "ranked"]
 
 #: Up to so many choices a knob is a categorical parameter.
 FEW = 4
+
+
+@dataclass(frozen=True, config=CHECKED)
+class OptunaParameters(Parameters):
+    """The parameters of every `OptunaAgent`: other agents make the `first` proposals."""
+
+    first: int = Field(10, ge=0)
+
+
+@dataclass(frozen=True, config=CHECKED)
+class ModelParameters(OptunaParameters):
+    """The parameters of agents that model results: `startup` of them have to be known before the sampler is asked."""
+
+    startup: int = Field(20, ge=1)
 
 
 class OptunaAgent(Agent):
@@ -36,15 +53,29 @@ class OptunaAgent(Agent):
     #: What Optuna optimises.
     directions: ClassVar[tuple[str, ...]] = ("maximize",)
 
-    #: Results that must be known before the sampler is asked.
-    startup: ClassVar[int] = 20
+    takes: ClassVar[type[Parameters]] = ModelParameters
 
-    def __init__(self, space: Space, limits: Limits, seed: int, estimates: Estimates | None = None) -> None:
-        super().__init__(space, limits, seed, estimates)
+    def __init__(
+        self,
+        space: Space,
+        limits: Limits,
+        seed: int,
+        estimates: Estimates | None = None,
+        parameters: Parameters | None = None,
+    ) -> None:
+        super().__init__(space, limits, seed, estimates, parameters)
+        self._first: list[Policy] | None = None
+
+    @cached_property
+    def _study(self) -> Study:
         from trimtab.agents.optuna_study import Study  # here, so that importing the agents stays cheap
 
-        self._study = Study(self.directions, self._distributions())
-        self._first: list[Policy] | None = None
+        return Study(self.directions, self._distributions())
+
+    @property
+    def startup(self) -> int:
+        """Results that must be known before the sampler is asked."""
+        return int(self.parameters.startup)
 
     @abstractmethod
     def _sample(self, seed: int) -> list[int]:
@@ -74,9 +105,9 @@ class OptunaAgent(Agent):
         return [int(params[knob.name]) for knob in self.space.knobs]
 
     def _propose(self, number: int) -> Policy | None:
-        if number < FIRST:
+        if number < self.parameters.first:
             if self._first is None:
-                self._first = first_proposals(self.space, self.limits, self.seed, self.estimates)
+                self._first = first_proposals(self.space, self.limits, self.seed, self.estimates, self.parameters.first)
             if number < len(self._first):
                 return self._first[number]
         seed = stable_seed(self.seed, self.name, number)
@@ -115,16 +146,16 @@ class OptunaAgent(Agent):
         return [other if u < share else own for own, other, u in zip(sampled, drawn, chance, strict=True)]
 
 
-def first_proposals(space: Space, limits: Limits, seed: int, estimates: Estimates | None) -> list[Policy]:
-    """Return what other agents propose before they know any result: at most `FIRST` feasible policies, each once.
+def first_proposals(space: Space, limits: Limits, seed: int, estimates: Estimates | None, count: int) -> list[Policy]:
+    """Return what other agents propose before they know any result: at most `count` feasible policies, each once.
 
     With estimates half of them are the additive model's optimum and others that may be it (`milp`), the other half
     uniform ones; without, all are uniform.
     """
     if estimates is None:
-        return Uniform(space, limits, seed).ask(FIRST)
-    optima = Milp(space, limits, seed, estimates).ask(FIRST // 2)
-    uniform = Uniform(space, limits, seed).ask(FIRST // 2)
+        return Uniform(space, limits, seed).ask(count)
+    optima = Milp(space, limits, seed, estimates).ask(count // 2)
+    uniform = Uniform(space, limits, seed).ask(count - count // 2)
     return list({policy.id: policy for policy in [*optima, *uniform]}.values())
 
 

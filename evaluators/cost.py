@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,6 +158,20 @@ class CostModel:
         A prediction from shapes and untouched weights; `kernels.stored_bytes` of the candidate is exact.
         """
         return math.ceil(sum(self._sizes(policy, self._stored_coded).values()))
+
+    def profile(self, policy: Policy) -> list[dict[str, Any]]:
+        """Return where the time goes, step by step: `layer`, `kind`, `kernel`, and predicted `seconds`, which add up to
+        the policy's latency."""
+        scale = self.get(policy, "latency") / self.total(policy)[0]
+        return [
+            {
+                "layer": name,
+                "kind": step.kind,
+                "kernel": self.table.kernel(step),
+                "seconds": self.table.seconds(step) * scale,
+            }
+            for name, step in self.plan.named_steps(policy)
+        ]
 
     def by_layer(self, policy: Policy, budget: str) -> dict[str, float]:
         """Return each layer's part of a cost that is a sum over layers (all but memory), and under "" the rest of it.

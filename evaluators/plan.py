@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from trimtab.evaluators.lowering import MOVES, Storage, copied_bits, is_bf16, is_integer, weight_arrays
-from trimtab.kernels import band_fusion as chains
+from trimtab.kernels import band_fusion
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
 from trimtab.spaces.network import Array, Network, Op
@@ -116,9 +116,9 @@ class Call:
         return math.prod(self.step.out_shape) * (1 if self.step.out_int8 else 4)
 
     @property
-    def link(self) -> chains.Link:
+    def link(self) -> band_fusion.Link:
         """What decides whether it joins a chain."""
-        return chains.Link(self.tensor, self.reads, self.step.kind == "conv2d", self.size)
+        return band_fusion.Link(self.tensor, self.reads, self.step.kind == "conv2d", self.size)
 
 
 class StepPlan:
@@ -158,9 +158,9 @@ class StepPlan:
     def calls(self, policy: Policy) -> list[Call]:
         """Return the steps of a policy in execution order, with the tensors that they read and write."""
         calls = self._alone(policy)
-        if all(call.size < chains.CHAINED_BYTES for call in calls):
+        if all(call.size < band_fusion.CHAINED_BYTES for call in calls):
             return calls
-        together = chains.find_chains([call.link for call in calls], self.network.output)
+        together = band_fusion.find_chains([call.link for call in calls], self.network.output)
         return [self._joined(calls[part.start : part.stop]) for part in together]
 
     def _alone(self, policy: Policy) -> list[Call]:

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import BadInput
-from trimtab.kernels import _native
-from trimtab.kernels import band_fusion as chains
+from trimtab.kernels import _native, band_fusion
 from trimtab.kernels.graph import Graph, Node
 from trimtab.kernels.isa import active_level, resolve_level
 from trimtab.kernels.memory import place
@@ -64,7 +63,7 @@ class Session:
         largest = max(prod(shape) for shape in self._shapes.values())
         if largest * batch > MAX_ELEMENTS:
             raise BadInput(f"a batch of {batch} makes tensors of {largest * batch} elements: too large")
-        together = chains.find_chains(chains.graph_links(self._graph, self._shapes), self._graph.output)
+        together = band_fusion.find_chains(band_fusion.graph_links(self._graph, self._shapes), self._graph.output)
         self._steps = [self._graph.nodes[part.start : part.stop] for part in together]
         self._program, _ = self._compile(self._steps)
 
@@ -147,7 +146,7 @@ class Session:
             for node in nodes:
                 _ADDERS[node.op](program, graph, shapes, ids, node)
             if len(nodes) > 1:
-                program.chain(len(nodes), chains.WINDOW_BYTES)
+                program.chain(len(nodes), band_fusion.WINDOW_BYTES)
             needed = placement.total + program.weight_bytes + program.scratch_bytes
             _check_memory(needed, self._memory_limit)
         program.finish(ids[graph.input], ids[graph.output], placement.total)

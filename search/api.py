@@ -12,15 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from trimtab.agents.base import Agent
 from trimtab.errors import BadInput
 from trimtab.evaluators.data import Splits
 from trimtab.search.finish.export import ExportCheck, export_candidate
 from trimtab.search.finish.run_link import measured_link
+from trimtab.search.loop.candidates import candidate_of
 from trimtab.search.loop.evaluation import Evaluation
+from trimtab.search.loop.experiment import prepare_folder
 from trimtab.search.progress import ConsoleProgress, Progress
-from trimtab.search.run import Outcome, prepare_folder, run_search
+from trimtab.search.run import Outcome, run_search
 from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, make_config
 from trimtab.search.setup.problem import Problem, make_problem
+from trimtab.search.setup.setting import bench_of
 from trimtab.spaces.policy import Policy
 
 __all__ = ["Result", "Task", "compress"]
@@ -94,8 +98,9 @@ class Result:
             if self.best is None:
                 raise BadInput("there is no winner to export: no candidate met every budget when it was measured")
             policy = self.best.policy
-        link, limit = measured_link(self._problem, self.folder, Progress())
-        return export_candidate(self._problem, self._problem.judge.candidate(policy), Path(path), link, limit)
+        candidate = candidate_of(self._problem, policy, self.folder)
+        link, limit = measured_link(self._problem, bench_of(self._problem), self.folder, Progress())
+        return export_candidate(self._problem, candidate, Path(path), link, limit)
 
     def __repr__(self) -> str:
         if self.best is None or self.best.latency is None:
@@ -108,7 +113,7 @@ def compress(
     model: nn.Module,
     task: Task | tuple[Any, Any],
     budgets: Mapping[str, str | float],
-    agent: str = "milp",
+    agent: str | Mapping[str, Any] | type[Agent] = "milp",
     trials: int = 200,
     *,
     out: str | Path | None = None,
@@ -120,7 +125,8 @@ def compress(
 
     `model` is any module that torch.fx can trace, with its trained weights; `task` its data, a `Task` or a pair
     (train, selection). `budgets` maps latency, size, macs and memory to values like "0.2x", "0.6x int8" or "3 ms".
-    `settings` are further keys of the configuration (engine, space, workers, seed, measure, baselines, judge).
+    `agent` decides: a name, one with parameters like `{"name": "evolution", "population": 64}`, or a class of your own.
+    `settings` are further keys of the configuration (engine, space, workers, seed, measure, baselines).
     The run is written to `out`, or to a temporary folder.
     Raises `trimtab.errors.BadInput` and `trimtab.errors.InfeasibleBudget`.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -74,9 +75,10 @@ def search(
 
     Ctrl-C ends the search early and finishes with what was found; a second one ends at once.
     """
+    from trimtab.search.loop.experiment import prepare_folder
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.report.console import print_summary
-    from trimtab.search.run import default_folder, open_run, prepare_folder, run_search
+    from trimtab.search.run import default_folder, open_run, run_search
     from trimtab.search.setup.problem import load_problem
 
     if resume and out is None:
@@ -140,11 +142,11 @@ def compare(
     Candidates are judged by proxy: layers, unless the configuration says otherwise. Ctrl-C ends the contest early and
     reports what there is; --resume goes on with it.
     """
-    from trimtab.search.contest.contest import Plan, planned, run_contest
-    from trimtab.search.contest.setting import parse_budgets
+    from trimtab.search.contest.contest import Plan, parse_budgets, planned, run_contest
+    from trimtab.search.loop.experiment import prepare_folder
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.report.console import print_contest
-    from trimtab.search.run import default_folder, open_run, prepare_folder
+    from trimtab.search.run import default_folder, open_run
     from trimtab.search.setup.problem import load_problem
 
     if resume and out is None:
@@ -158,7 +160,7 @@ def compare(
     usual: dict[str, Any] = {"agents": resolved.agents, "seeds": 3, "budgets": [resolved.budgets]}
     if again and out is not None:
         usual = planned(out)
-    names = usual["agents"] if agents is None else _names(agents)
+    names = usual["agents"] if agents is None else _agents(agents)
     asked = usual["budgets"] if budgets is None else parse_budgets(budgets)
     plan = Plan(tuple(names), seeds or usual["seeds"], tuple(asked), workers)
     folder = out or default_folder(resolved).with_name(f"contest-{default_folder(resolved).name}")
@@ -261,9 +263,11 @@ def export(
 
     from trimtab.search.finish.export import export_candidate
     from trimtab.search.finish.run_link import measured_link
+    from trimtab.search.loop.candidates import candidate_of
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.run import open_run
     from trimtab.search.setup.problem import load_problem
+    from trimtab.search.setup.setting import bench_of
     from trimtab.spaces.policy import Policy
 
     config = open_run(run)
@@ -272,8 +276,8 @@ def export(
     policy = Policy.load(run / "policy.json")
     progress = ConsoleProgress()
     problem = load_problem(config, progress, download)
-    candidate = problem.judge.candidate(policy)
-    link, limit = measured_link(problem, run, progress)
+    candidate = candidate_of(problem, policy, run)
+    link, limit = measured_link(problem, bench_of(problem), run, progress)
     checks = export_candidate(problem, candidate, out or run / "export", link, limit)
     if as_json:
         _print_json({"folder": str(out or run / "export"), "exports": [asdict(check) for check in checks]})
@@ -403,6 +407,11 @@ def bench(
         typer.echo(markdown_rows(rows))
     else:
         print_rows(rows)
+
+
+def _agents(text: str) -> tuple[str, ...]:
+    """Split "random,evolution(population=64, crossed=0.3)" at the commas outside of parentheses."""
+    return tuple(name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip())
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def examine() -> dict[str, Any]:
         "ray": _version("ray"),
         "torch": _version("torch"),
         "optuna": _version("optuna"),
-        "engines": {name: _engine_version(name) for name in ENGINES},
+        "engines": {name: _version(engine.package) for name, engine in ENGINES.items()},
         "data_root": os.environ.get("TRIMTAB_DATA"),
         "cache": str(cache_dir()),
     }
@@ -42,10 +42,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _engine_version(name: str) -> str | None:
-    return _version("trimtab" if name == "native" else name.partition("-")[0])
 
 
 def _may_raise_priority() -> bool:

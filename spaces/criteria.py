@@ -59,7 +59,7 @@ class Reader:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The evidence for criteria: the folded network, its groups, batch-norm scales (O,) by layer, images (N, C, H, W)."""
+    """Evidence for criteria: the folded network, its groups, batch-norm scales (O,) by layer, images (N, C, H, W)."""
 
     network: Network
     groups: Sequence[ChannelGroup]

@@ -25,10 +25,11 @@ from safetensors.numpy import save as to_bytes
 from trimtab.errors import BadInput
 from trimtab.files import write_bytes
 from trimtab.spaces.candidate import Candidate, kept_by, layer_decisions, prune_network
+from trimtab.spaces.candidate_file import pack_operators, unpack_operators
 from trimtab.spaces.layerwise import CompressedLayer, LayerCompressor, is_row_wise
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.quantise import Quantisation, dequantise
+from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.space import Space
 from trimtab.spaces.statistics import LayerStatistics, NetworkRanges, layer_statistics, network_ranges
 
@@ -218,21 +219,11 @@ class LayerDatabase:
 
 def _write(path: Path, layer: CompressedLayer) -> None:
     """Put an entry into a file. What a layer's only operator looks like is known from the network."""
-    tensors: dict[str, Array] = {"error": layer.error}
-    for i, op in enumerate(layer.ops):
-        if op.name in layer.int8:
-            tensors[f"{i}.int8"], tensors[f"{i}.scale"] = layer.int8[op.name]
-        elif op.weight is not None:
-            tensors[f"{i}.weight"] = op.weight
-        if op.bias is not None:
-            tensors[f"{i}.bias"] = op.bias
-    about = {
-        "ops": [[op.kind, op.name, list(op.inputs), list(op.shape), dict(op.attrs)] for op in layer.ops],
-        "ranges": dict(layer.ranges),
-    }
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    operators, tensors = pack_operators(layer.ops, layer.int8)
+    about = {"ops": operators, "ranges": dict(layer.ranges)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, to_bytes(contiguous, metadata={_KEY: json.dumps(about)}), durable=False)
+    content = to_bytes({**tensors, "error": layer.error}, metadata={_KEY: json.dumps(about)})
+    write_bytes(path, content, durable=False)
 
 
 def _read(path: Path) -> CompressedLayer:
@@ -240,16 +231,10 @@ def _read(path: Path) -> CompressedLayer:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        ops, int8 = unpack_operators(about["ops"], tensors)
+        ranges = {name: (low, high) for name, (low, high) in about["ranges"].items()}
+        return CompressedLayer(ops, int8, ranges, tensors["error"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{path} is not an entry of a layer database ({error}); delete it, and it is made anew"
         ) from error
-    ops, int8 = [], {}
-    for i, (kind, name, inputs, shape, attrs) in enumerate(about["ops"]):
-        if f"{i}.int8" in tensors:
-            int8[name] = tensors[f"{i}.int8"], tensors[f"{i}.scale"]
-        weight = dequantise(*int8[name]) if name in int8 else tensors[f"{i}.weight"]
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in attrs.items()}
-        ops.append(Op(kind, name, tuple(inputs), tuple(shape), values, weight, tensors.get(f"{i}.bias")))
-    ranges = {name: (low, high) for name, (low, high) in about["ranges"].items()}
-    return CompressedLayer(tuple(ops), int8, ranges, tensors["error"])

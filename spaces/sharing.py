@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from trimtab.sharing import LARGEST_CODEBOOK, SUBVECTOR, circulant_index, expand, hashed_index, subvectors
 from trimtab.spaces.network import Array, Op

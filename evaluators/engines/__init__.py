@@ -1,6 +1,16 @@
 """The engines that run and time candidates."""
 
-from trimtab.evaluators.engines.base import Engine, EngineSession, TimeSlice, cpu_name, own_cache_bytes
-from trimtab.evaluators.engines.registry import ENGINES, make_engine
+from trimtab.evaluators.engines.base import Engine, EngineSession, FileEngine, TimeSlice, cpu_name, own_cache_bytes
+from trimtab.evaluators.engines.registry import ENGINES, check_engine, make_engine
 
-__all__ = ["ENGINES", "Engine", "EngineSession", "TimeSlice", "cpu_name", "make_engine", "own_cache_bytes"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineSession",
+    "FileEngine",
+    "TimeSlice",
+    "check_engine",
+    "cpu_name",
+    "make_engine",
+    "own_cache_bytes",
+]

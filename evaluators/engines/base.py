@@ -14,7 +14,17 @@ import numpy.typing as npt
 
 from trimtab.kernels.graph import Graph
 
-__all__ = ["Engine", "EngineSession", "Images", "StepEngine", "StepSession", "TimeSlice", "cpu_name", "own_cache_bytes"]
+__all__ = [
+    "Engine",
+    "EngineSession",
+    "FileEngine",
+    "Images",
+    "StepEngine",
+    "StepSession",
+    "TimeSlice",
+    "cpu_name",
+    "own_cache_bytes",
+]
 
 Images = npt.NDArray[np.float32]
 
@@ -104,6 +114,21 @@ class StepEngine(Engine, Protocol):
         self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
     ) -> StepSession:
         """Compile a program; see `Engine`."""
+        ...
+
+
+@runtime_checkable
+class FileEngine(Engine, Protocol):
+    """An engine that runs files, which a network can be exported to. `suffix` is the ending of their names."""
+
+    suffix: str
+
+    def save(self, graph: Graph, path: Path, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
+        """Write a program into a folder that exists, whole or not at all; `ranges` as for `compile`."""
+        ...
+
+    def open(self, path: Path, batch: int = 1) -> EngineSession:
+        """Open a file as anybody would who has nothing but the file."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ class NativeEngine:
     """Runs programs on `trimtab.kernels`, at the best kernel level or the one that `TRIMTAB_ISA` forces."""
 
     name = "native"
+    suffix = ".safetensors"
     tells_steps = True
 
     def __init__(self, threads: int = 1, level: str | None = None) -> None:
@@ -40,6 +42,14 @@ class NativeEngine:
     ) -> NativeSession:
         """Compile a program for batches of up to `batch` images; additions are fused, so `ranges` are not needed."""
         return NativeSession(kernels.Session(graph, threads=self.threads, batch=batch, level=self.level))
+
+    def save(self, graph: Graph, path: Path, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
+        """Write a program as `trimtab.kernels.load` reads it; `ranges` are not needed."""
+        kernels.save(graph, path)
+
+    def open(self, path: Path, batch: int = 1) -> NativeSession:
+        """Open a file that `save` wrote."""
+        return NativeSession(kernels.load(path, threads=self.threads, batch=batch, level=self.level))
 
     def layer_kernel(self, graph: Graph, layer: str) -> str:
         """Name the kernel: the bits that it reads and how it goes about it; empty for what is no layer."""

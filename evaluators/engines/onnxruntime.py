@@ -11,7 +11,7 @@ import onnxruntime as ort
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Images, TimeSlice
 from trimtab.evaluators.engines.loop import small_program_seconds, time_runs
-from trimtab.evaluators.onnx_model import to_onnx
+from trimtab.evaluators.onnx_model import save_onnx, to_onnx
 from trimtab.kernels.graph import Graph
 
 __all__ = ["OnnxRuntimeEngine", "OnnxRuntimeSession"]
@@ -28,6 +28,7 @@ class OnnxRuntimeEngine:
     the program says; on other processors it changes nothing.
     """
 
+    suffix = ".onnx"
     has_bf16 = False
 
     def __init__(self, threads: int = 1, exact: bool = True) -> None:
@@ -49,12 +50,19 @@ class OnnxRuntimeEngine:
 
         `ranges` (`Candidate.ranges`) lets every integer convolution run in integers; see `to_onnx`.
         """
-        return self.open(to_onnx(graph, ranges=ranges).SerializeToString(), batch)
+        return self.load(to_onnx(graph, ranges=ranges).SerializeToString(), batch)
 
-    def open(self, model: bytes | Path, batch: int = 1) -> OnnxRuntimeSession:
-        """Open an ONNX file, or its content, with one input, whose first axis is the images, and one output."""
-        content = model.read_bytes() if isinstance(model, Path) else model
-        session = ort.InferenceSession(content, self._options(), providers=["CPUExecutionProvider"])
+    def save(self, graph: Graph, path: Path, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
+        """Write a program as an ONNX model; `ranges` as for `compile`."""
+        save_onnx(to_onnx(graph, ranges=ranges), path)
+
+    def open(self, path: Path, batch: int = 1) -> OnnxRuntimeSession:
+        """Open an ONNX file with one input, whose first axis is the images, and one output."""
+        return self.load(path.read_bytes(), batch)
+
+    def load(self, model: bytes, batch: int = 1) -> OnnxRuntimeSession:
+        """Open the content of an ONNX file; see `open`."""
+        session = ort.InferenceSession(model, self._options(), providers=["CPUExecutionProvider"])
         return OnnxRuntimeSession(session, batch)
 
     def layer_kernel(self, graph: Graph, layer: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Images, TimeSlice
 from trimtab.evaluators.engines.loop import small_program_seconds, time_runs
-from trimtab.evaluators.onnx_model import to_onnx
+from trimtab.evaluators.onnx_model import save_onnx, to_onnx
 from trimtab.kernels.graph import Graph
 
 __all__ = ["OpenVinoEngine", "OpenVinoSession"]
@@ -28,6 +29,7 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    suffix = ".onnx"
     has_bf16 = False
 
     def __init__(self, threads: int = 1) -> None:
@@ -46,10 +48,18 @@ class OpenVinoEngine:
         self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
     ) -> OpenVinoSession:
         """Compile a program, to be timed on batches of `batch` images; `ranges` as for `to_onnx`."""
-        return self.open(to_onnx(graph, ranges=ranges).SerializeToString(), batch)
+        return self.load(to_onnx(graph, ranges=ranges).SerializeToString(), batch)
 
-    def open(self, model: bytes, batch: int = 1) -> OpenVinoSession:
-        """Compile a serialised ONNX model with one input, whose first axis is the images, and one output."""
+    def save(self, graph: Graph, path: Path, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
+        """Write a program as an ONNX model; `ranges` as for `compile`."""
+        save_onnx(to_onnx(graph, ranges=ranges), path)
+
+    def open(self, path: Path, batch: int = 1) -> OpenVinoSession:
+        """Compile an ONNX file with one input, whose first axis is the images, and one output."""
+        return self.load(path.read_bytes(), batch)
+
+    def load(self, model: bytes, batch: int = 1) -> OpenVinoSession:
+        """Compile the content of an ONNX file; see `open`."""
         return OpenVinoSession(self._openvino, self._core, model, batch, self._settings())
 
     def layer_kernel(self, graph: Graph, layer: str) -> str:

@@ -1,57 +1,79 @@
-"""Engines by name."""
+"""The engines by the names that configurations use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from trimtab.errors import unknown_name
+from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.engines.base import Engine
 
-__all__ = ["ENGINES", "make_engine"]
+__all__ = ["ENGINES", "Registered", "check_engine", "make_engine"]
+
+#: The group of entry points by which packages bring engines along.
+ENTRY_POINTS = "trimtab.engines"
 
 
-def _native(threads: int) -> Engine:
-    from trimtab.evaluators.engines.native import NativeEngine
+@dataclass(frozen=True)
+class Registered:
+    """An engine's entry: its class, in `module` and imported when it is chosen; the `package` whose version counts; and
+    whether the environment can hold it to a kernel level, as benchmarks do."""
 
-    return NativeEngine(threads)
+    module: str
+    attribute: str
+    package: str
+    obeys_level: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-
-def _onnxruntime(threads: int) -> Engine:
-    from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(threads)
-
-
-def _saturating_onnxruntime(threads: int) -> Engine:
-    from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(threads, exact=False)
-
-
-def _openvino(threads: int) -> Engine:
-    from trimtab.evaluators.engines.openvino import OpenVinoEngine
-
-    return OpenVinoEngine(threads)
+    def make(self, threads: int) -> Engine:
+        """Return the engine."""
+        made: Engine = getattr(import_module(self.module), self.attribute)(threads, **self.options)
+        return made
 
 
-def _torch(threads: int) -> Engine:
-    from trimtab.evaluators.engines.torch import TorchEngine
+_HERE = "trimtab.evaluators.engines"
 
-    return TorchEngine(threads)
-
-
-#: Name -> constructor from the number of threads; each imports its library only when it is chosen.
-ENGINES: dict[str, Callable[[int], Engine]] = {
-    "native": _native,
-    "onnxruntime": _onnxruntime,
-    "onnxruntime-saturating": _saturating_onnxruntime,
-    "openvino": _openvino,
-    "torch": _torch,
+ENGINES: dict[str, Registered] = {
+    "native": Registered(f"{_HERE}.native", "NativeEngine", "trimtab"),
+    "onnxruntime": Registered(f"{_HERE}.onnxruntime", "OnnxRuntimeEngine", "onnxruntime", obeys_level=False),
+    "onnxruntime-saturating": Registered(
+        f"{_HERE}.onnxruntime", "OnnxRuntimeEngine", "onnxruntime", obeys_level=False, options={"exact": False}
+    ),
+    "openvino": Registered(f"{_HERE}.openvino", "OpenVinoEngine", "openvino"),
+    "torch": Registered(f"{_HERE}.torch", "TorchEngine", "torch"),
 }
 
 
+def check_engine(name: str) -> None:
+    """Raise `BadInput` for a name that `make_engine` does not know; imports nothing."""
+    if name not in ENGINES and ":" not in name and name not in _brought():
+        raise unknown_name("engine", name, [*ENGINES, *_brought()])
+
+
 def make_engine(name: str, threads: int = 1) -> Engine:
-    """Return the engine of this name; an unknown one is a `BadInput`."""
-    if name not in ENGINES:
-        raise unknown_name("engine", name, ENGINES)
-    return ENGINES[name](threads)
+    """Return an engine: one of ENGINES, one that an installed package brings along (entry points `trimtab.engines`), or
+    "package.module:Class", called with the number of threads. An unknown one is a `BadInput`."""
+    check_engine(name)
+    if name in ENGINES:
+        return ENGINES[name].make(threads)
+    module, colon, attribute = name.partition(":")
+    try:
+        maker = getattr(import_module(module), attribute) if colon else _brought()[name].load()
+    except (ImportError, AttributeError) as error:
+        raise BadInput(f"engine {name!r}: {error}") from error
+    return _checked(name, maker(threads))
+
+
+def _brought() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _checked(name: str, made: Any) -> Engine:
+    for part in ("name", "threads", "signature", "has_bf16", "compile", "layer_kernel", "layer_seconds"):
+        if not hasattr(made, part):
+            raise BadInput(f"engine {name!r} is no trimtab.evaluators.engines.Engine: it has no {part!r}")
+    engine: Engine = made
+    return engine

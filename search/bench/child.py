@@ -17,7 +17,7 @@ from trimtab.errors import BadInput, TrimtabError, unknown_name
 from trimtab.evaluators.timing import timing_cores
 from trimtab.kernels.isa import levels
 
-__all__ = ["answer_parent", "caps", "obeys_caps", "run_in_child"]
+__all__ = ["answer_parent", "caps", "run_in_child"]
 
 Rows = list[dict[str, Any]]
 
@@ -40,11 +40,6 @@ def caps(level: str | None) -> dict[str, str]:
         raise unknown_name("kernel level of this machine", level, [name for name in levels() if name in RIVAL_CAPS])
     onednn, aten = RIVAL_CAPS[level]
     return {"TRIMTAB_ISA": level, "ONEDNN_MAX_CPU_ISA": onednn, "ATEN_CPU_CAPABILITY": aten}
-
-
-def obeys_caps(engine: str) -> bool:
-    """Whether `caps` hold this engine: nothing holds onnxruntime."""
-    return not engine.startswith("onnxruntime")
 
 
 def run_in_child(function: Callable[..., Rows], threads: int, level: str | None, options: Mapping[str, Any]) -> Rows:

@@ -127,17 +127,17 @@ def layer_rows(
 
 @dataclass(frozen=True)
 class _Rival:
-    """Another engine; `open` compiles an ONNX model for a batch."""
+    """Another engine; `load` compiles an ONNX model for a batch."""
 
     name: str
     engine: Engine
-    open: Callable[[bytes, int], EngineSession]
+    load: Callable[[bytes, int], EngineSession]
     exact: bool
 
     @staticmethod
     def of(name: str, threads: int) -> _Rival:
         engine = make_engine(name, threads)
-        compile_model = getattr(engine, "open", None)
+        compile_model = getattr(engine, "load", None)
         if compile_model is None:
             raise BadInput(f"single layers are compared as ONNX models on uint8, which the engine {name} does not run")
         return _Rival(name, engine, compile_model, exact_products(engine))
@@ -279,7 +279,7 @@ def _rows(layer: Layer, rivals: Sequence[_Rival], roofline: Roofline, seconds: f
         if kind in (FLOAT, INT8) and not layer.cold:
             given: Any = rng.integers(0, 256, x.shape, dtype=np.uint8) if kind == INT8 else x
             model = layer_model(graph)
-            timed |= {_Timed(kind, rival.name): (rival.open(model, layer.batch), given) for rival in rivals}
+            timed |= {_Timed(kind, rival.name): (rival.load(model, layer.batch), given) for rival in rivals}
     nothing = np.zeros((1, 1, 1), np.float32)
     if layer.cold:
         timed[_STREAM] = (StreamTimer(roofline.level, roofline.threads), nothing)

@@ -11,14 +11,14 @@ import torch
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.accuracy import timing_candidate
-from trimtab.evaluators.engines import Engine, make_engine
+from trimtab.evaluators.engines import ENGINES, Engine, make_engine
 from trimtab.evaluators.engines.base import EngineSession, Images
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.rounds import Rounds, interleave
 from trimtab.evaluators.timing import timing_slot
 from trimtab.kernels.graph import Graph, Node, Quant
-from trimtab.search.bench.child import obeys_caps, run_in_child
+from trimtab.search.bench.child import run_in_child
 from trimtab.search.bench.rows import empty_network, named
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import run
@@ -95,7 +95,7 @@ def network_rows(
             "form": form,
             "threads": threads,
             "engine": engine.signature.removesuffix(f" threads={threads}"),
-            "held_to": level if obeys_caps(name) else None,
+            "held_to": level if name in ENGINES and ENGINES[name].obeys_level else None,
             "exact": None if form == "fp32" else exact[name],
             **named("ms", found.time(_Timed(form, name)), 1e3),
             "call_ms": named("call", found.time(_Timed("empty", name)), 1e3)["call"],

@@ -13,31 +13,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.agents import AGENTS
-from trimtab.errors import BadInput, unknown_name
+from trimtab.agents import label
+from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import accuracy_of, judging_session
-from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.table import LatencyTable
 from trimtab.files import write_text
-from trimtab.search.contest.setting import Setting, bench_of, make_setting, price_first_proposals
 from trimtab.search.contest.summary import Finished, contest_summary
 from trimtab.search.contest.trial import Trial, read_trial
+from trimtab.search.loop.best_policy import write_policy
 from trimtab.search.loop.evaluation import Evaluation
-from trimtab.search.loop.journal import Journal, read_journal
-from trimtab.search.loop.loop import AgentRun
+from trimtab.search.loop.experiment import Experiment, begin
+from trimtab.search.loop.journal import read_journal
 from trimtab.search.loop.pool import start_ray
-from trimtab.search.loop.verify import contenders, verify
 from trimtab.search.progress import Progress
 from trimtab.search.report.contest_report import write_contest
-from trimtab.search.run import identity, prepare_folder, write_policy
 from trimtab.search.setup.problem import Problem
+from trimtab.search.setup.setting import Setting, price_first_proposals
 
-__all__ = ["Plan", "planned", "run_contest"]
+__all__ = ["Plan", "parse_budgets", "planned", "run_contest"]
 
 
 def planned(folder: Path) -> dict[str, Any]:
@@ -46,6 +42,22 @@ def planned(folder: Path) -> dict[str, Any]:
     if not plans:
         raise BadInput(f"there is no contest to resume in {folder}")
     return {key: plans[-1][key] for key in ("agents", "seeds", "budgets")}
+
+
+def parse_budgets(text: str) -> list[dict[str, str]]:
+    """Read "latency=0.5x int8,size=0.5x int8; size=0.3x": budgets by semicolons, their parts by commas.
+
+    The parts are checked with the configuration; here a part without a name or a value is a `BadInput`.
+    """
+    found = []
+    for budget in filter(None, (part.strip() for part in text.split(";"))):
+        pairs = [part.partition("=") for part in budget.split(",")]
+        if any(not (name.strip() and value.strip()) for name, _, value in pairs):
+            raise BadInput(f"--budgets: {budget!r} is not name=value, like 'latency=0.5x int8,size=120 KiB'")
+        found.append({name.strip(): value.strip() for name, _, value in pairs})
+    if not found:
+        raise BadInput("--budgets names none; write it like 'latency=0.5x int8; size=0.5x int8'")
+    return found
 
 
 @dataclass(frozen=True)
@@ -61,9 +73,7 @@ class Plan:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for agent in self.agents:
-            if agent not in AGENTS:
-                raise unknown_name("agent", agent, AGENTS)
+        object.__setattr__(self, "agents", tuple(map(label, self.agents)))
         if not self.agents or len(set(self.agents)) < len(self.agents):
             raise BadInput(f"--agents: name each agent once, at least one; found {', '.join(self.agents) or 'none'}")
 
@@ -81,48 +91,13 @@ def run_contest(
     `address` is that of a Ray cluster, whose nodes need the same processor and see the folder and the cache; without
     it one is started here, on loopback. An impossible budget is an `InfeasibleBudget` and leaves no folder.
     """
-    prepare_folder(folder, resume)
     folder = folder.absolute()
-    with ExitStack() as stack:
-        journal = stack.enter_context(Journal(folder / "journal")) if resume else None
-        if journal is not None:
-            _check_same(problem, journal)
-        table = LatencyTable(make_engine(problem.config.engine.name, problem.config.engine.threads), problem.space)
-        settings: list[Setting] = []
-        for budgets in plan.budgets:
-            link = settings[0].baseline.link if settings else None
-            settings.append(make_setting(problem, budgets, plan.agents, table, journal, progress, link))
-        if journal is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            journal = stack.enter_context(Journal(folder / "journal"))
-            journal.append("contest", _identity(problem))
-        write_text(folder / "config.yaml", problem.config.to_yaml())
-        known = {record.data["budget"] for record in journal.records() if record.kind == "baseline"}
-        for setting in settings:
-            if setting.budget not in known:
-                journal.append("baseline", setting.to_json())
-        journal.append("plan", {**asdict(plan), "trials": problem.config.trials})
-        workers = plan.workers or len(os.sched_getaffinity(0))
-        settings = [price_first_proposals(setting, plan.agents, progress) for setting in settings]
+    agents, workers = plan.agents, plan.workers or len(os.sched_getaffinity(0))
+    with begin("contest", problem, plan.budgets, agents, folder, progress, resume) as experiment:
+        experiment.journal.append("plan", {**asdict(plan), "trials": problem.config.trials})
+        settings = [price_first_proposals(setting, agents, progress) for setting in experiment.settings]
         failed = _run_trials(plan, settings, folder, workers, address, progress)
-        summary, interrupted = _finish(plan, settings, folder, journal, failed, progress)
-    return summary, interrupted
-
-
-def _identity(problem: Problem) -> dict[str, Any]:
-    """What has to be the same for a contest to be gone on with; it may get more agents, seeds, budgets and trials."""
-    found = identity(problem, make_engine(problem.config.engine.name, problem.config.engine.threads).signature)
-    return {**found, "config": {k: v for k, v in found["config"].items() if k not in ("agent", "baselines", "budgets")}}
-
-
-def _check_same(problem: Problem, journal: Journal) -> None:
-    then = next((record.data for record in journal.records() if record.kind == "contest"), None)
-    if then is None:
-        raise BadInput(f"there is no contest to resume in {journal.path.parent}")
-    now = _identity(problem)
-    for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
-        if json.dumps(now[key], sort_keys=True) != json.dumps(then[key], sort_keys=True):
-            raise BadInput(f"the {what} is not the one that the contest in {journal.path.parent} was started with")
+        return _finish(plan, experiment, failed, progress)
 
 
 def _run_trials(
@@ -155,66 +130,33 @@ def _run_trials(
 
 
 def _finish(
-    plan: Plan,
-    settings: Sequence[Setting],
-    folder: Path,
-    journal: Journal,
-    failed: Mapping[Trial, str],
-    progress: Progress,
+    plan: Plan, experiment: Experiment, failed: Mapping[Trial, str], progress: Progress
 ) -> tuple[dict[str, Any], bool]:
-    """Re-check the winners, alone on the machine, and write the report."""
-    by_name = {setting.budget: setting for setting in settings}
-    verifier = _Verifier(journal)
+    """Verify the winners, alone on the machine, and write the report."""
+    by_name = {setting.budget: setting for setting in experiment.settings}
     finished: list[Finished] = []
     interrupted = False
-    trials = plan.trials(settings)
+    trials = plan.trials(experiment.settings)
     with progress.bar("winners verified", len(trials)) as bar:
         for count, trial in enumerate(trials):
             setting = by_name[trial.budget]
-            run, done = read_trial(trial, setting, folder)
+            run, done = read_trial(trial, setting, experiment.folder)
             interrupted |= not done and trial not in failed
-            winner, accuracy, tried = verifier.winner(setting, run)
+            winner, tried = experiment.verifier.winner(setting, experiment.benches[setting.budget], run.evaluations)
+            accuracy = None if winner is None else _accuracy(experiment, setting, winner)
             if winner is not None:
-                write_policy(trial.folder(folder, setting), winner.policy)
+                write_policy(trial.folder(experiment.folder, setting), winner.policy)
             finished.append(Finished(trial, run, winner, accuracy, tried, failed.get(trial)))
             bar.update(count + 1)
-    summary = contest_summary(settings, finished)
-    write_text(folder / "compare.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    write_contest(summary, folder)
+    experiment.candidates.keep([one.winner.policy for one in finished if one.winner is not None])
+    summary = contest_summary(experiment.settings, finished)
+    write_text(experiment.folder / "compare.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_contest(summary, experiment.folder)
     return summary, interrupted
 
 
-class _Verifier:
-    """Measures finished networks, each once in a contest."""
-
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
-        self.known: dict[tuple[str, str], tuple[Evaluation, float]] = {}
-        self.benches: dict[str, Any] = {}
-        for record in journal.records():
-            if record.kind == "verify":
-                evaluation = Evaluation.from_json(record.data["evaluation"])
-                self.known[record.data["budget"], evaluation.policy.id] = evaluation, record.data["accuracy"]
-
-    def winner(self, setting: Setting, run: AgentRun) -> tuple[Evaluation | None, float | None, int]:
-        """Return the preferred evaluation of those whose finished network meets every budget, that network's accuracy
-        on the selection images, and how many networks were tried."""
-        candidates = contenders(run.evaluations)
-        for tried, evaluation in enumerate(candidates, 1):
-            found, accuracy = self._checked(setting, evaluation)
-            if found.feasible:
-                return found, accuracy, tried
-        return None, None, len(candidates)
-
-    def _checked(self, setting: Setting, evaluation: Evaluation) -> tuple[Evaluation, float]:
-        key = setting.budget, evaluation.policy.id
-        if key not in self.known:
-            if setting.budget not in self.benches:
-                self.benches[setting.budget] = bench_of(setting.problem)
-            found, candidate = verify(setting.problem, setting.baseline, self.benches[setting.budget], evaluation)
-            judge = setting.problem.judge
-            accuracy = accuracy_of(judging_session(candidate), judge.images, judge.labels)
-            data = {"budget": setting.budget, "evaluation": found.to_json(), "accuracy": accuracy}
-            self.journal.append("verify", data)
-            self.known[key] = found, accuracy
-        return self.known[key]
+def _accuracy(experiment: Experiment, setting: Setting, winner: Evaluation) -> float:
+    """Return the accuracy of a winner's finished network on the selection images."""
+    judge = setting.problem.judge
+    candidate = experiment.verifier.candidate(setting, winner.policy)
+    return accuracy_of(judging_session(candidate), judge.images, judge.labels)

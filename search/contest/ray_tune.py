@@ -19,8 +19,8 @@ from typing import Any
 
 from ray import tune
 
-from trimtab.search.contest.setting import Setting
 from trimtab.search.contest.trial import Trial, run_trial
+from trimtab.search.setup.setting import Setting
 
 __all__ = ["run_trials"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["Spread", "at", "best_so_far", "curve", "first_reaching", "hypervolume", "verdict", "wins"]
+__all__ = ["Spread", "at", "best_so_far", "curve", "first_reaching", "hypervolume", "verdict_over_seeds", "wins"]
 
 #: A best-so-far curve: (where, value) at every place where the value rises, in order.
 Steps = Sequence[tuple[float, float]]
@@ -86,8 +86,9 @@ def wins(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     return min(ours) > max(theirs)
 
 
-def verdict(bests: Mapping[str, Sequence[float]], evaluations: str) -> str:
-    """Say who wins by more than the seed noise, or that nobody does.
+def verdict_over_seeds(bests: Mapping[str, Sequence[float]], evaluations: str) -> str:
+    """Say who wins by more than the seed noise, or that nobody does; what one seed says of the images that it was
+    judged on is `report.summary.verdict_on_images`.
 
     `bests` has every agent's best proxy accuracy (0 to 1) of each seed, 0 where it found no feasible policy;
     `evaluations` says after what.

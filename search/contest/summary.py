@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from trimtab.search.contest.setting import Setting
 from trimtab.search.contest.statistics import (
     Spread,
     Steps,
@@ -17,12 +16,13 @@ from trimtab.search.contest.statistics import (
     curve,
     first_reaching,
     hypervolume,
-    verdict,
+    verdict_over_seeds,
 )
 from trimtab.search.contest.trial import Trial
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun
 from trimtab.search.report.summary import about
+from trimtab.search.setup.setting import Setting
 
 __all__ = ["Finished", "contest_summary"]
 
@@ -91,8 +91,8 @@ def _budget(setting: Setting, finished: Sequence[Finished]) -> Values:
         "base": {**asdict(baseline.base), "accuracy": baseline.base_accuracy},
         "int8": {**asdict(baseline.int8), "accuracy": baseline.int8_accuracy},
         "verdicts": [
-            *(verdict(_bests_at(by_agent, n), _after(n, trials, runs)) for n in milestones),
-            verdict(_measured(by_agent), "the winners were measured end to end"),
+            *(verdict_over_seeds(_bests_at(by_agent, n), _after(n, trials, runs)) for n in milestones),
+            verdict_over_seeds(_measured(by_agent), "the winners were measured end to end"),
         ],
         "agents": [_agent(name, own, milestones, levels) for name, own in by_agent.items()],
         "levels": levels,

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from trimtab.evaluators.engines import make_engine
+from trimtab.errors import BadInput
 from trimtab.evaluators.table import LatencyTable
-from trimtab.search.contest.setting import Setting
+from trimtab.files import file_name
+from trimtab.search.loop.best_policy import keep_best
 from trimtab.search.loop.journal import Journal, read_journal
 from trimtab.search.loop.loop import AgentRun, Ledger, Memory, Searcher
 from trimtab.search.loop.pool import LocalPool
 from trimtab.search.progress import Progress
-from trimtab.search.run import keep_best
-from trimtab.search.setup.agent_factory import estimates_for
+from trimtab.search.setup.setting import Setting, engine_of, machine_of
 
 __all__ = ["Trial", "read_trial", "run_trial"]
 
@@ -37,7 +37,7 @@ class Trial:
 
     def name(self, budget: str) -> str:
         """The trial's name among files, given its budget's."""
-        return f"{budget}-{self.agent}-seed{self.seed}"
+        return f"{budget}-{file_name(self.agent)}-seed{self.seed}"
 
 
 def run_trial(trial: Trial, setting: Setting, root: Path, report: Callable[[dict[str, float]], None]) -> AgentRun:
@@ -47,9 +47,12 @@ def run_trial(trial: Trial, setting: Setting, root: Path, report: Callable[[dict
     """
     torch.set_num_threads(1)
     config = setting.problem.config.model_copy(update={"agent": trial.agent, "baselines": (), "seed": trial.seed})
-    problem = replace(setting.problem, config=config)
-    limits = setting.limits(LatencyTable(make_engine(config.engine.name, config.engine.threads), problem.space))
+    if setting.elsewhere:
+        here = " on ".join(machine_of(engine_of(setting.problem)))
+        raise BadInput(f"the latency table was measured with {setting.elsewhere}, this node has {here}")
     folder = trial.folder(root, setting)
+    setting = replace(setting, problem=replace(setting.problem, config=config))
+    limits = setting.limits(LatencyTable(engine_of(setting.problem), setting.problem.space))
     folder.mkdir(parents=True, exist_ok=True)
     keep = keep_best(folder)
 
@@ -58,8 +61,7 @@ def run_trial(trial: Trial, setting: Setting, root: Path, report: Callable[[dict
         report(_metrics(run))
 
     with Journal(folder / "journal") as journal:
-        judge, estimates = LocalPool(problem.judge), estimates_for(problem, trial.agent)
-        searcher = Searcher(problem, setting.baseline, limits, None, judge, Ledger(journal), estimates)
+        searcher = Searcher(setting, limits, None, LocalPool(setting.problem.judge), Ledger(journal))
         run = searcher.run(trial.agent, Progress(), config.time_limit or math.inf, watch)
         journal.append("finished", {"trial": asdict(trial), **_asked(setting), "ended": run.ended})
     return run

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from trimtab import kernels
-from trimtab.evaluators.accuracy import accuracy_of, judging_session
+from trimtab.evaluators.accuracy import judging_session
 from trimtab.evaluators.comparison import Verdict
 from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.engines.base import EngineSession
-from trimtab.evaluators.engines.native import NativeSession
+from trimtab.evaluators.engines.base import FileEngine
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Latency, Link
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.onnx_model import save_onnx, to_onnx
 from trimtab.files import write_text
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces.candidate import Candidate
 
 __all__ = ["IN_WORDS", "ExportCheck", "export_candidate"]
+
+#: The engines whose forms every export has.
+EXPORTED = ("native", "onnxruntime")
 
 #: Images on which an export is compared with the candidate that was measured.
 PARITY_IMAGES = 1000
@@ -72,27 +72,24 @@ class ExportCheck:
 def export_candidate(
     problem: Problem, candidate: Candidate, folder: Path, link: Link, limit: Interval | None
 ) -> list[ExportCheck]:
-    """Write `policy.json`, `model.safetensors` and `model.onnx` into a folder, run both models back, and compare.
+    """Write `policy.json`, and the network in every form that engines run, into a folder, run all back, and compare.
 
     `link` and `limit` are those of the run's engine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     graph = lower(candidate)
     write_text(folder / "policy.json", json.dumps(candidate.policy.to_json(), indent=1) + "\n")
-    native, onnx = folder / "model.safetensors", folder / "model.onnx"
-    kernels.save(graph, native)
-    save_onnx(to_onnx(graph, ranges=candidate.ranges), onnx)
-
     images, labels = problem.judge.images[:PARITY_IMAGES], problem.judge.labels[:PARITY_IMAGES]
-    engine, measured = problem.config.engine, problem.config.measure
+    measured = problem.config.measure
     expected = judging_session(candidate).run(images)
     checks = []
-    for name, path in (("native", native), ("onnxruntime", onnx)):
-        bench = LatencyBench(make_engine(name, engine.threads), problem.space, images, measured.precision)
-        opened = partial(_load, name, path, engine.threads)
-        session = opened()
-        found = session.run(images)
-        budgeted = name == engine.name
+    for name, engine in _file_engines(problem).items():
+        path = folder / f"model{engine.suffix}"
+        engine.save(graph, path, candidate.ranges)
+        bench = LatencyBench(engine, problem.space, images, measured.precision)
+        opened = partial(engine.open, path)
+        found = opened().run(images)
+        budgeted = name == problem.config.engine.name
         seconds = measured.final_seconds if budgeted else measured.final_seconds / 3
         tied = link if budgeted else bench.tie(link.yardstick, seconds)
         latency = bench.measure(opened, tied, seconds, limit if budgeted else None)
@@ -101,7 +98,7 @@ def export_candidate(
                 name,
                 str(path),
                 path.stat().st_size,
-                accuracy_of(session, images, labels),
+                float((found.argmax(1) == labels).mean()),
                 float((found.argmax(1) == expected.argmax(1)).mean()),
                 float(np.abs(found - expected).max()),
                 latency,
@@ -112,10 +109,11 @@ def export_candidate(
     return checks
 
 
-def _load(engine: str, path: Path, threads: int) -> EngineSession:
-    """Open an exported file as anybody would who has nothing but the file."""
-    if engine == "native":
-        return NativeSession(kernels.load(path, threads=threads))
-    from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(threads).open(path)
+def _file_engines(problem: Problem) -> dict[str, FileEngine]:
+    """The engines that files are written for: the run's own, where it runs files, and one for every other form."""
+    engines: dict[str, FileEngine] = {}
+    for name in (problem.config.engine.name, *EXPORTED):
+        engine = make_engine(name, problem.config.engine.threads)
+        if isinstance(engine, FileEngine) and engine.suffix not in {other.suffix for other in engines.values()}:
+            engines[name] = engine
+    return engines

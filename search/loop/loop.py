@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from trimtab.agents import AGENTS
-from trimtab.agents.base import Agent, Estimates
+from trimtab.agents.base import Agent
 from trimtab.evaluators.end_to_end import LatencyBench
-from trimtab.evaluators.intervals import LOOKS
+from trimtab.evaluators.intervals import LOOKS, Interval
 from trimtab.evaluators.latency import Latency
 from trimtab.search.loop.evaluation import Evaluation, violations
 from trimtab.search.loop.journal import Journal, Record
 from trimtab.search.loop.pool import Pool
 from trimtab.search.loop.preference import preferred
 from trimtab.search.progress import Bar, Progress
-from trimtab.search.setup.baseline import Baseline
+from trimtab.search.setup.agent_factory import make_agent
 from trimtab.search.setup.budgets import BudgetLimits
-from trimtab.search.setup.problem import Problem
+from trimtab.search.setup.setting import Setting
 from trimtab.spaces.policy import Policy
 
 __all__ = ["AgentRun", "Ledger", "Memory", "Searcher", "Spent"]
@@ -94,6 +93,11 @@ class Memory:
         run.best = run.preferred()
         return run
 
+    def measured_evaluation(self, policy: str, limit: Interval | None) -> Evaluation:
+        """Return what a policy, by its id, was judged to be worth, with its latency where that was measured."""
+        evaluation, latency = self.judged[policy], self.latencies.get(policy)
+        return evaluation if latency is None else evaluation.measured(latency, limit)
+
     def _replay(self, record: Record) -> None:
         data = record.data
         if record.kind == "ask":
@@ -115,10 +119,10 @@ class Ledger(Memory):
         super().__init__(journal.records())
         self.journal = journal
 
-    def asked(self, agent: Agent, policies: Sequence[Policy]) -> None:
+    def asked(self, name: str, agent: Agent, policies: Sequence[Policy]) -> None:
         """Remember a batch, and the agent's state after asking, before anything is dispatched."""
         state = agent.state()
-        self.journal.append("ask", {"agent": agent.name, "policies": [p.to_json() for p in policies], "state": state})
+        self.journal.append("ask", {"agent": name, "policies": [p.to_json() for p in policies], "state": state})
 
     def result(self, evaluation: Evaluation) -> None:
         """Remember a judged policy."""
@@ -137,7 +141,7 @@ class Ledger(Memory):
 
 
 class Searcher:
-    """Drives agents one after the other over the same limits, judge and cache of results.
+    """Driver of agents, one after the other, over the same limits, judge and cache of results.
 
     Without a `bench` nothing is measured, and the latency table decides what is feasible. `stop` is asked between
     batches whether to end early.
@@ -145,16 +149,14 @@ class Searcher:
 
     def __init__(
         self,
-        problem: Problem,
-        baseline: Baseline,
+        setting: Setting,
         limits: BudgetLimits,
         bench: LatencyBench | None,
         pool: Pool,
         ledger: Ledger,
-        estimates: Estimates | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.problem, self.baseline, self.limits, self.estimates = problem, baseline, limits, estimates
+        self.problem, self.baseline, self.limits = setting.problem, setting.baseline, limits
         self.bench, self.pool, self.ledger, self.stop = bench, pool, ledger, stop
 
     def run(
@@ -170,7 +172,7 @@ class Searcher:
         batch, and once after all that was told again.
         """
         trials = self.problem.config.trials
-        agent = AGENTS[name](self.problem.space, self.limits, self.problem.config.seed, self.estimates)
+        agent = make_agent(self.problem, name, self.limits)
         run = AgentRun(name)
         with progress.bar(f"{name}: evaluations", trials) as bar:
             self._replay(agent, run, bar)
@@ -186,7 +188,7 @@ class Searcher:
                     bar.total(len(run.evaluations))
                     run.ended = "exhausted"
                     break
-                self.ledger.asked(agent, policies)
+                self.ledger.asked(name, agent, policies)
                 self._evaluate(agent, policies, run, bar, start, time.perf_counter() - start)
                 watch(run)
         return run
@@ -252,10 +254,4 @@ class Searcher:
             seconds, limit = self.problem.config.measure.seconds, self.baseline.limit
             latency = self.bench.measure(policy, self.baseline.link, seconds, limit, math.inf, LOOKS[0])
             self.ledger.measured(policy, latency)
-        return self._with_latency(evaluation)
-
-    def _with_latency(self, evaluation: Evaluation) -> Evaluation:
-        latency = self.ledger.latencies.get(evaluation.policy.id)
-        if latency is None:
-            return evaluation
-        return evaluation.measured(latency, self.baseline.limit)
+        return self.ledger.measured_evaluation(policy.id, self.baseline.limit)

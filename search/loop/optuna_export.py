@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import BadInput, TrimtabError
-from trimtab.evaluators.latency import Latency
 from trimtab.search.loop.evaluation import Evaluation
-from trimtab.search.loop.journal import Record, read_journal
+from trimtab.search.loop.journal import read_journal
+from trimtab.search.loop.loop import Memory
 from trimtab.search.progress import Progress
-from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.config import check_storage
 from trimtab.search.setup.problem import Problem
-from trimtab.spaces.policy import Policy
-from trimtab.spaces.space import Knob, Removal, Space, choice_text
+from trimtab.search.setup.setting import Setting, recall_setting
+from trimtab.spaces.space import Knob, Space, choice_text
 
 __all__ = ["OptunaExport", "export_study", "optuna_export_for"]
 
@@ -122,40 +121,26 @@ def export_study(problem: Problem, folder: Path, url: str) -> dict[str, int]:
     `BadInput`, a storage that fails a `TrimtabError`.
     """
     records = read_journal(folder / "journal")
-    known: Mapping[str, Any] = {r.kind: r.data for r in records if r.kind in ("space", "baseline")}
-    if "baseline" not in known:
+    found = next((record.data for record in records if record.kind == "setting"), None)
+    if found is None:
         raise BadInput(f"the run in {folder} has not begun to search: there is nothing to export yet")
-    space = problem.without(Removal(**removal) for removal in known["space"]["removed"]).space
-    baseline = Baseline.from_json(known["baseline"])
-    export = OptunaExport(url, folder.absolute().name, space, baseline.base.latency)
-    judged = _judged(records, baseline)
-    asked: dict[str, list[str]] = {}
-    for record in records:
-        if record.kind == "ask":
-            asked.setdefault(record.data["agent"], []).extend(Policy.from_json(p).id for p in record.data["policies"])
+    setting, memory = recall_setting(problem, found), Memory(records)
+    baseline = setting.baseline
+    export = OptunaExport(url, folder.absolute().name, setting.problem.space, baseline.base.latency)
     written = {}
-    for agent, policies in asked.items():
-        done = [judged[policy] for policy in takewhile(judged.__contains__, policies)]
+    for agent, batches in memory.batches.items():
+        policies = [policy.id for batch in batches for policy in batch.policies]
+        done = [
+            memory.measured_evaluation(name, baseline.limit) for name in takewhile(memory.judged.__contains__, policies)
+        ]
         written[f"{export.run}/{agent}"] = export.write(agent, done)
     return written
 
 
-def optuna_export_for(problem: Problem, folder: Path, baseline: Baseline) -> OptunaExport | None:
+def optuna_export_for(setting: Setting, folder: Path) -> OptunaExport | None:
     """Return the export that a run's configuration asks for."""
-    url = problem.config.storage
-    return None if url is None else OptunaExport(url, folder.absolute().name, problem.space, baseline.base.latency)
-
-
-def _judged(records: Sequence[Record], baseline: Baseline) -> dict[str, Evaluation]:
-    judged = {}
-    for record in records:
-        if record.kind == "result":
-            evaluation = Evaluation.from_json(record.data)
-            judged[evaluation.policy.id] = evaluation
-        elif record.kind == "measured" and (found := judged.get(record.data["policy"])):
-            latency = Latency.from_json(record.data["latency"])
-            judged[found.policy.id] = found.measured(latency, baseline.limit)
-    return judged
+    url, space = setting.problem.config.storage, setting.problem.space
+    return None if url is None else OptunaExport(url, folder.absolute().name, space, setting.baseline.base.latency)
 
 
 def _connect(url: str) -> Any:

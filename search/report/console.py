@@ -167,7 +167,8 @@ def _budgets(summary: Mapping[str, Any]) -> Table:
 def _verdict(found: Mapping[str, Any]) -> str | None:
     if found["verdict"] is None:
         return None
-    return f"{IN_WORDS[found['verdict']]}: at most {found['limit'][0]:.4f}x int8"
+    share = "takes {:.1%} of it [{:.1%}, {:.1%}]".format(*found["budget_share"])
+    return f"{IN_WORDS[found['verdict']]} of {found['budget']}: {share}"
 
 
 def print_evaluation(found: Mapping[str, Any]) -> None:
@@ -184,7 +185,7 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
             "latency": f"{latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "
             f"[{latency['low']:.4f}, {latency['high']:.4f}], {latency['blocks']} blocks in {latency['took']:.1f} s, "
             f"stopped by {latency['stopped_by']}",
-            "latency vs int8": "{:.4f}x [{:.4f}, {:.4f}]".format(*latency["to_yardstick"]),
+            "latency vs int8": "{:.4f}x [{:.4f}, {:.4f}]".format(*found["to_int8"]),
             "latency budget": _verdict(found),
             "noise floor": f"{found['noise_floor']:.2%}",
             "size": describe("size", found["size"]),

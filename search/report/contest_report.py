@@ -134,7 +134,7 @@ def _facts(summary: Values) -> list[tuple[str, str]]:
     return facts
 
 
-def _ground(budget: Values) -> str:
+def _baseline(budget: Values) -> str:
     limits = ", ".join(f"{name} {describe(name, limit)}" for name, limit in budget["limits"].items())
     base, int8 = budget["base"], budget["int8"]
     return (
@@ -148,7 +148,7 @@ def _ground(budget: Values) -> str:
 def _markdown(summary: Values) -> str:
     parts = [f"# Contest: {summary['network']} on {summary['data']}"]
     for budget in summary["budgets"]:
-        parts += [f"## {budget['budget']}", "\n".join(f"- {text}" for text in budget["verdicts"]), _ground(budget)]
+        parts += [f"## {budget['budget']}", "\n".join(f"- {text}" for text in budget["verdicts"]), _baseline(budget)]
         parts += [_markdown_table(*ranking(budget))]
         if budget["levels"]:
             parts += ["Evaluations and seconds to reach a proxy accuracy:", _markdown_table(*_reach_rows(budget))]
@@ -180,7 +180,7 @@ def _budget(budget: Values) -> str:
     parts = [
         verdicts,
         table(head, marked),
-        f'<p class="note">{escape(_ground(budget))}</p>',
+        f'<p class="note">{escape(_baseline(budget))}</p>',
         curves_figure(budget, curves["evaluations"], f"evaluations · {caption}", "Best accuracy against evaluations"),
         curves_figure(budget, curves["seconds"], f"seconds of search · {caption}", "Best accuracy against seconds"),
     ]

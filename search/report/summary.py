@@ -8,15 +8,16 @@ from typing import Any
 
 from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.cost import Cost, TableError
-from trimtab.evaluators.engines import cpu_name, make_engine
+from trimtab.evaluators.engines import cpu_name
 from trimtab.search.finish.export import ExportCheck
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun
 from trimtab.search.loop.preference import preferred, tie
 from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.problem import Problem
+from trimtab.search.setup.setting import Setting, engine_of
 
-__all__ = ["Winner", "about", "best_of", "build_summary", "verdict"]
+__all__ = ["Findings", "Winner", "about", "best_of", "build_summary", "verdict_on_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,35 +45,43 @@ def about(problem: Problem) -> dict[str, Any]:
         "data": config.data.name,
         "provenance": problem.splits.provenance,
         "selection_images": len(problem.judge.labels),
-        "engine": make_engine(config.engine.name, config.engine.threads).signature,
+        "engine": engine_of(problem).signature,
         "cpu": cpu_name(),
     }
 
 
-def build_summary(
-    problem: Problem,
-    baseline: Baseline,
-    runs: Sequence[AgentRun],
-    winners: Mapping[str, Winner | None],
-    front: Sequence[Evaluation],
-    finals: Mapping[str, Answers],
-    checks: Sequence[ExportCheck],
-    error: TableError,
-    profile: Mapping[str, list[dict[str, Any]]],
-    judging: Mapping[str, float],
-    seconds: float,
-) -> dict[str, Any]:
-    """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1].
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """The findings of a run.
 
-    `finals` are the answers to the final images of the base, of its int8 form, and by policy of every winner.
+    `winners` are by agent; `front` is what no other evaluation beats; `finals` are the answers to the final images of
+    the base, of its int8 form, and by policy of every winner; `refused` are the policies whose exported files were over
+    the budget; `profile` has the steps of base and winner; `judging` candidates per second; `measuring` seconds.
     """
-    config = problem.config
-    best = best_of(winners)
+
+    runs: Sequence[AgentRun]
+    winners: Mapping[str, Winner | None]
+    front: tuple[Evaluation, ...]
+    finals: Mapping[str, Answers]
+    checks: Sequence[ExportCheck]
+    refused: Sequence[str]
+    table_error: TableError
+    profile: Mapping[str, list[dict[str, Any]]]
+    judging: Mapping[str, float]
+    measuring: Mapping[str, float]
+    seconds: float
+
+
+def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
+    """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1]."""
+    problem, baseline = setting.problem, setting.baseline
+    config, finals = problem.config, found.finals
+    best = best_of(found.winners)
     return {
         **about(problem),
         "seed": config.seed,
         "trials": config.trials,
-        "seconds": seconds,
+        "seconds": found.seconds,
         "budgets": [
             {"name": name, "asked": str(config.budgets[name]), "limit": limit}
             for name, limit in baseline.limits.items()
@@ -81,21 +90,25 @@ def build_summary(
         "int8": _form(baseline.int8, baseline.int8_accuracy, finals["int8"].accuracy),
         "link": baseline.link.to_json(),
         "noise_floor": baseline.noise_floor,
-        "table_error": _table_error(error),
+        "table_error": _table_error(found.table_error),
         "margin": baseline.margin,
-        "agents": [_agent(run, winners[run.agent], run.agent == config.agent, baseline, finals) for run in runs],
+        "agents": [
+            _agent(run, found.winners[run.agent], run.agent == config.agent, baseline, finals) for run in found.runs
+        ],
         "winner": None if best is None else {"agent": best.agent, "policy": best.evaluation.policy.to_json()},
-        "verdict": verdict(config.agent, winners),
-        "candidates_per_second": dict(judging),
-        "exports": [asdict(check) for check in checks],
-        "profile": dict(profile),
-        "layers": _layers(problem, best, profile.get("winner", [])),
-        "points": [_point(run.agent, e) for run in runs for e in run.evaluations],
-        "pareto": [e.policy.id for e in front],
+        "verdict": verdict_on_images(config.agent, found.winners),
+        "candidates_per_second": dict(found.judging),
+        "exports": [asdict(check) for check in found.checks],
+        "refused": list(found.refused),
+        "measuring": dict(found.measuring),
+        "profile": dict(found.profile),
+        "layers": _layers(problem, best, found.profile.get("winner", [])),
+        "points": [_point(run.agent, e) for run in found.runs for e in run.evaluations],
+        "pareto": [e.policy.id for e in found.front],
     }
 
 
-def verdict(agent: str, winners: Mapping[str, Winner | None]) -> str:
+def verdict_on_images(agent: str, winners: Mapping[str, Winner | None]) -> str:
     """Say whether the chosen agent's winner is more accurate than the best one of the others by more than chance."""
     own = winners[agent]
     others = {name: winner for name, winner in winners.items() if name != agent}

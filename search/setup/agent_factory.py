@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from trimtab.agents import AGENTS
-from trimtab.agents.base import Agent, Estimates
+from trimtab.agents import chosen
+from trimtab.agents.base import Agent
 from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import BudgetLimits
 from trimtab.search.setup.fill import fill_database
 from trimtab.search.setup.problem import Problem, open_database
 from trimtab.spaces.policy import Policy
 
-__all__ = ["FIRST_PROPOSALS", "estimates_for", "fill_for", "first_proposals", "make_agent"]
+__all__ = ["FIRST_PROPOSALS", "fill_for", "first_proposals", "make_agent"]
 
 #: Proposals of every agent.
 FIRST_PROPOSALS = 4
@@ -36,18 +36,19 @@ def first_proposals(
 
 
 def fill_for(problem: Problem, agents: Sequence[str], progress: Progress) -> None:
-    """Fill the layer database where the proxy or an agent needs it, on every core, or here for `workers: 0`."""
-    if problem.config.proxy == "layers" or any(AGENTS[name].needs_estimates for name in agents):
+    """Fill the layer database where an agent gets it, on every core, or here for `workers: 0`."""
+    if any(_gets_estimates(problem, name) for name in agents):
         fill_database(problem, len(os.sched_getaffinity(0)) if problem.config.workers else 0, progress)
 
 
 def make_agent(problem: Problem, name: str, limits: BudgetLimits) -> Agent:
-    """Return a fresh agent of the configuration's seed."""
-    return AGENTS[name](problem.space, limits, problem.config.seed, estimates_for(problem, name))
+    """Return a fresh agent of the configuration's seed, chosen by its label, with its estimates if it gets any."""
+    estimates = None
+    if _gets_estimates(problem, name):
+        estimates = open_database(problem.space, problem.judge.calibration)
+    return chosen(name).make(problem.space, limits, problem.config.seed, estimates)
 
 
-def estimates_for(problem: Problem, agent: str) -> Estimates | None:
-    """Return the layer database for an agent, where it is there."""
-    if problem.config.proxy != "layers" and not AGENTS[agent].needs_estimates:
-        return None
-    return open_database(problem.space, problem.judge.calibration)
+def _gets_estimates(problem: Problem, agent: str) -> bool:
+    """Whether an agent gets the layer database: whatever runs beside it, so that its proposals depend on it alone."""
+    return problem.config.proxy == "layers" or chosen(agent).agent.needs_estimates

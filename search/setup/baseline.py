@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.errors import BadInput, InfeasibleBudget
+from trimtab.errors import InfeasibleBudget
 from trimtab.evaluators.cost import Cost, CostModel, TableFit
 from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.intervals import Interval
@@ -60,12 +60,7 @@ class Baseline:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Baseline:
-        """Read what `to_json` wrote; an older one is a `BadInput`."""
-        if "to_int8" not in data.get("link", {}):
-            raise BadInput(
-                "this journal is of an older trimtab, which measured otherwise: it cannot be gone on with; "
-                "start the search again, in another folder"
-            )
+        """Read what `to_json` wrote."""
         nested = {
             "base": Cost(**data["base"]),
             "int8": Cost(**data["int8"]),

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from trimtab.agents.registry import AGENTS
+from trimtab.agents.registry import label
 from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.data import DATASETS
-from trimtab.evaluators.engines import ENGINES
+from trimtab.evaluators.engines import check_engine
 from trimtab.search.setup.budgets import BUDGETS, Budget, parse_budget
 from trimtab.search.setup.durations import parse_duration
 from trimtab.spaces.criteria import CRITERIA
@@ -123,8 +123,10 @@ class EngineConfig(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in ENGINES:
-            raise ValueError(str(unknown_name("engine", name, ENGINES)))
+        try:
+            check_engine(name)
+        except BadInput as error:
+            raise ValueError(str(error)) from None
         return name
 
 
@@ -233,8 +235,10 @@ class Config(_Section):
 
     `trials` is the number of evaluations of every agent, the `baselines` included; `time_limit` ("20m", "1h") is for
     the search of all of them, without the measurements before and after it; `workers` counts Ray workers for
-    accuracy (0: no Ray); `accuracy_engine` runs candidates for accuracy: "native" or "torch"; `proxy`: what is judged is
-    repaired in "sequence", from input to output, as what is finished is, or stitched of "layers" from the database;
+    accuracy (0: no Ray); `agent` and `baselines` are names, with parameters like {name: evolution, population: 64}, and
+    are kept as text, "evolution(population=64)"; `accuracy_engine` runs candidates for accuracy: "native" or "torch";
+    `proxy`: what is judged is repaired in "sequence", from input to output, as what is finished is, or stitched of
+    "layers" from the database;
     `storage`: an Optuna storage into which every evaluation is copied, for its dashboard.
     """
 
@@ -290,12 +294,18 @@ class Config(_Section):
             parse_budget(str(name), text)
         return budgets
 
-    @model_validator(mode="after")
-    def _known_agents(self) -> Config:
-        for name in (self.agent, *self.baselines):
-            if name not in AGENTS:
-                raise ValueError(str(unknown_name("agent", name, AGENTS)))
-        return self
+    @field_validator("agent", mode="before")
+    @classmethod
+    def _chosen(cls, choice: Any) -> str:
+        try:
+            return label(choice)
+        except BadInput as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _all_chosen(cls, choices: Any) -> Any:
+        return [cls._chosen(choice) for choice in choices] if isinstance(choices, list | tuple) else choices
 
     @property
     def parsed_budgets(self) -> tuple[Budget, ...]:

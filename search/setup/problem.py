@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from trimtab.evaluators.data import Splits, load
 from trimtab.evaluators.plan import StepPlan
 from trimtab.files import cache_dir
 from trimtab.search.progress import Progress
-from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, Config
+from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, Config, make_config
 from trimtab.search.setup.networks import load_network
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.repair import Calibration
@@ -35,6 +36,13 @@ class Problem:
     space: Space
     splits: Splits
     judge: Judge
+
+    def under(self, budgets: Mapping[str, Any]) -> Problem:
+        """Return the problem under other budgets; what is wrong with them is a `BadInput`."""
+        if dict(budgets) == self.config.budgets:
+            return self
+        settings = self.config.model_dump(by_alias=True, exclude_none=True)
+        return replace(self, config=make_config({**settings, "budgets": dict(budgets)}, "--budgets"))
 
     def without(self, removed: Iterable[Removal]) -> Problem:
         """Return the problem with some choices taken out of its space."""

@@ -70,8 +70,8 @@ def find_removals(problem: Problem, table: LatencyTable, progress: Progress) -> 
 
 
 def describe_space(problem: Problem, progress: Progress) -> dict[str, Any]:
-    """Return a problem's space as plain JSON values: `layers`, `groups`, `choices` (each a `PricedChoice`), and how many
-    vectors there are before and after the choices that gain nothing have gone, as powers of ten."""
+    """Return a problem's space as plain JSON values: `layers`, `groups`, `choices` (each a `PricedChoice`), and how
+    many vectors there are before and after the choices that gain nothing have gone, as powers of ten."""
     config, space = problem.config, problem.space
     table = LatencyTable(make_engine(config.engine.name, config.engine.threads), space)
     model = CostModel(space, table)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
-__all__ = ["cache_dir", "write_bytes", "write_text"]
+__all__ = ["cache_dir", "file_name", "write_bytes", "write_text"]
 
 
 def cache_dir() -> Path:
@@ -15,6 +16,11 @@ def cache_dir() -> Path:
     if root:
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
+
+
+def file_name(text: str) -> str:
+    """Return a text as part of a file's name: what is neither a letter, a figure nor a point becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes, durable: bool = True) -> None:

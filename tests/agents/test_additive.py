@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.agents.toys import ToyEstimates, ToyLimits, toy_space
 
 from trimtab.agents.additive import AdditiveModel, Planner, Solver
 from trimtab.agents.milp import optimise
 from trimtab.spaces import Options, Space
+from trimtab.testing.agents import ToyEstimates, ToyLimits, toy_space
 
 SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))
 ESTIMATES = ToyEstimates(SPACE)

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyLimits, toy_space
 
 from trimtab.agents.allocation import allocate_widths
 from trimtab.errors import BadInput
 from trimtab.spaces import Options, Policy
+from trimtab.testing.agents import ToyLimits, toy_space
 
 SPACE = toy_space(Options(channels=4))
 WIDTHS = {knob.target: [int(str(choice)) for choice in knob.choices] for knob in SPACE.knobs if knob.kind == "channels"}

@@ -4,17 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, damage, python, toy_space
 
-from trimtab.agents import Agent, Random, make
-from trimtab.agents.amc import NOISE, Amc, AmcSac, AmcTd3
+from trimtab.agents import Agent, Random, chosen, make
+from trimtab.agents.amc import Amc, AmcSac, AmcTd3, EpisodicParameters
 from trimtab.agents.haq import Haq
 from trimtab.spaces import Policy
+from trimtab.testing.agents import ToyEstimates, ToyLimits, ToyScore, damage, python, toy_space
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
 ESTIMATES = ToyEstimates(SPACE)
 ACCURACY = damage(SPACE)
+USUAL = EpisodicParameters()
 LEARNERS = [Amc, AmcTd3, AmcSac, Haq]
 
 
@@ -35,13 +36,12 @@ def search(agent: Agent, evaluations: int) -> list[Policy]:
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
-def test_a_learned_actor_goes_on_after_an_interruption_as_without(kind: type[Agent], monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(kind, "warmup", 4)
-    agent = kind(SPACE, limits_of(kind), 1)
+def test_a_learned_actor_goes_on_after_an_interruption_as_without(kind: type[Agent]) -> None:
+    agent = chosen({"name": kind.name, "warmup": 4}).make(SPACE, limits_of(kind), 1)
     finished = search(agent, 8)
     flying = agent.ask(2)
     state = json.loads(json.dumps(agent.state()))
-    resumed = kind(SPACE, limits_of(kind), 1)
+    resumed = chosen({"name": kind.name, "warmup": 4}).make(SPACE, limits_of(kind), 1)
     for policy in finished:
         resumed.tell(policy, score(resumed, policy))
     resumed.load(state)
@@ -59,7 +59,7 @@ def test_a_learned_actor_proposes_the_same_in_another_process() -> None:
 
 def learned() -> list[str]:
     agent = AmcSac(SPACE, LIMITS, 5)
-    for number in range(AmcSac.warmup):
+    for number in range(USUAL.warmup):
         policy = Random(SPACE, LIMITS, number).ask(1)[0]
         agent.tell(policy, score(agent, policy))
     return [policy.id for policy in search(agent, 2)]
@@ -79,23 +79,23 @@ def test_amc_beats_random_at_the_same_number_of_evaluations() -> None:
 
 def test_what_others_found_takes_the_place_of_the_warm_up() -> None:
     agent, other = Amc(SPACE, LIMITS, 0), Amc(SPACE, LIMITS, 0)
-    found = Random(SPACE, LIMITS, 0).ask(Amc.warmup)
+    found = Random(SPACE, LIMITS, 0).ask(USUAL.warmup)
     for policy in found:
         agent.tell(policy, score(agent, policy))
-    assert agent.deviation == NOISE
+    assert agent.deviation == USUAL.noise
     assert agent.ask(1) != other.ask(1)
 
 
 def test_exploration_decays_per_episode_to_a_floor_and_grows_with_repeats() -> None:
     agent = Amc(SPACE, LIMITS, 0)
-    agent._told = Amc.warmup + 10
+    agent._told = USUAL.warmup + 10
     assert agent.deviation == pytest.approx(0.5 * 0.97**10)
-    agent._told = Amc.warmup + 1000
-    assert agent.deviation == pytest.approx(Amc.least_noise)
+    agent._told = USUAL.warmup + 1000
+    assert agent.deviation == pytest.approx(USUAL.least_noise)
     agent._repeats = 2
-    assert agent.deviation == pytest.approx(3 * Amc.least_noise)
+    assert agent.deviation == pytest.approx(3 * USUAL.least_noise)
     agent._repeats = Amc.retries
-    assert agent.deviation == NOISE
+    assert agent.deviation == USUAL.noise
 
 
 def test_a_policy_that_breaks_a_budget_when_measured_earns_nothing() -> None:

@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.agents.toys import ToyLimits, toy_space
 from torch import nn
 
 from trimtab.agents.decision_process import DecisionProcess, Episode, choice_of, level_of
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Options, Policy, build_space
+from trimtab.testing.agents import ToyLimits, toy_space
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)

@@ -9,20 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.agents.test_contract import (
-    ACCURACY,
-    LIMITS,
-    SPACE,
-    AgentContract,
-    ids,
-    search,
-    spaces_without_some_kind,
-)
+from tests.agents.test_contract import spaces_without_some_kind
 from tests.agents.test_contract import test_a_space_of_one_kind_of_knob_will_do as check_a_space_of_one_kind
-from tests.agents.toys import python
 
 from trimtab.agents import AGENTS, Agent, Random
 from trimtab.spaces import Space
+from trimtab.testing.agents import ACCURACY, LIMITS, SPACE, AgentContract, ids, python, search
 
 PAGE = Path(__file__).parents[2] / "docs" / "agents.md"
 

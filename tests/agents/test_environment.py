@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from tests.agents.toys import ToyLimits, damage, toy_space
 
 from trimtab.agents.environment import CompressionEnvironment
+from trimtab.testing.agents import ToyLimits, damage, toy_space
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)

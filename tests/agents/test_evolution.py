@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, best, damage, distance_to, toy_space
 
 from trimtab.agents import Evolution, Milp, Random, Uniform
-from trimtab.agents.evolution import FOUNDERS, POPULATION, STARTUP
+from trimtab.agents.evolution import EvolutionParameters
 from trimtab.agents.random import draw
 from trimtab.agents.stages import stages
 from trimtab.spaces import LayerDecision, Options, Policy
+from trimtab.testing.agents import ToyEstimates, ToyLimits, ToyScore, best, damage, distance_to, toy_space
+
+USUAL = EvolutionParameters()
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
@@ -27,9 +29,9 @@ def test_it_beats_random_at_the_same_number_of_evaluations(accuracy: Callable[[P
 
 def test_the_founders_are_milp_s_or_else_the_best_uniform_policies() -> None:
     estimates = ToyEstimates(SPACE)
-    known = Evolution(SPACE, LIMITS, 3, estimates).ask(FOUNDERS)
-    assert known == Milp(SPACE, LIMITS, 3, estimates).ask(FOUNDERS)
-    assert Evolution(SPACE, LIMITS, 3).ask(FOUNDERS) == Uniform(SPACE, LIMITS, 0).ask(FOUNDERS)
+    known = Evolution(SPACE, LIMITS, 3, estimates).ask(USUAL.founders)
+    assert known == Milp(SPACE, LIMITS, 3, estimates).ask(USUAL.founders)
+    assert Evolution(SPACE, LIMITS, 3).ask(USUAL.founders) == Uniform(SPACE, LIMITS, 0).ask(USUAL.founders)
 
 
 def test_a_group_mutates_with_the_layers_that_read_or_write_it() -> None:
@@ -74,7 +76,7 @@ def test_a_crossover_takes_whole_stages() -> None:
 def test_what_has_grown_old_breeds_no_more() -> None:
     agent = Evolution(SPACE, LIMITS, 0)
     agent.tell(TARGET, ToyScore(1.0))
-    for seed in range(POPULATION):
+    for seed in range(USUAL.population):
         agent.tell(SPACE.decode(draw(SPACE, np.random.default_rng(seed))), ToyScore(0.1))
     parents = [agent._parent(np.random.default_rng(seed)) for seed in range(40)]
     assert SPACE.encode(TARGET) not in parents
@@ -83,7 +85,7 @@ def test_what_has_grown_old_breeds_no_more() -> None:
 def test_parents_are_the_best_of_several_and_violations_count_first() -> None:
     agent = Evolution(SPACE, LIMITS, 0)
     rng = np.random.default_rng(0)
-    for i in range(POPULATION):
+    for i in range(USUAL.population):
         violated = {"latency": 0.1 * (i % 2)}
         agent.tell(SPACE.decode(draw(SPACE, rng)), ToyScore(0.5 + 0.4 * (i % 2) + i / 1000, violated))
     feasible = [vector for (excess, _), vector in agent._population if excess == 0]
@@ -97,4 +99,4 @@ def test_a_policy_outside_the_choices_is_known_but_does_not_breed() -> None:
     odd = {**SPACE.base().layers, "linear": LayerDecision(rank=7)}
     agent.tell(Policy(SPACE.fingerprint, SPACE.base().channels, odd), ToyScore(0.9))
     assert not agent._population
-    assert len(agent.ask(STARTUP + 3)) == STARTUP + 3
+    assert len(agent.ask(USUAL.startup + 3)) == USUAL.startup + 3

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.agents.toys import ToyLimits, ToyScore, best, damage, toy_space
 
 from trimtab.agents import Gp, Random
-from trimtab.agents.gp import STAGES, fitted_at
+from trimtab.agents.gp import GpParameters, fitted_at
 from trimtab.agents.random import draw
 from trimtab.agents.stages import stages
 from trimtab.spaces import Policy
+from trimtab.testing.agents import ToyLimits, ToyScore, best, damage, toy_space
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
@@ -40,7 +40,7 @@ def test_levels_are_mean_places() -> None:
     policy = SPACE.decode(draw(SPACE, np.random.default_rng(3)))
     agent.tell(policy, score(policy))
     vector = SPACE.encode(policy)
-    for stage, knobs in enumerate(stages(SPACE, STAGES)):
+    for stage, knobs in enumerate(stages(SPACE, GpParameters().stages)):
         for kind in ("channels", "bits", "form"):
             places = [vector[i] / (len(SPACE.knobs[i].choices) - 1) for i in knobs if SPACE.knobs[i].kind == kind]
             if places:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.agents.toys import ToyEstimates, ToyLimits, best, damage, distance_to, toy_space
 
 from trimtab.agents import Greedy, Random
 from trimtab.agents.additive import AdditiveModel
 from trimtab.agents.greedy import STEPS, shrink
 from trimtab.spaces import Options
+from trimtab.testing.agents import ToyEstimates, ToyLimits, best, damage, distance_to, toy_space
 
 SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))
 LIMITS = ToyLimits(SPACE)

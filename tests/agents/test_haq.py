@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyLimits, ToyScore, toy_space
 
 from trimtab.agents import Haq
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Options
+from trimtab.testing.agents import ToyLimits, ToyScore, toy_space
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE, size=0.3, macs=1.0)

@@ -4,13 +4,13 @@ from itertools import product
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, damage, toy_space
 
 from trimtab.agents import Random
 from trimtab.agents.additive import AdditiveModel, Solver
 from trimtab.agents.milp import Milp, optimise
 from trimtab.errors import InfeasibleBudget
 from trimtab.spaces import LayerDecision, Options, Policy
+from trimtab.testing.agents import ToyEstimates, ToyLimits, ToyScore, damage, toy_space
 
 TINY = toy_space(Options(channels=3, bits=((4, 8), (8, 8)), ranks=(), fixed=("conv1", "linear")))
 SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))

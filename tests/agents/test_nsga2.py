@@ -4,11 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from tests.agents.toys import ToyLimits, ToyScore, damage, toy_space
 
 from trimtab.agents import Agent, Nsga2, Random
-from trimtab.agents.nsga2 import GENERATION, POPULATION
+from trimtab.agents.nsga2 import GENERATION, Nsga2Parameters
 from trimtab.agents.random import draw
+from trimtab.testing.agents import ToyLimits, ToyScore, damage, toy_space
+
+POPULATION = Nsga2Parameters().population
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE, size=0.6, macs=1.0)

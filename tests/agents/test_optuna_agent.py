@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, damage, toy_space
 
 from trimtab.agents import Gp, Milp, Nsga2, Tpe, Uniform
-from trimtab.agents.optuna_agent import FIRST, OptunaAgent, excess
+from trimtab.agents.optuna_agent import OptunaAgent, OptunaParameters, excess
 from trimtab.spaces import Policy
+from trimtab.testing.agents import ToyEstimates, ToyLimits, ToyScore, damage, toy_space
+
+FIRST = OptunaParameters().first
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from scipy import stats
-from tests.agents.toys import ToyLimits, toy_space
 
 from trimtab.agents import Random
 from trimtab.agents.random import BLOCK, draw, walk
 from trimtab.spaces import Options, Policy
+from trimtab.testing.agents import ToyLimits, toy_space
 
 SPACE = toy_space()
 TINY = toy_space(Options(channels=3, min_keep=0.3, bits=((8, 8),), ranks=()))

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.agents.toys import toy_space
 
 from trimtab.agents.stages import stages
 from trimtab.spaces import Space, build_space
 from trimtab.spaces.zoo import CifarResNet
+from trimtab.testing.agents import toy_space
 
 SPACES = [toy_space(), build_space(CifarResNet(20).eval(), torch.zeros(1, 3, 32, 32))]
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.stats import spearmanr
-from tests.agents.toys import ToyEstimates, ToyLimits, toy_space
 
 from trimtab.agents.additive import AdditiveModel
 from trimtab.agents.surrogate import LearnedErrors
 from trimtab.spaces import Options
+from trimtab.testing.agents import ToyEstimates, ToyLimits, toy_space
 
 SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))
 MODEL = AdditiveModel(SPACE, ToyLimits(SPACE), ToyEstimates(SPACE))

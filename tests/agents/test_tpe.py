@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import optuna
 import pytest
-from tests.agents.toys import ToyLimits, ToyScore, best, damage, distance_to, python, toy_space
 
 from trimtab.agents import Agent, Random, Tpe
 from trimtab.agents.random import draw
-from trimtab.agents.tpe import SHOWN
+from trimtab.agents.tpe import TpeParameters
 from trimtab.spaces import LayerDecision, Options, Policy
+from trimtab.testing.agents import ToyLimits, ToyScore, best, damage, distance_to, python, toy_space
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
@@ -40,7 +40,7 @@ def test_what_violates_a_budget_when_measured_is_avoided() -> None:
             violation = sum(policy.channels.values()) / 50 - 1
             met.append(violation <= 0)
             agent.tell(policy, ToyScore(accuracy(policy), {"latency": violation} if tell_violations else {}))
-        return float(np.mean(met[Tpe.startup :]))
+        return float(np.mean(met[TpeParameters().startup :]))
 
     agents = [Tpe(SPACE, ToyLimits(SPACE, 1.0, 1.0), seed) for seed in (0, 0, 1, 1, 2, 2)]
     told = np.mean([share_met(agent, True) for agent in agents[::2]])
@@ -57,21 +57,21 @@ def test_a_policy_outside_the_choices_is_known_but_not_modelled() -> None:
     odd = {**space.base().layers, "linear": LayerDecision(rank=7)}
     agent.tell(Policy(space.fingerprint, space.base().channels, odd), ToyScore(0.9))
     assert agent._study.trials == []
-    assert len(agent.ask(Tpe.startup + 3)) == Tpe.startup + 3
+    assert len(agent.ask(TpeParameters().startup + 3)) == TpeParameters().startup + 3
 
 
 def test_many_results_are_seen_as_their_best_tenth_and_a_sample_of_the_others() -> None:
     agent = Tpe(SPACE, LIMITS, 0)
     rng = np.random.default_rng(0)
     told = []
-    for _ in range(4 * SHOWN):
+    for _ in range(4 * TpeParameters().shown):
         accuracy, violation = rng.random(), rng.normal()
         agent.tell(SPACE.decode(draw(SPACE, rng)), ToyScore(accuracy, {"size": violation}))
         told.append((violation > 0, violation if violation > 0 else 0.0, -accuracy))
-    best = sorted(range(len(told)), key=lambda number: told[number])[: SHOWN // 10]
+    best = sorted(range(len(told)), key=lambda number: told[number])[: TpeParameters().shown // 10]
     one, other = ([trial.number for trial in agent._shown(seed)] for seed in (1, 2))
     for numbers in (one, other):
-        assert len(set(numbers)) == len(numbers) == SHOWN
+        assert len(set(numbers)) == len(numbers) == TpeParameters().shown
         assert numbers == sorted(numbers)
         assert set(best) <= set(numbers)
     assert one == [trial.number for trial in agent._shown(1)] != other

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.agents.toys import ToyLimits, ToyScore, toy_space
 
 from trimtab.agents import Uniform
 from trimtab.spaces import DEFAULT_BITS, Options, Policy
+from trimtab.testing.agents import ToyLimits, ToyScore, toy_space
 
 SPACE = toy_space()
 PAIRS = list(reversed(DEFAULT_BITS))

@@ -8,8 +8,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-import torch
-from tests.evaluators.nets import model_of, pictures, space_of
+from tests.evaluators.nets import pictures, space_of
 
 from trimtab.errors import BadInput
 from trimtab.evaluators import lower
@@ -17,8 +16,9 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines import ENGINES, Engine, cpu_name, make_engine
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.plan import STEP, StepPlan, step_graph
-from trimtab.kernels import isa as levels
+from trimtab.kernels import levels
 from trimtab.kernels.graph import Graph
+from trimtab.testing.engines import EngineContract
 
 NAME = "residual-b"
 
@@ -38,44 +38,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return make_engine(str(request.param))
 
 
-class TestContract:
-    def test_computes_the_network(self, engine: Engine) -> None:
-        x = pictures(3)
-        with torch.no_grad():
-            expected = model_of(NAME)(torch.from_numpy(x)).numpy()
-        found = engine.compile(program()).run(x)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-
-    @pytest.mark.parametrize("integer", [False, True])
-    def test_runs_any_number_of_images(self, engine: Engine, integer: bool) -> None:
-        session, x = engine.compile(program(integer), 4), pictures(9)
-        whole = session.run(x)
-        assert (whole.shape, whole.dtype) == ((9, 5), np.float32)
-        for count in (1, 3, 4, 5):
-            np.testing.assert_allclose(session.run(x[:count]), whole[:count], rtol=1e-4, atol=1e-4)
-
-    def test_runs_images_in_any_memory_order(self, engine: Engine) -> None:
-        session, x = engine.compile(program()), pictures(2)
-        strided = np.asfortranarray(x)
-        np.testing.assert_array_equal(session.run(strided), session.run(x))
-
-    def test_does_not_change_its_input(self, engine: Engine) -> None:
-        x = pictures(2)
-        kept = x.copy()
-        x.flags.writeable = False
-        engine.compile(program(True)).run(x)
-        np.testing.assert_array_equal(x, kept)
-
-    @pytest.mark.parametrize("batch", [1, 3])
-    def test_times_runs(self, engine: Engine, batch: int) -> None:
-        session = engine.compile(program(), batch)
-        inputs = pictures(2 * batch).reshape(2, batch, 3, 16, 16)
-        piece = session.time(inputs, 0.01)
-        assert piece.runs > 0
-        assert piece.seconds >= 0.01
-        assert piece.involuntary_switches >= 0
-        assert session.time(inputs, 0.0).runs > 0
-
+class TestContract(EngineContract):
     def test_prices_every_kind_of_step(self, engine: Engine) -> None:
         kinds = {}
         for name in ("concat-flatten", "inverted", "pre-activation", "residual-a", "linear"):

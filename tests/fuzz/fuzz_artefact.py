@@ -24,8 +24,7 @@ except ImportError:
 from hypothesis import HealthCheck, given, settings
 from tests.kernels import hostile
 
-from trimtab.kernels import artefact, entropy, packing, passes, session, validate
-from trimtab.kernels import memory as plan
+from trimtab.kernels import artefact, entropy, memory, packing, passes, session, validate
 
 Case = tuple[bytes, str, int, int]
 _SECONDS = 300
@@ -52,7 +51,7 @@ def target(folder: Path) -> Callable[[bytes], object]:
 
 def instrument() -> None:
     """Have atheris watch which lines of the loader and the compiler a file reaches."""
-    for module in (artefact, entropy, packing, passes, plan, session, validate):
+    for module in (artefact, entropy, memory, packing, passes, session, validate):
         for function in vars(module).values():
             if isinstance(function, FunctionType) and function.__module__ == module.__name__:
                 atheris.instrument_func(function)

@@ -6,6 +6,7 @@ import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,11 @@ from trimtab.evaluators.engines import ENGINES as ENGINE_MAKERS
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
 from trimtab.evaluators.intervals import Interval, block_interval
-from trimtab.kernels import Graph
-from trimtab.kernels import isa as levels
+from trimtab.kernels import Graph, levels
 from trimtab.search.bench import coverage as coverage_bench
 from trimtab.search.bench import layers as layer_bench
 from trimtab.search.bench import networks as network_bench
-from trimtab.search.bench.child import caps, obeys_caps, run_in_child
+from trimtab.search.bench.child import caps, run_in_child
 from trimtab.search.bench.coverage import LENGTHS, bench_coverage, coverage_rows
 from trimtab.search.bench.layers import FLOAT, KINDS, LAYERS, Kind, Layer, layer_graph, layer_model, work_of
 from trimtab.search.bench.load import bursts
@@ -85,7 +85,7 @@ def test_an_engine_without_integers_says_so(monkeypatch: pytest.MonkeyPatch) -> 
                 raise BadInput("no integers here")
             return super().compile(graph, *arguments)
 
-    monkeypatch.setitem(ENGINE_MAKERS, "onnxruntime", FloatOnly)
+    monkeypatch.setitem(ENGINE_MAKERS, "onnxruntime", SimpleNamespace(make=FloatOnly, obeys_level=False))
     rows = network_bench.network_rows("resnet8", ENGINES, ["fp32", "int8"], 1, 0.01, None)
     assert [row["lacking"] for row in rows] == [None, None, None, "no integers here"]
     assert [row["ms"] is None for row in rows] == [False, False, False, True]
@@ -182,7 +182,7 @@ def test_other_engines_get_the_same_layer_on_integers(name: str) -> None:
     q_in, q_out = graph.quant["x"], graph.quant[graph.output]
     real = (stored.astype(np.float32) - q_in.zero_point) * np.float32(q_in.scale)
     expected = np.rint(make_engine("native").compile(graph).run(real) / q_out.scale) + q_out.zero_point
-    found = make_engine(name).open(layer_model(graph)).run(stored)  # type: ignore[attr-defined]
+    found = make_engine(name).load(layer_model(graph)).run(stored)  # type: ignore[attr-defined]
     assert found.dtype == np.uint8
     assert np.abs(found - expected).max() <= 1
 
@@ -190,7 +190,7 @@ def test_other_engines_get_the_same_layer_on_integers(name: str) -> None:
 def test_a_float_layer_stays_float() -> None:
     graph = layer_graph(Layer("3x3 8-8 @6", 8, 8, 6, 3), FLOAT)
     x = np.ones((1, 8, 6, 6), np.float32)
-    session = make_engine("onnxruntime").open(layer_model(graph))  # type: ignore[attr-defined]
+    session = make_engine("onnxruntime").load(layer_model(graph))  # type: ignore[attr-defined]
     np.testing.assert_allclose(session.run(x), make_engine("native").compile(graph).run(x), rtol=1e-4, atol=1e-5)
 
 
@@ -323,9 +323,9 @@ def test_levels_cap_what_can_be_capped() -> None:
     assert all(caps(level)["TRIMTAB_ISA"] == level for level in levels())
     with pytest.raises(BadInput, match="unknown kernel level of this machine 'neon'"):
         caps("neon")
-    assert [obeys_caps(name) for name in ("native", "openvino", "torch", "onnxruntime-saturating")] == [True] * 3 + [
-        False
-    ]
+    assert [ENGINE_MAKERS[name].obeys_level for name in ("native", "openvino", "torch", "onnxruntime-saturating")] == [
+        True
+    ] * 3 + [False]
 
 
 # tables

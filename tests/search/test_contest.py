@@ -12,8 +12,7 @@ import pytest
 from tests.search.runs import CommandLine
 
 from trimtab.errors import BadInput
-from trimtab.search.contest.contest import Plan
-from trimtab.search.contest.setting import parse_budgets
+from trimtab.search.contest.contest import Plan, parse_budgets
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.journal import Record, read_journal
 from trimtab.search.loop.loop import Memory

@@ -104,8 +104,8 @@ def test_the_ledger_reads_back_what_it_wrote(tmp_path: Path) -> None:
     evaluations = [make_evaluation(i, 0.5 + i, 0.5) for i in range(3)]
     with Journal(tmp_path / "journal") as journal:
         ledger = Ledger(journal)
-        ledger.asked(Asker(), [e.policy for e in evaluations[:2]])  # type: ignore[arg-type]
-        ledger.asked(Asker(), [evaluations[2].policy])  # type: ignore[arg-type]
+        ledger.asked("random", Asker(), [e.policy for e in evaluations[:2]])  # type: ignore[arg-type]
+        ledger.asked("random", Asker(), [evaluations[2].policy])  # type: ignore[arg-type]
         for evaluation in evaluations:
             ledger.result(evaluation)
         ledger.measured(evaluations[0].policy, LATENCY)

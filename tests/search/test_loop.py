@@ -29,6 +29,7 @@ from trimtab.search.progress import Progress
 from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.budgets import BudgetLimits
 from trimtab.search.setup.problem import Problem
+from trimtab.search.setup.setting import Setting
 from trimtab.spaces import Policy
 
 LIMITS = {"latency": 1.0, "size": 1e9}
@@ -80,7 +81,8 @@ def searcher(problem: Problem, ledger: Ledger, bench: MadeUpBench | None, trials
     problem = replace(problem, config=tiny(trials=trials, seed=SEED))
     model = CostModel(problem.space, LatencyTable(FakeEngine(), problem.space, ledger.journal.path.parent / "latency"))
     limits = BudgetLimits(model, LIMITS)
-    return Searcher(problem, BASELINE, limits, cast(LatencyBench, bench), MadeUpPool(), ledger)
+    setting = Setting(problem, BASELINE, ("fake 1", "made up"), {})
+    return Searcher(setting, limits, cast(LatencyBench, bench), MadeUpPool(), ledger)
 
 
 def feasible(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

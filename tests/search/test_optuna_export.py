@@ -65,7 +65,7 @@ def beginning(run: Path, kind: str) -> Any:
 
 
 def space_of(problem: Problem, run: Path) -> Space:
-    return problem.space.without(Removal(**removal) for removal in beginning(run, "space")["removed"])
+    return problem.space.without(Removal(**removal) for removal in beginning(run, "setting")["removed"])
 
 
 def contents(study: optuna.Study) -> list[tuple[Any, ...]]:
@@ -75,7 +75,11 @@ def contents(study: optuna.Study) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_study_holds_what_the_journal_holds(problem: Problem, run: Path, agent: str) -> None:
     study = optuna.load_study(storage=f"sqlite:///{run.parent}/studies.db", study_name=f"run/{agent}")
-    results, space, base = told(run, agent), space_of(problem, run), Baseline.from_json(beginning(run, "baseline")).base
+    results, space, base = (
+        told(run, agent),
+        space_of(problem, run),
+        Baseline.from_json(beginning(run, "setting")["baseline"]).base,
+    )
     measured = {r.data["policy"]: r.data["latency"] for r in read_journal(run / "journal") if r.kind == "measured"}
     assert len(study.trials) == len(results) == 4
     for trial, result in zip(study.trials, results, strict=True):

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.cost import Cost
+from trimtab.search.loop.best_policy import keep_best
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun
 from trimtab.search.loop.preference import ERRORS, preferred, ranked, tie
 from trimtab.search.loop.verify import TRIES, contenders
-from trimtab.search.report.summary import Winner, best_of, verdict
-from trimtab.search.run import keep_best
+from trimtab.search.report.summary import Winner, best_of, verdict_on_images
 from trimtab.spaces import LayerDecision, Policy
 
 IMAGES = 24
@@ -157,8 +157,8 @@ def test_the_verdict_counts_on_the_images_that_tell_two_winners_apart() -> None:
     """Ten of 1,000 images: far less than the error of two independent proportions, 1.3 points."""
     better, worse = evaluation(0, 910, 0.1), evaluation(1, 900, 0.2)
     difference = "1.00 points of proxy accuracy (paired standard error 0.31)"
-    assert verdict("milp", winners(milp=better, random=worse)) == f"milp beats random by {difference}."
-    assert verdict("milp", winners(milp=worse, random=better)) == f"random beats milp by {difference}."
+    assert verdict_on_images("milp", winners(milp=better, random=worse)) == f"milp beats random by {difference}."
+    assert verdict_on_images("milp", winners(milp=worse, random=better)) == f"random beats milp by {difference}."
     apart = paired(better.answers, worse.answers)
     assert (apart.value, apart.error) == pytest.approx((0.01, np.sqrt(10 - 0.1) / 1000))
     assert apart.value > ERRORS * apart.error
@@ -166,12 +166,12 @@ def test_the_verdict_counts_on_the_images_that_tell_two_winners_apart() -> None:
 
 def test_the_verdict_on_a_tie_names_the_losses_and_the_preferred_rival() -> None:
     found = winners(milp=evaluation(0, 903, 0.3), random=evaluation(1, 902, 0.21), tpe=evaluation(2, 903, 0.4))
-    assert verdict("milp", found) == (
+    assert verdict_on_images("milp", found) == (
         "milp and random differ by 0.10 points of proxy accuracy (paired standard error 0.10): within the noise, milp "
         "does not win. Their losses are 0.3 against 0.21 nats."
     )
 
 
 def test_the_verdict_without_anybody_to_compare_with() -> None:
-    assert "ran alone" in verdict("milp", winners(milp=evaluation(0, 900), random=None))
-    assert "found no network" in verdict("milp", winners(milp=None, random=evaluation(0, 900)))
+    assert "ran alone" in verdict_on_images("milp", winners(milp=evaluation(0, 900), random=None))
+    assert "found no network" in verdict_on_images("milp", winners(milp=None, random=evaluation(0, 900)))

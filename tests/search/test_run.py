@@ -23,11 +23,13 @@ from trimtab.search.finish.evaluate import evaluate_policy
 from trimtab.search.finish.export import ExportCheck, export_candidate
 from trimtab.search.finish.run_link import measured_link
 from trimtab.search.loop.evaluation import Evaluation
+from trimtab.search.loop.experiment import prepare_folder
 from trimtab.search.loop.journal import Journal, Record, read_journal
 from trimtab.search.loop.preference import preferred
 from trimtab.search.progress import Progress
-from trimtab.search.run import Outcome, open_run, prepare_folder, run_search
+from trimtab.search.run import Outcome, open_run, run_search
 from trimtab.search.setup.problem import Problem
+from trimtab.search.setup.setting import bench_of
 from trimtab.spaces import Candidate, Policy
 
 
@@ -64,32 +66,21 @@ def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory, with_sh
     return Finished(problem, outcome, read_journal(folder / "journal"), reads, summary)
 
 
-@pytest.mark.parametrize("offered", [False, True])
-def test_bf16_arithmetic_is_for_engines_that_have_it(
-    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered: bool
-) -> None:
-    monkeypatch.setattr("trimtab.evaluators.engines.native.NativeEngine.has_bf16", offered)
-    config = tiny(space={"channels": 3, "bits": [[16, 16], [32, 32]], "ranks": []}, budgets={"size": "1 B"})
-    # What comes next where it is offered: no network has one byte.
-    error, text = (InfeasibleBudget, "size") if offered else (BadInput, r"has no bf16 arithmetic for \[16, 16\]")
-    with pytest.raises(error, match=text):
-        run_search(replace(problem, config=config), tmp_path / "run", Progress())
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_run_leaves_its_files_and_no_half_ones(finished: Finished) -> None:
     found = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
     exports = {f"export/{name}" for name in ("policy.json", "model.safetensors", "model.onnx")}
-    assert found == {"config.yaml", "journal", "policy.json", "report.html", "summary.json"} | exports
+    winners = {row["best"]["policy"] for row in finished.summary["agents"] if row["best"]}
+    candidates = {f"candidates/{policy}.safetensors" for policy in winners}
+    assert found == {"config.yaml", "journal", "policy.json", "report.html", "summary.json"} | exports | candidates
 
 
 def test_the_configuration_in_the_folder_is_that_of_the_run(finished: Finished) -> None:
     assert open_run(finished.folder) == finished.problem.config
 
 
-def test_the_journal_begins_with_the_ground_and_ends_finished(finished: Finished) -> None:
+def test_the_journal_begins_with_the_setting_and_ends_finished(finished: Finished) -> None:
     kinds = [record.kind for record in finished.records]
-    assert kinds[:3] == ["run", "space", "baseline"]
+    assert kinds[:2] == ["experiment", "setting"]
     assert kinds[-1] == "finished"
     assert finished.of("finished")[0]["winner"] == Policy.from_json(finished.summary["winner"]["policy"]).id
 
@@ -112,7 +103,7 @@ def test_no_policy_is_judged_twice(finished: Finished) -> None:
 
 
 def test_only_feasible_policies_are_judged(finished: Finished) -> None:
-    limits = finished.of("baseline")[0]["limits"]
+    limits = finished.of("setting")[0]["baseline"]["limits"]
     for data in finished.of("result"):
         evaluation = Evaluation.from_json(data)
         assert evaluation.feasible
@@ -124,7 +115,7 @@ def test_the_summary_agrees_with_the_journal(finished: Finished) -> None:
     for point in finished.summary["points"]:
         data = judged[point["policy"]]
         assert (point["accuracy"], point["size"]) == (data["accuracy"], data["cost"]["size"])
-    baseline = finished.of("baseline")[0]
+    baseline = finished.of("setting")[0]["baseline"]
     assert {b["name"]: b["limit"] for b in finished.summary["budgets"]} == baseline["limits"]
     assert finished.summary["base"]["latency"] == baseline["base"]["latency"]
     base, config = baseline["base"], finished.problem.config
@@ -172,7 +163,7 @@ def test_of_networks_of_the_same_accuracy_the_one_of_the_lowest_loss_is_exported
 
 
 def test_every_reported_network_meets_the_budgets_when_measured(finished: Finished) -> None:
-    limits = finished.of("baseline")[0]["limits"]
+    limits = finished.of("setting")[0]["baseline"]["limits"]
     reported = [row["best"] for row in finished.summary["agents"] if row["best"]]
     assert reported
     for best in reported:
@@ -237,7 +228,7 @@ def test_where_no_file_was_measured_within_the_budget_nothing_is_called_met(
 def test_the_exported_weights_are_within_the_size_budget(finished: Finished) -> None:
     from safetensors import safe_open
 
-    limit = finished.of("baseline")[0]["limits"]["size"]
+    limit = finished.of("setting")[0]["baseline"]["limits"]["size"]
     with safe_open(finished.folder / "export" / "model.safetensors", "numpy") as file:
         stored = file.get_tensor("weights").nbytes
     assert stored <= limit
@@ -295,7 +286,7 @@ def test_resuming_a_finished_run_evaluates_nothing(finished: Finished, tmp_path:
     shutil.copytree(finished.folder, folder)
     run_search(finished.problem, folder, Progress(), resume=True)
     added = read_journal(folder / "journal")[len(finished.records) :]
-    assert {record.kind for record in added} <= {"finished", "measured"}
+    assert {record.kind for record in added} <= {"finished", "measured", "verified"}
     again = json.loads((folder / "summary.json").read_text())
     keys = ("agent", "policy", "accuracy", "size")
     points = [[{key: p[key] for key in keys} for p in s["points"]] for s in (finished.summary, again)]
@@ -348,7 +339,7 @@ def test_a_run_killed_before_its_first_record_begins_again(
     problem = replace(finished.problem, config=tiny(trials=1, baselines=[]))
     outcome = run_search(problem, folder, Progress(), resume=True)
     kinds = [record.kind for record in read_journal(folder / "journal")]
-    assert kinds[:3] == ["run", "space", "baseline"]
+    assert kinds[:2] == ["experiment", "setting"]
     assert len(outcome.summary["points"]) == 1
 
 
@@ -369,22 +360,22 @@ def test_the_smallest_reachable_value_that_is_said_can_be_reached(problem: Probl
     assert outcome.winner is not None
 
 
-def test_a_run_of_before_there_was_a_link_is_refused_by_name(finished: Finished, tmp_path: Path) -> None:
+def test_a_run_of_an_older_trimtab_is_refused_by_name(finished: Finished, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_bytes((finished.folder / "config.yaml").read_bytes())
     with Journal(tmp_path / "run" / "journal") as journal:
-        for record in finished.records[:3]:
-            journal.append(record.kind, {key: value for key, value in record.data.items() if key != "link"})
+        for kind in ("run", "space", "ground"):
+            journal.append(kind, {})
     with pytest.raises(BadInput, match="of an older trimtab"):
         run_search(finished.problem, tmp_path / "run", Progress(), resume=True)
     # What only measures is not kept from it: it ties the yardstick anew.
-    link, _ = measured_link(finished.problem, tmp_path / "run", Progress())
+    link, _ = measured_link(finished.problem, bench_of(finished.problem), tmp_path / "run", Progress())
     assert link.blocks > 0
 
 
 def test_what_evaluates_and_exports_takes_the_run_s_link(finished: Finished) -> None:
-    link, limit = measured_link(finished.problem, finished.folder, Progress())
-    baseline = finished.of("baseline")[0]
+    link, limit = measured_link(finished.problem, bench_of(finished.problem), finished.folder, Progress())
+    baseline = finished.of("setting")[0]["baseline"]
     assert link == Link.from_json(baseline["link"])
     assert limit == Interval(*baseline["limit"])
 

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.search.contest.statistics import Spread, at, best_so_far, curve, first_reaching, hypervolume, verdict, wins
+from trimtab.search.contest.statistics import (
+    Spread,
+    at,
+    best_so_far,
+    curve,
+    first_reaching,
+    hypervolume,
+    verdict_over_seeds,
+    wins,
+)
 
 shares = st.floats(0.0, 1.0)
 
@@ -95,6 +104,6 @@ def test_how_often_agents_that_are_alike_win_by_chance() -> None:
     ],
 )
 def test_the_verdict(bests: dict[str, list[float]], said: str, not_said: str) -> None:
-    text = verdict(bests, "40 evaluations")
+    text = verdict_over_seeds(bests, "40 evaluations")
     assert said in text
     assert not_said not in text.removeprefix("Nobody wins after")
