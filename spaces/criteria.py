@@ -29,7 +29,7 @@ from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.reconstruct import draw_positions, receptive_fields
 from trimtab.threads import one_blas_thread
 
-__all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "drawn_loss"]
+__all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "drawn_loss", "weight_gradients"]
 
 #: Images that are differentiated at once.
 BATCH = 16
@@ -244,13 +244,13 @@ def _hessian(evidence: Evidence) -> dict[str, Array]:
         for name, at in layer_gradients(network, x, loss).items():
             op = network.op(name)
             if op.weight is not None and not op.is_depthwise:
-                curvature = _weight_gradients(op, at).double().square().sum(0).numpy()
+                curvature = weight_gradients(op, at).double().square().sum(0).numpy()
                 saliency = curvature * op.weight.reshape(curvature.shape).astype(np.float64) ** 2 / 2
                 votes[name] = votes.get(name, 0) + saliency.sum(axis=1)
     return evidence.add_up(votes)
 
 
-def _weight_gradients(op: Op, at: LayerGradient) -> Tensor:
+def weight_gradients(op: Op, at: LayerGradient) -> Tensor:
     """Return each image's gradient of a loss with respect to a layer's weight, (N, O, I/groups * kh * kw)."""
     if op.kind == "linear":
         return at.gradient[:, :, None] * at.x[:, None, :]
