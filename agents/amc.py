@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -12,10 +13,12 @@ from pydantic.dataclasses import dataclass
 
 from trimtab.agents.actor_critic import ActorCritic, truncated_normal
 from trimtab.agents.base import CHECKED, Agent, Estimates, Limits, Parameters, Score, stable_seed
-from trimtab.agents.decision_process import DecisionProcess, Episode
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.network import Array
+
+if TYPE_CHECKING:
+    from trimtab.agents.environment import CompressionEnvironment
 
 __all__ = ["Amc", "AmcSac", "AmcTd3", "Episodic", "EpisodicParameters"]
 
@@ -119,34 +122,39 @@ class Amc(Episodic):
     name: ClassVar[str] = "amc"
 
     @cached_property
-    def process(self) -> DecisionProcess:
-        """The decision process through the layers."""
-        return DecisionProcess(self.space, self.limits)
+    def environment(self) -> CompressionEnvironment:
+        """The decision process through the layers; what an episode is worth is told later."""
+        from trimtab.agents.environment import CompressionEnvironment
+
+        return CompressionEnvironment(self.space, self.limits, lambda policy: 0.0)
 
     @cached_property
     def learner(self) -> ActorCritic:
         """The actor and its critic."""
-        process = self.process
+        process = self.environment.process
         seed = stable_seed(self.seed, f"{self.name} learns", 0)
         return ActorCritic(self.algorithm, len(process.features), process.slots, len(process.steps), seed)
 
     def _draw(self, rng: np.random.Generator) -> Policy:
         # Independent uniform actions would make all episodes alike, and none of them a good one.
         deviation = self.parameters.noise * rng.random()
-        episode = Episode(self.process)
-        while episode.step is not None:
-            episode.act(truncated_normal(np.full(self.process.slots, 0.5), deviation, rng).tolist())
-        return episode.policy()
+        middle = np.full(self.environment.process.slots, 0.5)
+        return self._episode(lambda state: truncated_normal(middle, deviation, rng))
 
     def _roll(self, rng: np.random.Generator, deviation: float) -> Policy:
-        episode = Episode(self.process)
-        while episode.step is not None:
-            episode.act(self._explore(episode.state(), deviation, rng).tolist())
-        return episode.policy()
+        return self._episode(lambda state: self._explore(state, deviation, rng))
+
+    def _episode(self, act: Callable[[Array], Array]) -> Policy:
+        """Return the policy of an episode, by the actions (slots,) for its states (features,)."""
+        state, info = self.environment.reset()
+        while "policy" not in info:
+            state, *_, info = self.environment.step(act(state))
+        policy: Policy = info["policy"]
+        return policy
 
     def _replay(self, policy: Policy) -> tuple[Array, Array] | None:
         try:
-            return self.process.replay(policy)
+            return self.environment.process.replay(policy)
         except BadInput:
             return None
 

@@ -31,19 +31,19 @@ class CompressionEnvironment(gymnasium.Env[Array, Array]):
         self.evaluate = evaluate
         self.observation_space = Box(0.0, 1.0, (len(self.process.features),), np.float32)
         self.action_space = Box(0.0, 1.0, (self.process.slots,), np.float32)
-        self._walker = Episode(self.process)
+        self._episode = Episode(self.process)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode: return the first state (features,), and nothing more."""
         super().reset(seed=seed)
-        self._walker = Episode(self.process)
-        return self._walker.state(), {}
+        self._episode = Episode(self.process)
+        return self._episode.state(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Decide one layer by an action (slots,) in [0, 1]; a step after the episode's end is a `ValueError`."""
-        self._walker.act(np.clip(action, 0, 1).tolist())
-        if self._walker.step is not None:
-            return self._walker.state(), 0.0, False, False, {}
+        self._episode.act(np.clip(action, 0, 1).tolist())
+        if self._episode.step is not None:
+            return self._episode.state(), 0.0, False, False, {}
         # Memory is no sum over layers, and layers that run together share their time: the process cannot bound those.
-        policy = self.process.limits.project(self._walker.policy())
-        return self._walker.state(), float(self.evaluate(policy)), True, False, {"policy": policy}
+        policy = self.process.limits.project(self._episode.policy())
+        return self._episode.state(), float(self.evaluate(policy)), True, False, {"policy": policy}

@@ -26,6 +26,7 @@ from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.repair import Calibration, compress, settle
 from trimtab.spaces.space import Space
+from trimtab.threads import torch_threads
 
 __all__ = [
     "Judge",
@@ -61,7 +62,11 @@ class Judgement:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """All that judging a policy needs; it is shipped to a worker once. `by` is "native" or "torch".
+    """All that judging a policy needs; it is shipped to a worker once.
+
+    `by` is what runs the candidate for its answers and its loss: "native", the engine in integers, or "torch", which
+    simulates them (`torch_logits`); the candidate and its size are the same by both. PyTorch computes on one thread,
+    whoever calls: the number of threads shows in the last bits.
 
     `images` (N, C, H, W) and `labels` (N,) are those that policies are chosen on. With a `database`, what is judged is
     stitched from its entries and settled on the `few` images of a calibration of its own: many times as fast, and less
@@ -76,10 +81,12 @@ class Judge:
     database: LayerDatabase | None = None
     few: Calibration | None = None
 
+    @torch_threads(1)
     def candidate(self, policy: Policy) -> Candidate:
         """Apply and repair a policy."""
         return compress(self.space, policy, self.calibration)
 
+    @torch_threads(1)
     def proxy(self, policy: Policy) -> Candidate:
         """Return the candidate whose accuracy stands for the policy's."""
         return self._proxy(policy, _Laps())
@@ -88,6 +95,7 @@ class Judge:
         """Return the mean divergence of a network's outputs (N, classes) on the images from the untouched one's."""
         return divergence(self._untouched, logits)
 
+    @torch_threads(1)
     def __call__(self, policy: Policy) -> Judgement:
         """Return what a policy is worth by its proxy; same policy, same result, on any worker."""
         laps = _Laps()
@@ -107,6 +115,7 @@ class Judge:
         return {**self.__dict__, "_untouched": self._untouched}
 
     @cached_property
+    @torch_threads(1)
     def _untouched(self) -> Array:
         """The untouched network's outputs on the images, (N, classes), by the same judge."""
         base = self.candidate(self.space.base())

@@ -44,7 +44,7 @@ class Cost:
     memory: int
 
     def get(self, budget: str) -> float:
-        """Return the value that a budget of this name limits."""
+        """Return the value that a budget ("latency", "size", "macs" or "memory") limits, in the units above."""
         return float(getattr(self, budget))
 
 
@@ -114,7 +114,7 @@ class CostModel:
         )
 
     def get(self, policy: Policy, budget: str) -> float:
-        """Return one cost, without working out (or measuring) the others."""
+        """Return one cost, in the units of `Cost`, without working out (or measuring) the others."""
         if budget == "size":
             return self.coded_size(policy)
         if budget == "memory":
@@ -174,7 +174,8 @@ class CostModel:
         ]
 
     def by_layer(self, policy: Policy, budget: str) -> dict[str, float]:
-        """Return each layer's part of a cost that is a sum over layers (all but memory), and under "" the rest of it.
+        """Return each layer's part of a cost that is a sum over layers, and under "" the rest of it: of "latency" in
+        seconds, of "size" in bytes, of "macs" in multiply-accumulates; "memory" is no such sum.
 
         A layer's part includes what follows it up to the next layer; layers that run together share their time as
         they share the multiplications.

@@ -25,7 +25,12 @@ class LatencyTable:
 
     `path` is the file (JSON lines, appended; a broken line is measured again); `filled` is called after every policy
     that had to be measured with the number of entries measured so far, for a progress bar; `took` is the seconds that
-    measuring took. Not thread-safe; processes may share the file.
+    measuring took.
+
+    Only one thread of a process may use a table. Processes may share the file without a lock of their own: lines are
+    only ever appended, and entries are measured in the machine's timing slot (an exclusive file lock), where what
+    others have written meanwhile is read first, so that every step is measured by one of them. `fill` waits for the
+    slot where something has to be measured; nothing else waits.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from trimtab.kernels.errors import ArtefactError, UnsupportedOperator
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.kernels.isa import active_level, cpu, emulated_levels, has_bf16, levels
 from trimtab.kernels.passes import fuse
-from trimtab.kernels.session import Session, Slice
+from trimtab.kernels.session import Session, TimeSlice
 
 __all__ = [
     "ArtefactError",
@@ -13,7 +13,7 @@ __all__ = [
     "Node",
     "Quant",
     "Session",
-    "Slice",
+    "TimeSlice",
     "UnsupportedOperator",
     "active_level",
     "cpu",

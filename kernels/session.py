@@ -17,7 +17,7 @@ from trimtab.kernels.memory import place
 from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.validate import MAX_ELEMENTS, Shape, check_graph, is_integer
 
-__all__ = ["MEMORY_LIMIT", "Session", "Slice"]
+__all__ = ["MEMORY_LIMIT", "Session", "TimeSlice"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,12 +25,18 @@ MEMORY_LIMIT = 2**32  # bytes: an error rather than a machine that swaps
 _MAX_THREADS = 256
 
 
-class Slice(NamedTuple):
-    """One stretch of timed runs: their number, the seconds they took, and how often this thread was interrupted."""
+class TimeSlice(NamedTuple):
+    """One uninterrupted stretch of runs: how many, how many seconds they took together, and how often the operating
+    system took the core away meanwhile."""
 
     runs: int
     seconds: float
     involuntary_switches: int
+
+    @property
+    def per_run(self) -> float:
+        """Seconds of one run."""
+        return self.seconds / self.runs
 
 
 class Session:
@@ -96,10 +102,10 @@ class Session:
         self._check(x, 1)
         return self._program.run(x, len(self._shapes[self._graph.output]) == 1)
 
-    def time(self, inputs: Floats, seconds: float) -> Slice:
+    def time(self, inputs: Floats, seconds: float) -> TimeSlice:
         """Run the R batches of inputs (R, batch, C, H, W) in turn until `seconds` have passed."""
         self._check(inputs, 2)
-        return Slice(*self._program.time(inputs, seconds))
+        return TimeSlice(*self._program.time(inputs, seconds))
 
     def profile(self, inputs: Floats, runs: int) -> list[tuple[str, float]]:
         """Return the mean seconds of every step in `runs` runs over inputs (R, batch, C, H, W).
@@ -112,7 +118,10 @@ class Session:
         return self._program.profile(inputs, runs)
 
     def run_tensors(self, x: Floats) -> dict[str, Floats]:
-        """Return the value (N, ...) of every tensor that fusion leaves, as real numbers; slow, for inspection."""
+        """Return the value (N, ...) of every tensor that fusion leaves, as real numbers.
+
+        Slow: for tests and inspection, which have no other view of what lies between layers.
+        """
         self._check(x, 1)
         program, ids = self._compile([(node,) for node in self._graph.nodes])  # chains leave no tensors between layers
         names = {index: name for name, index in ids.items()}

@@ -26,6 +26,7 @@ from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, make_config
 from trimtab.search.setup.problem import Problem, make_problem
 from trimtab.search.setup.setting import bench_of
 from trimtab.spaces.policy import Policy
+from trimtab.threads import torch_threads
 
 __all__ = ["Result", "Task", "compress"]
 
@@ -141,13 +142,12 @@ def compress(
     if out is not None:
         prepare_folder(Path(out), resume)
     shown: Progress = ConsoleProgress() if progress else Progress()
-    threads = torch.get_num_threads()
     folder = Path(out if out is not None else tempfile.mkdtemp(prefix="trimtab-"))
     try:
         problem = make_problem(config, model, given.splits())
-        return Result(problem, run_search(problem, folder, shown, resume))
+        with torch_threads(1):
+            return Result(problem, run_search(problem, folder, shown, resume))
     finally:
-        torch.set_num_threads(threads)
         if out is None and not any(folder.iterdir()):
             folder.rmdir()
 

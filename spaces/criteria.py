@@ -22,14 +22,14 @@ from sklearn.linear_model import lars_path_gram
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.errors import BadInput, unknown_name
+from trimtab.errors import BadInput
 from trimtab.spaces.execute import LayerGradient, layer_gradients, run
 from trimtab.spaces.groups import ChannelGroup, propagate
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.reconstruct import draw_positions, receptive_fields
 from trimtab.threads import one_blas_thread
 
-__all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "drawn_loss", "own_loss", "weight_gradients"]
+__all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "drawn_loss", "weight_gradients"]
 
 #: Images that are differentiated at once.
 BATCH = 16
@@ -135,10 +135,10 @@ class Evidence:
     @cached_property
     def gradients(self) -> list[dict[str, LayerGradient]]:
         """Per batch of images, what the cross-entropy of the network's own predictions says about every layer."""
-        return [layer_gradients(self.network, x, own_loss) for x in self.batches]
+        return [layer_gradients(self.network, x, _own_loss) for x in self.batches]
 
 
-def own_loss(logits: Tensor) -> Tensor:
+def _own_loss(logits: Tensor) -> Tensor:
     """Return the cross-entropy of logits (N, classes) against their own largest ones, summed over images."""
     return F.cross_entropy(logits, logits.argmax(1), reduction="sum")
 
@@ -407,12 +407,10 @@ CRITERIA: Mapping[str, Criterion] = {
 
 
 def channel_scores(criterion: str, evidence: Evidence) -> dict[str, Array]:
-    """Return every group's scores (size,), float64, higher for channels that matter more.
+    """Return every group's scores (size,), float64, higher for channels that matter more, by one of CRITERIA.
 
-    An unknown criterion, or one that needs images where there are none, is a `BadInput`.
+    A criterion that needs images where there are none is a `BadInput`.
     """
-    if criterion not in CRITERIA:
-        raise unknown_name("criterion", criterion, CRITERIA)
     chosen = CRITERIA[criterion]
     if chosen.sees_images and evidence.images is None:
         raise BadInput(f"the criterion {criterion!r} looks at calibration images: give build_space some")

@@ -32,6 +32,7 @@ from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.space import Space
 from trimtab.spaces.statistics import LayerStatistics, NetworkRanges, layer_statistics, network_ranges
+from trimtab.threads import torch_threads
 
 __all__ = ["LayerDatabase", "LayerTask"]
 
@@ -137,6 +138,7 @@ class LayerDatabase:
         present = {path.name for path in self.folder.glob("*.safetensors")} if self.folder.is_dir() else set()
         return [task for task in tasks if self._path(task).name not in present]
 
+    @torch_threads(1)
     def make(self, task: LayerTask) -> CompressedLayer:
         """Make a task's entry, and put it into the folder."""
         whole = self.space.network.op(task.layer)
@@ -207,6 +209,7 @@ class LayerDatabase:
         return layer_statistics(self.space.network, torch.from_numpy(self.images))
 
     @cached_property
+    @torch_threads(1)
     def _ranges(self) -> NetworkRanges:
         path = self.folder / "ranges.json"
         if path.exists():

@@ -18,7 +18,6 @@ __all__ = [
     "selected_channels",
     "sliced",
     "smallest_kept",
-    "zero_channels",
 ]
 
 
@@ -82,29 +81,6 @@ def selected_channels(network: Network, kept: Mapping[str, Array]) -> dict[str, 
     for op in network:
         selected[op.name] = _selection(network, op, [selected[name] for name in op.inputs], kept)
     return selected
-
-
-def zero_channels(network: Network, kept: Mapping[str, Array]) -> Network:
-    """Return the folded network at full width, with every pruned channel producing zero: what pruning must equal.
-
-    Depthwise layers behind a pruned channel would revive it by their bias, and channel maps by their input: they
-    produce zeros there too.
-    """
-    selected = selected_channels(network, kept)
-    return replace(network, ops=tuple(_zero(op, selected[op.name]) for op in network))
-
-
-def _zero(op: Op, stays: Array) -> Op:
-    if op.kind == "channel_map":
-        kept = set(stays.tolist())
-        index = tuple(source if channel in kept else -1 for channel, source in enumerate(op.attrs["index"]))
-        return replace(op, attrs={**op.attrs, "index": index})
-    if op.weight is None:
-        return op
-    mask = np.zeros(op.weight.shape[0], np.float32)
-    mask[stays] = 1
-    weight = op.weight * mask.reshape(-1, *[1] * (op.weight.ndim - 1))
-    return replace(op, weight=weight, bias=None if op.bias is None else op.bias * mask)
 
 
 def _selection(network: Network, op: Op, sources: list[Array], kept: Mapping[str, Array]) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.errors import BadInput
 from trimtab.spaces.block_reconstruction import block_of, run_block, tune
 from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, prune_network
 from trimtab.spaces.execute import apply_op, run
@@ -52,7 +53,8 @@ class Repairs:
     `samples` output positions per input of the layer, where the images have as many; with `block_steps` the float
     layers of each residual block are then fitted together, in so many steps (`trimtab.spaces.block_reconstruction`).
     `batch_norm`: layers that had a batch norm get the mean and standard deviation that they used to have; `bias`: all
-    others get the mean (bias correction; Nagel et al. 2019, arXiv:1906.04721, section 4.2).
+    others get the mean (bias correction; Nagel et al. 2019, arXiv:1906.04721, section 4.2). Counts that there are not
+    are a `BadInput`.
     """
 
     reconstruct: bool = True
@@ -60,6 +62,12 @@ class Repairs:
     bias: bool = True
     block_steps: int = 0
     samples: int = SAMPLES_PER_INPUT
+
+    def __post_init__(self) -> None:
+        if self.block_steps < 0:
+            raise BadInput(f"block_steps has to be at least 0, not {self.block_steps}")
+        if self.samples < 1:
+            raise BadInput(f"samples has to be at least 1, not {self.samples}")
 
 
 @dataclass(frozen=True, eq=False)

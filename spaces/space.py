@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import BadInput, unknown_name
-from trimtab.spaces.criteria import Evidence, channel_scores
+from trimtab.spaces.criteria import CRITERIA, Evidence, channel_scores
 from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises, pays
 from trimtab.spaces.grids import GRIDS
 from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
@@ -58,6 +58,9 @@ DEFAULT_BITS: tuple[Bits, ...] = ((2, 8), (4, 8), (8, 8), (32, 32))
 #: See `Options.factors`.
 FACTOR_FITS = ("plain", "outputs", "nonlinear")
 
+#: `Options.channels` at most.
+MOST_CHANNELS = 64
+
 #: Widths are remembered for this many combinations of kept channels.
 REMEMBERED = 1024
 
@@ -76,7 +79,8 @@ class Options:
     unpruned and dense; `criterion`: which channels stay, one of `trimtab.spaces.criteria.CRITERIA`;
     `factors`, one of `FACTOR_FITS`: what the factors of a layer come nearest to where a candidate is repaired: its
     weights ("plain"), its outputs, or its outputs behind the ReLU that reads them ("nonlinear"). Entries of the layer
-    database come nearest to its outputs, candidates that are not repaired to its weights.
+    database come nearest to its outputs, candidates that are not repaired to its weights. Values that there are not are
+    a `BadInput`.
     """
 
     channels: int = 8
@@ -89,6 +93,30 @@ class Options:
     fixed: tuple[str, ...] = ()
     factors: str = "outputs"
     criterion: str = "l2"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.channels <= MOST_CHANNELS:
+            raise BadInput(f"channels has to be 1 to {MOST_CHANNELS}, not {self.channels}")
+        if not 0 < self.min_keep <= 1:
+            raise BadInput(f"min_keep has to be above 0 and at most 1, not {self.min_keep}")
+        if not self.bits:
+            raise BadInput("bits: give at least one [w_bits, a_bits] pair")
+        for bits in self.bits:
+            check_bits(bits)
+        for rank in self.ranks:
+            if not 0 < rank <= 1:
+                raise BadInput(f"ranks are fractions of the full rank, above 0 and at most 1, not {rank}")
+        for kind, texts in (("pattern", self.patterns), ("sharing", self.sharing)):
+            for text in texts:
+                if parse_form(text).kind != kind:
+                    raise BadInput(f"{text!r} is not a {kind}")
+        for name in self.factorisations:
+            if name not in FACTORISATIONS:
+                raise unknown_name("factorisation", name, FACTORISATIONS)
+        if self.factors not in FACTOR_FITS:
+            raise unknown_name("fit of factors", self.factors, FACTOR_FITS)
+        if self.criterion not in CRITERIA:
+            raise unknown_name("criterion", self.criterion, CRITERIA)
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -158,7 +186,10 @@ class Space:
     knobs: tuple[Knob, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        _check_options(self.options, self.network)
+        layers = {op.name for op in self.network.layers}
+        for name in self.options.fixed:
+            if name not in layers:
+                raise unknown_name("fixed layer", name, layers)
         knobs = [self._without_removed(knob) for knob in (*self._channel_knobs(), *self._layer_knobs())]
         object.__setattr__(self, "knobs", tuple(knob for knob in knobs if len(knob.choices) > 1))
         if not self.knobs:
@@ -576,32 +607,6 @@ def check_bits(bits: Bits) -> None:
 def _other_grids() -> str:
     others = [f"{grid}: {', '.join(map(str, bits))} bits" for grid, bits in GRIDS.items() if grid != "uniform"]
     return f"beside the uniform one there are {'; '.join(others)}"
-
-
-def _check_options(options: Options, network: Network) -> None:
-    if options.channels < 1 or not 0 < options.min_keep <= 1:
-        raise BadInput(
-            "options: channels must be at least 1 and min_keep above 0 and at most 1, "
-            f"not {options.channels} and {options.min_keep}"
-        )
-    for bits in options.bits:
-        check_bits(bits)
-    for rank in options.ranks:
-        if not 0 < rank <= 1:
-            raise BadInput(f"options: a rank is a fraction of the full rank above 0 and at most 1, not {rank}")
-    if options.factors not in FACTOR_FITS:
-        raise unknown_name("fit of factors", options.factors, FACTOR_FITS)
-    for name in options.factorisations:
-        if name not in FACTORISATIONS:
-            raise unknown_name("factorisation", name, FACTORISATIONS)
-    for kind, texts in (("pattern", options.patterns), ("sharing", options.sharing)):
-        for text in texts:
-            if parse_form(text).kind != kind:
-                raise BadInput(f"options: {text!r} is not a {kind}")
-    layers = {op.name for op in network.layers}
-    for name in options.fixed:
-        if name not in layers:
-            raise unknown_name("fixed layer", name, layers)
 
 
 def _difference(policy: Policy, decoded: Policy) -> str:

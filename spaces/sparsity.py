@@ -20,28 +20,21 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.linalg.blas import dger
-from torch import Tensor
 
 from trimtab.errors import BadInput
-from trimtab.spaces.criteria import BATCH, own_loss, weight_gradients
-from trimtab.spaces.execute import layer_gradients
-from trimtab.spaces.network import Array, Network
+from trimtab.spaces.network import Array
 from trimtab.threads import one_blas_thread
 
 __all__ = [
     "PATTERNS",
     "Pattern",
-    "global_masks",
-    "mask_network",
     "parse_pattern",
     "pattern_mask",
     "refit",
-    "snip",
     "sparsify",
 ]
 
@@ -119,46 +112,6 @@ def pattern_mask(saliency: Array, pattern: Pattern) -> Array:
     rows = saliency.reshape(saliency.shape[0], -1).astype(np.float64)
     cells = _cells(saliency.shape, pattern)
     return _mask(cells, _smallest(cells.means(rows), pattern, cells)).reshape(saliency.shape)
-
-
-def global_masks(saliencies: Mapping[str, Array], zeros: float) -> dict[str, Array]:
-    """Return for every layer which weights stay, bool, when this share of all layers' weights goes, the least first."""
-    flat = np.concatenate([saliency.ravel() for saliency in saliencies.values()])
-    stays = np.ones(len(flat), dtype=bool)
-    stays[np.argsort(flat, kind="stable")[: round(zeros * len(flat))]] = False
-    parts = np.split(stays, np.cumsum([saliency.size for saliency in saliencies.values()])[:-1])
-    return {name: part.reshape(saliencies[name].shape) for name, part in zip(saliencies, parts, strict=True)}
-
-
-def mask_network(network: Network, masks: Mapping[str, Array]) -> Network:
-    """Return the network with the weights of some layers set to zero where their masks (O, I, ...) are False."""
-    ops = []
-    for op in network:
-        if op.weight is not None and op.name in masks:
-            op = replace(op, weight=np.where(masks[op.name], op.weight, 0).astype(np.float32))
-        ops.append(op)
-    return replace(network, ops=tuple(ops))
-
-
-def snip(network: Network, images: Array) -> dict[str, Array]:
-    """Return every layer's saliency (O, I, ...): the magnitude of its weights times the loss's gradient, of sum 1.
-
-    SNIP (Lee et al. 2019, arXiv:1810.02340, eq. 6); the labels are the network's own predictions on images
-    (N, C, H, W).
-    """
-    gradients: dict[str, Tensor] = {}
-    for start in range(0, len(images), BATCH):
-        x = torch.from_numpy(np.array(images[start : start + BATCH], np.float32))
-        for name, at in layer_gradients(network, x, own_loss).items():
-            gradient = weight_gradients(network.op(name), at).double().sum(0)
-            gradients[name] = gradients.get(name, torch.zeros(())) + gradient
-    found = {
-        op.name: np.abs(op.weight * gradients[op.name].numpy().reshape(op.weight.shape))
-        for op in network.layers
-        if op.weight is not None
-    }
-    total = sum(float(saliency.sum()) for saliency in found.values())
-    return {name: saliency / max(total, 1e-300) for name, saliency in found.items()}
 
 
 def refit(rows: Array, mask: Array, gram: Array) -> Array:

@@ -26,13 +26,14 @@ MAY_IMPORT = {
 #: Part of `search/` -> the parts that it may import.
 FLOORS = {
     "progress": set[str](),
+    "options": {"setup"},
     "setup": {"progress"},
     "loop": {"progress", "setup"},
     "finish": {"progress", "setup", "loop"},
     "report": {"progress", "setup", "loop", "finish"},
     "run": {"progress", "setup", "loop", "finish", "report"},
     "contest": {"progress", "setup", "loop", "finish", "report", "run"},
-    "bench": {"progress", "setup", "loop", "finish"},
+    "bench": {"progress", "options", "setup", "loop", "finish", "report"},
 }
 
 

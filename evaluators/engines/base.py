@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.kernels.graph import Graph
+from trimtab.kernels.session import TimeSlice
 
 __all__ = [
     "Engine",
@@ -27,21 +27,6 @@ __all__ = [
 ]
 
 Images = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TimeSlice:
-    """One uninterrupted stretch of runs: how many, how many seconds they took together, and how often the operating
-    system took the core away meanwhile."""
-
-    runs: int
-    seconds: float
-    involuntary_switches: int
-
-    @property
-    def per_run(self) -> float:
-        """Seconds of one run."""
-        return self.seconds / self.runs
 
 
 class EngineSession(Protocol):

@@ -88,11 +88,9 @@ class NativeSession:
         """Return the seconds per run of every step, and of the conversion of input and output."""
         inputs = np.ascontiguousarray(inputs, dtype=np.float32)
         if not self._each:
-            first = self.session.time(inputs, seconds / 2)
-            self._each = first.seconds / first.runs
+            self._each = self.session.time(inputs, seconds / 2).per_run
         return dict(self.session.profile(inputs, max(2, round(seconds / self._each))))
 
     def time(self, inputs: Images, seconds: float) -> TimeSlice:
         """Time runs in the native loop."""
-        piece = self.session.time(np.ascontiguousarray(inputs, dtype=np.float32), seconds)
-        return TimeSlice(piece.runs, piece.seconds, piece.involuntary_switches)
+        return self.session.time(np.ascontiguousarray(inputs, dtype=np.float32), seconds)

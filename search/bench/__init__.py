@@ -1,5 +1,1 @@
-"""Benchmarks of what trimtab stands on."""
-
-from trimtab.search.bench.benchmarks import BenchOptions, run
-
-__all__ = ["BenchOptions", "run"]
+"""Benchmarks of what trimtab stands on: kernels, engines, and the measurement itself; `cli` is the way in."""

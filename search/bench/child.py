@@ -15,6 +15,7 @@ from typing import Any
 
 from trimtab.errors import BadInput, TrimtabError, unknown_name
 from trimtab.evaluators.timing import timing_cores
+from trimtab.files import write_text
 from trimtab.kernels.isa import levels
 
 __all__ = ["answer_parent", "caps", "run_in_child"]
@@ -86,5 +87,5 @@ def answer_parent(task: str, answer: str) -> int:
         code = 0
     except BadInput as error:
         found, code = str(error), error.exit_code
-    Path(answer).write_text(json.dumps(found))
+    write_text(answer, json.dumps(found))
     return code

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from trimtab.search.bench.feasible import random_feasible
 from trimtab.search.progress import ConsoleProgress
@@ -28,7 +27,6 @@ def bench_judge(config: Config, policies: int, workers: int) -> list[dict[str, A
     the whole evaluation, with evaluations per second as they were, and for every second of processor time: as many
     there would be on a core with nothing else to do.
     """
-    torch.set_num_threads(1)
     progress = ConsoleProgress()
     problem = load_problem(config, progress)
     if problem.judge.database is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,7 @@ def _config(config: Config, cases: Sequence[Case]) -> Config:
     chosen["ranks"] = tuple({form.amount: None for form in factorised})
     for kind, key in (("pattern", "patterns"), ("sharing", "sharing")):
         chosen[key] = tuple({form.text: None for form in forms if form.kind == kind})
-    return config.model_copy(update={"space": config.space.model_copy(update=chosen)})
+    return config.model_copy(update={"space": replace(config.space, **chosen)})
 
 
 def _right(candidate: Candidate, images: Images, labels: Labels) -> Answers:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
 from trimtab.evaluators.accuracy import Judge, accuracy_of, judging_session
+from trimtab.evaluators.intervals import Interval
 from trimtab.search.bench.feasible import random_feasible
+from trimtab.search.bench.rows import named
 from trimtab.search.finish.finetune import Schedule, finetune
 from trimtab.search.progress import ConsoleProgress, Progress
 from trimtab.search.setup.config import Config
@@ -20,6 +21,7 @@ from trimtab.search.setup.problem import load_problem, with_database
 from trimtab.search.setup.processes import in_processes
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.repair import Calibration, Repairs
+from trimtab.threads import torch_threads
 
 __all__ = ["bench_proxy", "rank_correlation"]
 
@@ -57,25 +59,22 @@ def bench_proxy(config: Config, policies: int, steps: int, workers: int) -> list
     return [_row(name, rows, tuned) for name in (*VARIANTS, LAYERS)]
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Return Spearman's correlation of two samples, and the low and high end of its 95 % interval by bootstrap."""
+def rank_correlation(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Interval:
+    """Return Spearman's correlation of two samples, in [-1, 1], with its 95 % interval by bootstrap."""
     x, y = np.asarray(a), np.asarray(b)
     rng = np.random.default_rng(seed)
     draws = [rng.integers(len(x), size=len(x)) for _ in range(RESAMPLES)]
     several = [draw for draw in draws if np.ptp(x[draw]) > 0 and np.ptp(y[draw]) > 0]
     low, high = np.percentile([spearmanr(x[draw], y[draw]).statistic for draw in several], [2.5, 97.5])
-    return float(spearmanr(x, y).statistic), float(low), float(high)
+    return Interval(float(spearmanr(x, y).statistic), float(low), float(high))
 
 
 def _row(name: str, rows: Sequence[Mapping[str, float]], tuned: np.ndarray) -> dict[str, Any]:
     proxy = [row[name] for row in rows]
-    value, low, high = rank_correlation(proxy, tuned.tolist())
     return {
         "repairs": name,
         "policies": len(rows),
-        "spearman": value,
-        "spearman_low": low,
-        "spearman_high": high,
+        **named("spearman", rank_correlation(proxy, tuned.tolist())),
         "proxy_accuracy": float(np.mean(proxy)),
         "tuned_accuracy": float(tuned.mean()),
         "seconds": float(np.mean([row[f"{name} seconds"] for row in rows])),
@@ -86,15 +85,15 @@ class _Worker:
     """Judges one policy in every way, and tunes it."""
 
     def __init__(self, config: Config, steps: int) -> None:
-        torch.set_num_threads(1)
         problem = load_problem(config, Progress())
         space, images = problem.space, problem.splits.calibration
         quantisation = problem.judge.calibration.quantisation
         self.schedule = Schedule(steps=steps, seed=config.seed)
-        self.judges: dict[str, Judge] = {
-            name: replace(problem.judge, calibration=Calibration.of(space, images, repairs, quantisation))
-            for name, repairs in VARIANTS.items()
-        }
+        with torch_threads(1):
+            self.judges: dict[str, Judge] = {
+                name: replace(problem.judge, calibration=Calibration.of(space, images, repairs, quantisation))
+                for name, repairs in VARIANTS.items()
+            }
         self.judges[LAYERS] = with_database(problem.judge)
         self.normalised = space.normalised
         self.train, self.final = problem.splits.train(), problem.splits.final()

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["Spread", "at", "best_so_far", "curve", "first_reaching", "hypervolume", "verdict_over_seeds", "wins"]
+from trimtab.evaluators.intervals import Interval
+
+__all__ = ["at", "best_so_far", "curve", "first_reaching", "hypervolume", "spread", "verdict_over_seeds", "wins"]
 
 #: A best-so-far curve: (where, value) at every place where the value rises, in order.
 Steps = Sequence[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median and range over seeds."""
+def spread(values: Sequence[float]) -> Interval:
+    """Return the median over seeds, at least one, with their range.
 
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of at least one value."""
-        return cls(median(values), min(values), max(values))
+    The range of n seeds covers the median of all seeds with a probability of 1 - 2^(1 - n): 75 % for three.
+    """
+    return Interval(median(values), min(values), max(values))
 
 
 def best_so_far(places: Iterable[float], values: Iterable[float | None]) -> list[tuple[float, float]]:
@@ -45,7 +40,7 @@ def first_reaching(steps: Steps, value: float) -> float | None:
     return min((where for where, reached in steps if reached >= value), default=None)
 
 
-def curve(runs: Sequence[Steps], most: int = 200) -> list[tuple[float, Spread]]:
+def curve(runs: Sequence[Steps], most: int = 200) -> list[tuple[float, Interval]]:
     """Return the spread over runs at every place where one of them rises, once all of them have a value.
 
     Of more than `most` places, as many are kept, evenly; the last one always.
@@ -56,7 +51,7 @@ def curve(runs: Sequence[Steps], most: int = 200) -> list[tuple[float, Spread]]:
         values = [at(steps, place) for steps in runs]
         known = [value for value in values if value is not None]
         if len(known) == len(values):
-            found.append((place, Spread.of(known)))
+            found.append((place, spread(known)))
     if len(found) <= most:
         return found
     return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
@@ -115,7 +110,7 @@ def verdict_over_seeds(bests: Mapping[str, Sequence[float]], evaluations: str) -
 
 
 def _figures(values: Sequence[float]) -> str:
-    spread = Spread.of(values)
-    if spread.low == spread.high:
-        return f"{spread.median:.2%}" + (f" with all {len(values)} seeds" if len(values) > 1 else "")
-    return f"median {spread.median:.2%}, {spread.low:.2%} to {spread.high:.2%} over {len(values)} seeds"
+    middle, low, high = spread(values)
+    if low == high:
+        return f"{middle:.2%}" + (f" with all {len(values)} seeds" if len(values) > 1 else "")
+    return f"median {middle:.2%}, {low:.2%} to {high:.2%} over {len(values)} seeds"

@@ -9,13 +9,13 @@ from statistics import median
 from typing import Any
 
 from trimtab.search.contest.statistics import (
-    Spread,
     Steps,
     at,
     best_so_far,
     curve,
     first_reaching,
     hypervolume,
+    spread,
     verdict_over_seeds,
 )
 from trimtab.search.contest.trial import Trial
@@ -171,8 +171,8 @@ def _agent(name: str, runs: Sequence[Values], milestones: Sequence[int], levels:
         "size": _spread(winner["size"] for winner in winners),
         "reach": [_reach(level, steps, moments) for level in levels],
         "curves": {
-            "evaluations": [[where, *asdict(s).values()] for where, s in curve(steps)],
-            "seconds": [[where, *asdict(s).values()] for where, s in curve(moments)],
+            "evaluations": [[where, *over_seeds] for where, over_seeds in curve(steps)],
+            "seconds": [[where, *over_seeds] for where, over_seeds in curve(moments)],
         },
     }
 
@@ -217,4 +217,7 @@ def _measured(by_agent: Mapping[str, Sequence[Values]]) -> dict[str, list[float]
 def _spread(values: Iterable[float | None]) -> Values | None:
     """The spread of the values that there are; None where there are none."""
     known = [value for value in values if value is not None]
-    return {**asdict(Spread.of(known)), "seeds": len(known)} if known else None
+    if not known:
+        return None
+    middle, low, high = spread(known)
+    return {"median": middle, "low": low, "high": high, "seeds": len(known)}

@@ -24,6 +24,7 @@ from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import apply_layer, apply_op
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.quantise import dequantise, round_to_bf16
+from trimtab.threads import torch_threads
 
 __all__ = ["Schedule", "finetune"]
 
@@ -49,6 +50,7 @@ class Schedule:
     seed: int = 0
 
 
+@torch_threads(1)
 def finetune(
     candidate: Candidate, normalised: Collection[str], images: Images, labels: Labels, schedule: Schedule
 ) -> Candidate:
@@ -56,7 +58,6 @@ def finetune(
 
     `normalised` names the layers that had a batch norm (`Space.normalised`).
     """
-    torch.set_num_threads(1)
     model = _Trainable(candidate, normalised, torch.from_numpy(images[:MEASURED].copy()))
     optimiser = torch.optim.SGD(model.parameters, schedule.learning_rate, schedule.momentum)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, schedule.steps)

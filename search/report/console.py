@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -13,14 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trimtab.errors import BadInput
 from trimtab.search.finish.export import IN_WORDS
 from trimtab.search.report.contest_report import feasible_line, ranking
+from trimtab.search.report.markdown import markdown_table
 from trimtab.search.report.run_report import measuring_line
 from trimtab.search.setup.budgets import describe
 
 __all__ = [
-    "load_summary",
     "markdown_rows",
     "print_contest",
     "print_evaluation",
@@ -29,20 +27,6 @@ __all__ = [
     "print_space",
     "print_summary",
 ]
-
-
-def load_summary(folder: Path) -> dict[str, Any]:
-    """Read a finished run's summary; a folder without one is a `BadInput`."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        raise BadInput(f"{folder} holds no finished run: it has no summary.json")
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != 2:
-        raise BadInput(f"{path} is not a summary that this version reads")
-    return data
 
 
 def _console() -> Console:
@@ -257,12 +241,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 def markdown_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows of the same keys as a Markdown table."""
     columns = _columns(rows)
-    lines = [
-        [name.replace("_", " ") for name in columns],
-        ["---:" if number else "---" for number in columns.values()],
-        *[[_cell(row, name) for name in columns] for row in rows],
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    head = [name.replace("_", " ") for name in columns]
+    cells = [[_cell(row, name) for name in columns] for row in rows]
+    return markdown_table(head, cells, list(columns.values()))
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:

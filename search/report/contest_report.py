@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.files import write_text
 from trimtab.search.loop.preference import RULE
 from trimtab.search.report.charts import curves_figure, series
+from trimtab.search.report.markdown import markdown_table
 from trimtab.search.report.run_report import duration, page, section, table
 from trimtab.search.setup.budgets import describe
 
@@ -149,16 +150,11 @@ def _markdown(summary: Values) -> str:
     parts = [f"# Contest: {summary['network']} on {summary['data']}"]
     for budget in summary["budgets"]:
         parts += [f"## {budget['budget']}", "\n".join(f"- {text}" for text in budget["verdicts"]), _baseline(budget)]
-        parts += [_markdown_table(*ranking(budget))]
+        parts += [markdown_table(*ranking(budget))]
         if budget["levels"]:
-            parts += ["Evaluations and seconds to reach a proxy accuracy:", _markdown_table(*_reach_rows(budget))]
+            parts += ["Evaluations and seconds to reach a proxy accuracy:", markdown_table(*_reach_rows(budget))]
     parts += ["## How", "\n".join(f"- {term}: {text}" for term, text in _facts(summary))]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def _html(summary: Values) -> str:

@@ -7,7 +7,6 @@ a KB per evaluation so, and a policy that forbids every fetch is written into th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -18,6 +17,7 @@ from trimtab.errors import BadInput
 from trimtab.files import write_text
 from trimtab.search.loop.preference import RULE
 from trimtab.search.report.charts import SERIES, pareto_figure, policy_figure, series, time_figure, trace_figure
+from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.budgets import describe
 
 __all__ = ["duration", "measuring_line", "page", "render", "section", "table", "write_report"]
@@ -34,19 +34,11 @@ STOPS = {
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` from the `summary.json` of a run's folder; one that cannot be used is a `BadInput`."""
-    path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}; it is written when a run finishes") from error
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from error
-    if not isinstance(summary, dict) or summary.get("schema") != 2:
-        raise BadInput(f"{path} is not a run's summary of schema 2")
+    summary = load_summary(folder)
     try:
         page = render(summary)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is not a run's summary: {type(error).__name__}: {error}") from error
+        raise BadInput(f"{folder / 'summary.json'} is not a run's summary: {type(error).__name__}: {error}") from error
     write_text(folder / "report.html", page)
     return folder / "report.html"
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from trimtab.errors import BadInput
 from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.cost import Cost, TableError
 from trimtab.evaluators.engines import cpu_name
@@ -17,7 +20,10 @@ from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting, engine_of
 
-__all__ = ["Findings", "Winner", "about", "best_of", "build_summary", "verdict_on_images"]
+__all__ = ["Findings", "Winner", "about", "best_of", "build_summary", "load_summary", "verdict_on_images"]
+
+#: The form of a summary, which changes where older ones can no longer be read.
+SCHEMA = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +42,25 @@ def best_of(winners: Mapping[str, Winner | None]) -> Winner | None:
     return next((winner for winner in found if winner.evaluation is best), None)
 
 
+def load_summary(folder: Path) -> dict[str, Any]:
+    """Read a finished run's summary; a folder without one that this version reads is a `BadInput`."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{folder} holds no finished run: {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from error
+    if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
+        raise BadInput(f"{path} is not a run's summary of schema {SCHEMA}, which this version reads")
+    return summary
+
+
 def about(problem: Problem) -> dict[str, Any]:
     """Return what every summary says of what was searched, and on what."""
     config = problem.config
     return {
-        "schema": 2,
+        "schema": SCHEMA,
         "network": config.network.zoo or config.network.torchvision or config.network.import_,
         "data": config.data.name,
         "provenance": problem.splits.provenance,

@@ -85,8 +85,10 @@ def describe(name: str, value: float) -> str:
 class BudgetLimits:
     """The feasible set: says whether a policy fits by its predicted cost, and moves one that does not until it does.
 
-    `margin` is taken off the latency limit, because predictions have an error that the measurement will not forgive.
-    `confirm` measures a policy's latency end to end, in seconds, before a latency budget is called impossible.
+    `limits` are the largest values of `Cost` that are allowed, by the budget's name: seconds of latency, bytes of size
+    and memory, and MACs. `margin`, a share in [0, 1), is taken off the latency limit, because predictions have an error
+    that the measurement will not forgive. `confirm` measures a policy's latency end to end, in seconds, before a
+    latency budget is called impossible.
     """
 
     def __init__(

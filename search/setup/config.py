@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,11 +17,9 @@ from trimtab.evaluators.data import DATASETS
 from trimtab.evaluators.engines import check_engine
 from trimtab.search.setup.budgets import BUDGETS, Budget, parse_budget
 from trimtab.search.setup.durations import parse_duration
-from trimtab.spaces.criteria import CRITERIA
-from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.repair import Repairs
-from trimtab.spaces.space import DEFAULT_BITS, Bits, Options, check_bits
+from trimtab.spaces.space import Options
 from trimtab.spaces.zoo import ZOO
 
 __all__ = [
@@ -29,11 +28,11 @@ __all__ = [
     "EngineConfig",
     "MeasureConfig",
     "NetworkConfig",
-    "QuantisationConfig",
     "SpaceConfig",
     "TrainingConfig",
     "check_storage",
     "default_config",
+    "keys_of",
     "load_config",
     "make_config",
 ]
@@ -130,91 +129,11 @@ class EngineConfig(_Section):
         return name
 
 
-class SpaceConfig(_Section):
-    """Choices that may be made: see `trimtab.spaces.Options`. `bits` are [w_bits, a_bits] pairs, or
-    [w_bits, a_bits, grid]. `drop_pointless`: choices that measurement finds to gain nothing are not offered."""
+@dataclass(frozen=True)
+class SpaceConfig(Options):
+    """Options of the space; with `drop_pointless`, choices that measurement finds to gain nothing are not offered."""
 
-    channels: int = Field(8, ge=1, le=64)
-    min_keep: float = Field(0.25, gt=0, le=1)
-    bits: tuple[Bits, ...] = DEFAULT_BITS
-    ranks: tuple[float, ...] = (0.25, 0.5)
-    factorisations: tuple[str, ...] = ("svd",)
-    patterns: tuple[str, ...] = ()
-    sharing: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
-    factors: Literal["plain", "outputs", "nonlinear"] = "outputs"
-    criterion: str = "l2"
     drop_pointless: bool = True
-
-    @field_validator("criterion")
-    @classmethod
-    def _known_criterion(cls, name: str) -> str:
-        if name not in CRITERIA:
-            raise ValueError(str(unknown_name("criterion", name, CRITERIA)))
-        return name
-
-    @field_validator("bits")
-    @classmethod
-    def _offered(cls, bits: tuple[Bits, ...]) -> tuple[Bits, ...]:
-        for choice in bits:
-            try:
-                check_bits(choice)
-            except BadInput as error:
-                raise ValueError(str(error)) from None
-        if not bits:
-            raise ValueError("give at least one [w_bits, a_bits] pair")
-        return bits
-
-    @field_validator("patterns", "sharing")
-    @classmethod
-    def _forms(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        for text in texts:
-            try:
-                parse_form(text)
-            except BadInput as error:
-                raise ValueError(str(error)) from None
-        return texts
-
-    @field_validator("ranks")
-    @classmethod
-    def _fractions(cls, ranks: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < rank <= 1 for rank in ranks):
-            raise ValueError("ranks are fractions of the full rank, above 0 and at most 1")
-        return ranks
-
-    def options(self) -> Options:
-        """Return these settings as the space takes them."""
-        return Options(**{name: value for name, value in self if name != "drop_pointless"})
-
-
-class QuantisationConfig(_Section):
-    """Rounding of candidates: see `trimtab.spaces.Quantisation`."""
-
-    rounding: str = Quantisation().rounding
-    ranges: str = Quantisation().ranges
-
-    @model_validator(mode="after")
-    def _known(self) -> QuantisationConfig:
-        self.value()
-        return self
-
-    def value(self) -> Quantisation:
-        """Return these settings as the repairs take them; an unknown name is a `BadInput`."""
-        return Quantisation(self.rounding, self.ranges)
-
-
-class RepairsConfig(_Section):
-    """Repairs before a candidate is judged: see `trimtab.spaces.Repairs`."""
-
-    reconstruct: bool = Repairs().reconstruct
-    batch_norm: bool = Repairs().batch_norm
-    bias: bool = Repairs().bias
-    block_steps: int = Field(Repairs().block_steps, ge=0)
-    samples: int = Field(Repairs().samples, ge=1)
-
-    def value(self) -> Repairs:
-        """Return these settings as the calibration takes them."""
-        return Repairs(**dict(self))
 
 
 class MeasureConfig(_Section):
@@ -247,8 +166,8 @@ class Config(_Section):
     budgets: dict[str, str | float]
     engine: EngineConfig = EngineConfig()
     space: SpaceConfig = SpaceConfig()
-    quantisation: QuantisationConfig = QuantisationConfig()
-    repairs: RepairsConfig = RepairsConfig()
+    quantisation: Quantisation = Quantisation()
+    repairs: Repairs = Repairs()
     agent: str = "milp"
     baselines: tuple[str, ...] = ("uniform", "random", "greedy")
     trials: int = Field(200, ge=1)
@@ -404,13 +323,13 @@ def _read_yaml(text: str) -> Any:
 
 def _explain(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         known = _known_keys(location[:-1])
         return str(unknown_name("key", ".".join(location), [".".join([*location[:-1], k]) for k in known]))
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"the key {'.'.join(location)!r} is missing"
-    if problem["type"] in {"dict_type", "model_type"}:
+    if problem["type"] in {"dict_type", "model_type", "dataclass_type"}:
         message = "expected keys and values"
     if problem["type"] != "value_error":
         message += f", found {problem['input']!r}"
@@ -418,12 +337,22 @@ def _explain(problem: Any) -> str:
 
 
 def _known_keys(path: Sequence[str]) -> list[str]:
-    section: Any = Config
+    section: type = Config
     for part in path:
-        field = section.model_fields.get(part)
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), Config)
-    return [field.alias or name for name, field in section.model_fields.items()]
+        annotation = keys_of(section).get(part)
+        section = next((kind for kind in (annotation, *get_args(annotation)) if _is_section(kind)), Config)
+    return list(keys_of(section))
+
+
+def keys_of(section: type) -> dict[str, Any]:
+    """Return the keys of a section, as they are written, with their types."""
+    if issubclass(section, BaseModel):
+        return {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+    return get_type_hints(section)
+
+
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem, open_database
 from trimtab.search.setup.processes import in_processes
@@ -54,7 +52,6 @@ class _Maker:
     """Makes entries."""
 
     def __init__(self, base: LayerDatabase) -> None:
-        torch.set_num_threads(1)
         self.base = base
 
     def __call__(self, tasks: Sequence[LayerTask]) -> None:

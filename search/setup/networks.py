@@ -23,6 +23,7 @@ from trimtab.evaluators.data import Splits
 from trimtab.files import cache_dir, write_bytes
 from trimtab.search.setup.config import Config, NetworkConfig, TrainingConfig
 from trimtab.spaces.zoo import build
+from trimtab.threads import torch_threads
 
 __all__ = ["load_checkpoint", "load_network", "make_model", "train"]
 
@@ -163,9 +164,9 @@ def train(
     seed: int,
     advance: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Train with AdamW and a one-cycle schedule (Smith 2018, arXiv:1803.09820); the last epoch's weights stay."""
+    """Train with AdamW and a one-cycle schedule (Smith 2018, arXiv:1803.09820), on all cores that this process may use;
+    the last epoch's weights stay."""
     torch.manual_seed(seed)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     optimiser = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
@@ -174,16 +175,17 @@ def train(
         raise BadInput(f"{len(x)} training images are fewer than one batch of {settings.batch}")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, settings.epochs * batches)
     model.train()
-    for epoch in range(settings.epochs):
-        order = torch.randperm(len(x), generator=generator)
-        for batch in torch.chunk(order[: batches * settings.batch], batches):
-            optimiser.zero_grad()
-            loss = F.cross_entropy(model(x[batch]), y[batch])
-            torch.autograd.backward(loss)
-            optimiser.step()
-            schedule.step()
-        if advance is not None:
-            advance(epoch + 1, settings.epochs)
+    with torch_threads(len(os.sched_getaffinity(0))):
+        for epoch in range(settings.epochs):
+            order = torch.randperm(len(x), generator=generator)
+            for batch in torch.chunk(order[: batches * settings.batch], batches):
+                optimiser.zero_grad()
+                loss = F.cross_entropy(model(x[batch]), y[batch])
+                torch.autograd.backward(loss)
+                optimiser.step()
+                schedule.step()
+            if advance is not None:
+                advance(epoch + 1, settings.epochs)
     model.eval()
 
 

@@ -21,6 +21,7 @@ from trimtab.search.setup.networks import load_network
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.repair import Calibration
 from trimtab.spaces.space import Removal, Space, build_space
+from trimtab.threads import torch_threads
 
 __all__ = ["Problem", "load_problem", "make_problem", "open_database", "with_database"]
 
@@ -76,20 +77,21 @@ def load_problem(config: Config, progress: Progress, download: bool = False) -> 
     return make_problem(config, model, splits)
 
 
+@torch_threads(1)
 def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     """Trace a model, agree on its MACs and record its untouched activations."""
-    torch.set_num_threads(1)
     example = torch.from_numpy(splits.calibration[:1].copy())
-    space = build_space(model, example, config.space.options(), splits.calibration)
+    space = build_space(model, example, config.space, splits.calibration)
     outputs = space.network.op(space.network.output).shape
     if len(outputs) != 1 or outputs[0] < splits.classes:
         raise BadInput(f"the network has outputs of shape {outputs}, the data {splits.classes} classes")
     count_macs(model, example, StepPlan(space).steps(space.base()))
-    calibration = Calibration.of(space, splits.calibration, config.repairs.value(), config.quantisation.value())
+    calibration = Calibration.of(space, splits.calibration, config.repairs, config.quantisation)
     judge = Judge(space, calibration, *splits.selection, by=config.accuracy_engine)
     return Problem(config, space, splits, with_database(judge) if config.proxy == "layers" else judge)
 
 
+@torch_threads(1)
 def with_database(judge: Judge) -> Judge:
     """Return a judge of what is stitched from the layer database."""
     calibration = judge.calibration

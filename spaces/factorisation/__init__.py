@@ -9,10 +9,9 @@ from trimtab.spaces.factorisation.factorise import (
     layer_of,
     plain_factors,
 )
-from trimtab.spaces.factorisation.fit import Rectified, fit_outputs, fit_rectified, output_error
+from trimtab.spaces.factorisation.fit import Rectified, fit_outputs, fit_rectified
 from trimtab.spaces.factorisation.geometry import Geometry
 from trimtab.spaces.factorisation.registry import FACTORISATIONS, Factorisation, compose, parts_of, pays
-from trimtab.spaces.factorisation.tensor_train import tt_dense, tt_factors, tt_modes
 
 __all__ = [
     "FACTORISATIONS",
@@ -28,11 +27,7 @@ __all__ = [
     "fit_rectified",
     "kernel_of",
     "layer_of",
-    "output_error",
     "parts_of",
     "pays",
     "plain_factors",
-    "tt_dense",
-    "tt_factors",
-    "tt_modes",
 ]

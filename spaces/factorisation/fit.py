@@ -17,7 +17,7 @@ from trimtab.spaces.factorisation.decompose import leading_vectors
 from trimtab.spaces.factorisation.registry import FACTORISATIONS, compose
 from trimtab.spaces.network import Array
 
-__all__ = ["Rectified", "fit_outputs", "fit_rectified", "output_error"]
+__all__ = ["Rectified", "fit_outputs", "fit_rectified"]
 
 #: Rounds over the factors, and steps of conjugate gradients for each.
 ROUNDS = 3
@@ -28,12 +28,6 @@ STEPS = 6
 #: three of 0.01 and three of 1 82.0 %, and fifteen rising from 0.01 to 1 81.7 %.
 HOLD = 1.0
 RECTIFIED_ROUNDS = 6
-
-
-def output_error(weight: Array, dense: Array, gram: Array) -> float:
-    """Return tr((W - V) G (W - V)^T): the mean squared error of the outputs, summed over channels."""
-    missing = (weight - dense).reshape(len(weight), -1)
-    return float(((missing @ gram) * missing).sum())
 
 
 def fit_outputs(name: str, factors: Sequence[Array], weight: Array, gram: Array) -> list[Array]:

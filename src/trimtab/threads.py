@@ -12,14 +12,14 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from threadpoolctl import ThreadpoolController
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 __all__ = ["one_blas_thread", "torch_threads"]
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let PyTorch use `count` threads within the block."""
+    """Let PyTorch use `count` threads within the block, or the function that this decorates."""
     import torch
 
     before = torch.get_num_threads()

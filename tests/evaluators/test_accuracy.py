@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests.evaluators.nets import NETS, candidate_of, pictures, random_policies,
 from torch import nn
 from torch.nn import functional as F
 
-from trimtab.evaluators import Judge, lower
+from trimtab.evaluators import Judge, accuracy, lower
 from trimtab.evaluators.accuracy import accuracy_of, divergence, graded, timing_candidate, torch_logits
 from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.data import load
@@ -114,6 +115,28 @@ def test_the_judge_counts_right_answers() -> None:
     assert judged.size == stored_bytes(lower(judge.candidate(space.base())))
     assert set(judged.seconds) == {"repair", "store", "compile", "run"}
     assert all(seconds >= 0 for seconds in judged.seconds.values())
+
+
+@pytest.mark.parametrize("by", ["native", "torch"])
+def test_the_judge_computes_on_one_thread_whoever_calls(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, seen = replace(trained()[2], by=by), []
+    for name in ("compress", "run"):
+        original = getattr(accuracy, name)
+
+        def noting(*arguments: Any, original: Any = original, **options: Any) -> Any:
+            seen.append(torch.get_num_threads())
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(accuracy, name, noting)
+    torch.set_num_threads(2)
+    try:
+        judge(judge.space.int8())
+        judge.candidate(judge.space.base())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert len(seen) >= 3
+    assert set(seen) == {1}
 
 
 def test_the_loss_is_the_divergence_from_the_untouched_network() -> None:

@@ -12,6 +12,7 @@ import torchvision
 from tests.kernels import reference
 from tests.spaces.conftest import randomise_norms
 from tests.spaces.test_groups import assert_close, random_kept, run_with_zeroed_channels
+from tests.spaces.zeroed import zero_channels
 from torch import nn
 
 from trimtab.evaluators.cost import count_macs
@@ -23,7 +24,7 @@ from trimtab.kernels.validate import is_integer
 from trimtab.spaces import Calibration, Options, Repairs, Space, build_space, compress
 from trimtab.spaces.candidate import apply
 from trimtab.spaces.execute import run
-from trimtab.spaces.prune import kept_channels, prune, zero_channels
+from trimtab.spaces.prune import kept_channels, prune
 
 SIDE = 64
 #: Whether the network takes more than a few seconds here.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.search.runs import TINY, CommandLine, Ran
+from typer.main import get_command
 
+from trimtab.search.cli import app
 from trimtab.search.setup.config import make_config
 from trimtab.spaces import Policy
 
@@ -108,6 +112,25 @@ def test_doctor_prints_facts_or_one_document(trimtab: CommandLine) -> None:
     assert all(name in plain.out for name in facts)
 
 
+def documented() -> list[list[str]]:
+    """The arguments of every command line in the documents and in the script of the benchmarks."""
+    root, found = Path(__file__).parents[2], []
+    for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        text = path.read_text().replace("\\\n", " ")
+        lines = re.findall(r"^ {4}(?:\w+=\S+ )*trimtab ([a-z].*)", text, re.MULTILINE)
+        found += [shlex.split(line, comments=True) for line in lines]
+    script = (root / "docs" / "benchmark-tables.sh").read_text()
+    return found + [["bench", *shlex.split(line)] for line in re.findall(r"^ *bench (\w.*)", script, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("arguments", documented(), ids=" ".join)
+def test_every_command_line_of_the_documents_is_understood(arguments: list[str]) -> None:
+    command: Any = get_command(app)
+    while hasattr(command, "commands"):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    command.make_context("trimtab", [re.sub(r"\$.*", "1", argument) for argument in arguments])
+
+
 @pytest.mark.slow
 def test_every_command_on_one_run(trimtab: CommandLine, written: Written) -> None:
     config = written(trials=3, baselines=["random"], measure={**TINY["measure"], "precision": 0.05})
@@ -144,8 +167,22 @@ def test_every_command_on_one_run(trimtab: CommandLine, written: Written) -> Non
 
 @pytest.mark.slow
 def test_benchmarks_print_one_document(trimtab: CommandLine) -> None:
-    rows = document(trimtab("bench", "measure", "--networks", "resnet8", "--seconds", "0.01", "--json"))
-    assert [row["what"] for row in rows] == ["ratio to fp32", "raw seconds"]
-    refused(trimtab("bench", "measur"), 2, "did you mean 'measure'")
+    rows = document(trimtab("bench", "engines", "--networks", "resnet8", "--seconds", "0.01", "--json"))
+    assert {row["engine"] for row in rows} == {"native", "onnxruntime"}
     refused(trimtab("bench", "engines", "--engines", "natve", "--networks", "resnet8"), 2, "did you mean 'native'")
     refused(trimtab("bench", "measure", "--networks", "resnet9"), 2, "unknown network 'resnet9'")
+    refused(trimtab("bench", "kernels", "--engines", "native,native"), 2, "named twice")
+    refused(trimtab("bench", "methods", "--cases", " ; "), 2, "at least one case")
+
+
+def test_a_benchmark_that_does_not_exist_is_refused_with_the_nearest(trimtab: CommandLine) -> None:
+    ran = trimtab("bench", "measur")
+    assert (ran.code, ran.out) == (2, "")
+    assert "Did you mean 'measure'" in ran.err
+
+
+def test_every_benchmark_shows_only_its_own_options(trimtab: CommandLine) -> None:
+    for name, own in {"kernels": "--layers", "measure": "--minutes", "methods": "--cases", "proxy": "--steps"}.items():
+        shown = trimtab("bench", name, "--help").out
+        options = {"--layers", "--minutes", "--cases", "--steps"}
+        assert {option for option in options if option in shown} == {own}

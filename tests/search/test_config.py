@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -10,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
-from trimtab.search.setup.config import Config, default_config, load_config, make_config
+from trimtab.search.setup.budgets import BUDGETS
+from trimtab.search.setup.config import Config, default_config, keys_of, load_config, make_config
 
 MINIMAL: dict[str, Any] = {"network": "resnet8", "budgets": {"size": "0.5x"}}
 
@@ -39,6 +43,8 @@ def written(tmp_path: Path, text: str) -> Path:
         (("data",), "nme", "data.name"),
         (("engine",), "thread", "engine.threads"),
         (("space",), "chanels", "space.channels"),
+        (("quantisation",), "range", "quantisation.ranges"),
+        (("repairs",), "blocksteps", "repairs.block_steps"),
         (("measure",), "second", "measure.seconds"),
     ],
 )
@@ -80,8 +86,20 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(section: tuple[str
         ({"measure": {"precision": 1}}, "less than 1"),
         ({"space": {"bits": [[4, 5]]}}, "not offered"),
         ({"space": {"bits": []}}, "at least one"),
-        ({"space": {"ranks": [0]}}, "fractions"),
-        ({"space": {"min_keep": 0}}, "greater than 0"),
+        ({"space": {"bits": [[8]]}}, "space.bits.0"),
+        ({"space": {"ranks": [0]}}, "space: ranks are fractions"),
+        ({"space": {"min_keep": 0}}, "space: min_keep has to be above 0"),
+        ({"space": {"min_keep": float("nan")}}, "finite"),
+        ({"space": {"channels": 2.5}}, "space.channels: .* found 2.5"),
+        ({"space": {"channels": 65}}, "space: channels has to be 1 to 64"),
+        ({"space": {"patterns": ["2:4", "kernels 64"]}}, "space: 'kernels 64' is not a pattern"),
+        ({"space": {"factors": "output"}}, "did you mean 'outputs'"),
+        ({"space": "svd"}, "space: expected keys and values, found 'svd'"),
+        ({"quantisation": {"rounding": "near"}}, "quantisation: unknown rounding 'near'; did you mean 'nearest'"),
+        ({"quantisation": {"ranges": 3}}, "quantisation.ranges: .* found 3"),
+        ({"repairs": {"bias": "perhaps"}}, "repairs.bias: .* found 'perhaps'"),
+        ({"repairs": {"samples": 0}}, "repairs: samples has to be at least 1"),
+        ({"repairs": {"block_steps": -1}}, "repairs: block_steps has to be at least 0"),
         ({"data": {"split": "test"}}, "'held-out' or 'test-half'"),
         ({"data": {"std": [0.0]}}, "more than zero"),
     ],
@@ -204,6 +222,30 @@ def test_the_default_is_the_digits_file_and_takes_settings() -> None:
 def test_the_resolved_configuration_reads_back_equal(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = make_config({**MINIMAL, **changes})
     assert load_config(written(tmp_path, config.to_yaml())) == config
+
+
+def test_the_page_of_the_configuration_names_every_key() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    block = page.split("```yaml\n")[1].split("```")[0]
+    # Keys that exclude others, or are empty by default, are commented out.
+    shown = yaml.safe_load(re.sub(r"^(\s*)# (\w+:)", r"\1\2", block, flags=re.MULTILINE))
+    free = {"network.options"} | {f"budgets.{name}" for name in BUDGETS}
+    assert set(paths(shown)) == set(known_paths(Config)) | free
+
+
+def paths(values: dict[str, Any], before: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield before + key
+        if isinstance(value, dict):
+            yield from paths(value, f"{before}{key}.")
+
+
+def known_paths(section: type, before: str = "") -> Iterator[str]:
+    for key, kind in keys_of(section).items():
+        yield before + key
+        for inner in (kind, *get_args(kind)):
+            if isinstance(inner, type) and (hasattr(inner, "model_fields") or is_dataclass(inner)):
+                yield from known_paths(inner, f"{before}{key}.")
 
 
 def test_all_agents_run_once_baselines_first() -> None:

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.evaluators.intervals import Interval
 from trimtab.search.contest.statistics import (
-    Spread,
     at,
     best_so_far,
     curve,
     first_reaching,
     hypervolume,
+    spread,
     verdict_over_seeds,
     wins,
 )
@@ -24,7 +25,7 @@ shares = st.floats(0.0, 1.0)
 
 def test_a_spread_is_the_median_and_the_range() -> None:
     values = [0.3, 0.1, 0.2, 0.9]
-    assert Spread.of(values) == Spread(float(np.median(values)), 0.1, 0.9)
+    assert spread(values) == Interval(float(np.median(values)), 0.1, 0.9)
 
 
 @given(st.lists(st.one_of(st.none(), shares), max_size=30))
@@ -41,9 +42,9 @@ def test_the_best_so_far_is_the_running_maximum(values: list[float | None]) -> N
 def test_a_curve_begins_where_every_seed_has_something_feasible() -> None:
     runs = [[(1.0, 0.2), (4.0, 0.6)], [(3.0, 0.5)], [(2.0, 0.1), (5.0, 0.9)]]
     assert curve(runs) == [
-        (3.0, Spread(0.2, 0.1, 0.5)),
-        (4.0, Spread(0.5, 0.1, 0.6)),
-        (5.0, Spread(0.6, 0.5, 0.9)),
+        (3.0, Interval(0.2, 0.1, 0.5)),
+        (4.0, Interval(0.5, 0.1, 0.6)),
+        (5.0, Interval(0.6, 0.5, 0.9)),
     ]
     assert curve([*runs, []]) == []
 

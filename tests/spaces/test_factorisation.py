@@ -31,9 +31,6 @@ from trimtab.spaces.factorisation import (
     layer_of,
     parts_of,
     pays,
-    tt_dense,
-    tt_factors,
-    tt_modes,
 )
 from trimtab.spaces.factorisation.geometry import total_macs
 
@@ -319,55 +316,3 @@ def test_a_rank_out_of_range_names_the_layer(space_of: SpaceOf) -> None:
 def test_a_layer_that_cannot_be_factorised_is_named(name: str, layer: str, space_of: SpaceOf) -> None:
     with pytest.raises(BadInput, match=f"{layer!r} cannot be factorised by {name!r}: only dense convolutions"):
         factorise(space_of("grouped").network, {layer: (name, 1)})
-
-
-@given(st.integers(1, 5000), st.integers(1, 5))
-def test_modes_multiply_to_the_size(size: int, count: int) -> None:
-    modes = tt_modes(size, count)
-    assert math.prod(modes) == size
-    assert len(modes) == count
-
-
-def test_modes_are_balanced() -> None:
-    assert tt_modes(64, 3) == (4, 4, 4)
-    assert tt_modes(512, 2) == (16, 32)
-    assert tt_modes(60, 3) == (3, 4, 5)
-
-
-def trained(shape: tuple[int, ...], ranks: tuple[int, ...], seed: int) -> np.ndarray:
-    """A weight (O, I) whose tensor train has exactly these ranks: random cores, summed index by index."""
-    rng = np.random.default_rng(seed)
-    modes = [tt_modes(size, len(ranks) + 1) for size in shape]
-    bounds = (1, *ranks, 1)
-    cores = [rng.normal(size=(a, m, n, b)) for a, m, n, b in zip(bounds, *modes, bounds[1:], strict=False)]
-    weight = np.zeros(shape)
-    for row, o in enumerate(np.ndindex(*modes[0])):
-        for column, i in enumerate(np.ndindex(*modes[1])):
-            product = np.eye(1)
-            for core, a, b in zip(cores, o, i, strict=True):
-                product = product @ core[:, a, b]
-            weight[row, column] = product[0, 0]
-    return weight
-
-
-TRAINS = [((12, 30), (4,)), ((24, 36), (3, 5)), ((7, 10), (1,)), ((16, 16), (2, 3, 2))]
-
-
-@pytest.mark.parametrize(("shape", "ranks"), TRAINS)
-def test_a_train_of_those_ranks_is_found(shape: tuple[int, int], ranks: tuple[int, ...]) -> None:
-    weight = trained(shape, ranks, 0)
-    cores = tt_factors(weight, ranks)
-    assert tuple(core.shape[-1] for core in cores[:-1]) == ranks
-    assert np.allclose(tt_dense(cores), weight, atol=1e-5 * np.abs(weight).max())
-
-
-def test_a_train_s_error_is_within_its_unfoldings() -> None:
-    weight, ranks = weight_of((27, 64)), (6, 7)
-    o, i = tt_modes(27, 3), tt_modes(64, 3)
-    pairs = weight.reshape(*o, *i).transpose(0, 3, 1, 4, 2, 5)
-    sizes = [m * n for m, n in zip(o, i, strict=True)]
-    discarded = [tail(pairs.reshape(math.prod(sizes[:k]), -1), ranks[k - 1]) for k in (1, 2)]
-    error = squared(weight - tt_dense(tt_factors(weight, ranks)))
-    assert max(discarded) * (1 - 1e-6) <= error <= sum(discarded)
-    assert np.allclose(tt_dense(tt_factors(weight, (999, 999))), weight, atol=1e-5)
-    assert np.array_equal(tt_dense([np.ones((1, 3, 2, 1), np.float32)]), np.ones((3, 2)))

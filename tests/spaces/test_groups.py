@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.spaces.zeroed import zero_channels
 from torch import Tensor, nn
 
 from trimtab.spaces import Network, Op, Space, build_space
 from trimtab.spaces.execute import run
 from trimtab.spaces.network import Array
-from trimtab.spaces.prune import kept_channels, prune, smallest_kept, zero_channels
+from trimtab.spaces.prune import kept_channels, prune, smallest_kept
 from trimtab.spaces.zoo import CifarResNet
 
 SpaceOf = Callable[..., Space]

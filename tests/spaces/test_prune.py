@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from tests.spaces.zeroed import zero_channels
 
 from trimtab.errors import TrimtabError
 from trimtab.spaces import Network, Op, Space
 from trimtab.spaces.groups import ChannelGroup
-from trimtab.spaces.prune import importance_order, kept_channels, prune, smallest_kept, zero_channels
+from trimtab.spaces.prune import importance_order, kept_channels, prune, smallest_kept
 
 SpaceOf = Callable[..., Space]
 

@@ -187,11 +187,30 @@ def test_an_unknown_fixed_layer_is_bad_input_with_the_nearest_name(space_of: Spa
 
 @pytest.mark.parametrize(
     "options",
-    [{"channels": 0}, {"min_keep": 0.0}, {"min_keep": 1.5}, {"bits": ((4, 5),)}, {"ranks": (0.0,)}, {"ranks": (2.0,)}],
+    [
+        {"channels": 0},
+        {"channels": 65},
+        {"min_keep": 0.0},
+        {"min_keep": 1.5},
+        {"bits": ()},
+        {"bits": ((4, 5),)},
+        {"ranks": (0.0,)},
+        {"ranks": (2.0,)},
+        {"criterion": "l3"},
+        {"factors": "output"},
+        {"factorisations": ("svds",)},
+    ],
 )
-def test_options_out_of_range_are_bad_input(options: dict[str, Any], space_of: SpaceOf) -> None:
-    with pytest.raises(BadInput, match=r"options|bits \[4, 5\]"):
-        space_of("residual-a", **options)
+def test_options_that_there_are_not_are_bad_input(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(BadInput, match="fit of factors" if name == "factors" else name.removesuffix("s")):
+        Options(**options)
+
+
+@pytest.mark.parametrize("options", [{"patterns": ("kernels 64",)}, {"sharing": ("2:4",)}])
+def test_a_form_of_another_kind_is_bad_input(options: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="is not a"):
+        Options(**options)
 
 
 def test_a_space_without_decisions_is_bad_input(space_of: SpaceOf) -> None:

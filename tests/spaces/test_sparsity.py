@@ -1,28 +1,16 @@
-"""Sparsity patterns against plain loops, brute force over all masks, least squares, and PyTorch's autograd."""
+"""Sparsity patterns against plain loops, brute force over all masks, and least squares."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 import pytest
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trimtab.errors import BadInput
-from trimtab.spaces import Space, sparsity
+from trimtab.spaces import sparsity
 from trimtab.spaces.network import Array
-from trimtab.spaces.sparsity import (
-    PATTERNS,
-    global_masks,
-    mask_network,
-    parse_pattern,
-    pattern_mask,
-    refit,
-    snip,
-    sparsify,
-)
+from trimtab.spaces.sparsity import PATTERNS, parse_pattern, pattern_mask, refit, sparsify
 
 TEXTS = ["weights 0.5", "weights 0.9", "2:4", "1:4", "2:8", "block 0.5", "filters 0.5"]
 
@@ -176,35 +164,6 @@ def test_all_zeros_at_once_are_made_up_for_too(text: str, monkeypatch: pytest.Mo
 def test_uncorrelated_inputs_make_the_surgeon_a_magnitude() -> None:
     weight = weight_of(6, 8, 1, 1)
     assert np.allclose(sparsify(weight, "weights 0.5", np.eye(8)), sparsify(weight, "weights 0.5"), atol=1e-5)
-
-
-def test_global_masks_take_the_least_of_all_layers() -> None:
-    saliencies = {"a": np.array([[1.0, 5.0]]), "b": np.array([[2.0], [3.0], [4.0]])}
-    masks = global_masks(saliencies, 0.6)
-    assert masks["a"].tolist() == [[False, True]]
-    assert masks["b"].tolist() == [[False], [False], [True]]
-
-
-def test_snip_is_the_weight_times_autograd_s_gradient(
-    space_of: Callable[..., Space], make: Callable[[str], nn.Module], image: Callable[..., Tensor]
-) -> None:
-    network, images = space_of("concat").network, image(20, 3)
-    found = snip(network, images.numpy())
-    model = make("concat")
-    model.zero_grad()
-    logits = model(images)
-    F.cross_entropy(logits, logits.argmax(1)).backward()
-    # Folding scales a filter by the norm's scale and its gradient by the inverse: the product is the same.
-    weights = {op.name: model.get_submodule(op.name).weight for op in network.layers}
-    expected = {name: (w * w.grad).detach() for name, w in weights.items()}  # type: ignore[operator,union-attr]
-    total = sum(float(e.abs().sum()) for e in expected.values())
-    model.zero_grad()
-    for name, product in expected.items():
-        assert np.allclose(found[name], product.abs() / total, atol=1e-5)
-    masks = global_masks(found, 0.3)
-    masked = mask_network(network, masks)
-    zeros = sum(int((op.weight == 0).sum()) for op in masked.layers)
-    assert zeros >= round(0.3 * sum(op.weight.size for op in network.layers))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("text", ["4:2", "0:4", "4:4", "blocks 0.5", "block 1.5", "block", "weights 0", "n:m 0.5", ""])
