@@ -14,8 +14,7 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.plan import STEP, Step, StepPlan, step_graph
-from trimtab.kernels import Graph, Session, emulated_levels
-from trimtab.kernels import isa as levels
+from trimtab.kernels import Graph, Session, emulated_levels, levels
 from trimtab.kernels.graph import Node
 from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.validate import check_graph

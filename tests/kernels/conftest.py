@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trimtab.kernels import emulated_levels
-from trimtab.kernels import isa as levels
+from trimtab.kernels import emulated_levels, levels
 
 EVERY_LEVEL = [*levels(), *emulated_levels()]
 

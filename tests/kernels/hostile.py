@@ -20,8 +20,7 @@ from tests.kernels import build
 from tests.kernels.build import IN, OUT
 
 from trimtab.errors import BadInput
-from trimtab.kernels import Graph, Node, Quant, emulated_levels, load, save
-from trimtab.kernels import isa as levels
+from trimtab.kernels import Graph, Node, Quant, emulated_levels, levels, load, save
 from trimtab.kernels.artefact import SCHEMA
 from trimtab.sharing import expand
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from trimtab.errors import BadInput
-from trimtab.kernels import isa as levels
+from trimtab.kernels import levels
 from trimtab.kernels.roofline import Roofline, cache_sizes, measure_roofline
 
 KNOWN = Roofline("avx2", 1, 50e9, 100e9, ((1000, 80e9), (10_000, 20e9), (float("inf"), 10e9)))

@@ -14,8 +14,18 @@ from tests.kernels import build
 from tests.kernels.build import IN, OUT
 
 from trimtab.errors import BadInput
-from trimtab.kernels import Graph, Node, Quant, Session, UnsupportedOperator, active_level, cpu, emulated_levels, fuse
-from trimtab.kernels import isa as levels
+from trimtab.kernels import (
+    Graph,
+    Node,
+    Quant,
+    Session,
+    UnsupportedOperator,
+    active_level,
+    cpu,
+    emulated_levels,
+    fuse,
+    levels,
+)
 
 SHAPE = (4, 6, 6)
 

@@ -17,8 +17,7 @@ from trimtab.evaluators.engines import ENGINES as ENGINE_MAKERS
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
 from trimtab.evaluators.intervals import Interval, block_interval
-from trimtab.kernels import Graph
-from trimtab.kernels import isa as levels
+from trimtab.kernels import Graph, levels
 from trimtab.search.bench import coverage as coverage_bench
 from trimtab.search.bench import layers as layer_bench
 from trimtab.search.bench import networks as network_bench
