@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
+from tests.kernels.levels import LEVELS
+from tests.pairwise import pairwise
 
 from trimtab.errors import BadInput
 from trimtab.kernels import Graph, Node, Quant, Session, UnsupportedOperator, has_bf16, read_graph, save, stored_bytes
@@ -54,8 +56,7 @@ CASES: dict[str, tuple[tuple[int, int, int], int, tuple[int, int], dict[str, Any
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("batch", "threads"), [(1, 1), (3, 2), (2, 3)])
+@pairwise(case=CASES, batch=[1, 2, 3], threads=[1, 2, 3], level=LEVELS)
 def test_sums_of_integers_are_exact(case: str, batch: int, threads: int, level: str, rng: np.random.Generator) -> None:
     shape, out, kernel, attrs = CASES[case]
     node = whole(build.conv(rng, "x", shape[0], out, kernel, integer=False, **attrs), rng)
@@ -64,8 +65,7 @@ def test_sums_of_integers_are_exact(case: str, batch: int, threads: int, level: 
     np.testing.assert_array_equal(session.run(x), reference.output(graph, x))
 
 
-@pytest.mark.parametrize("features", [(1, 1), (3, 5), (64, 10), (301, 515)])
-@pytest.mark.parametrize(("batch", "threads"), [(1, 1), (5, 2), (33, 1)])
+@pairwise(features=[(1, 1), (3, 5), (64, 10), (301, 515)], batch=[1, 5, 33], threads=[1, 2], level=LEVELS)
 def test_linear(features: tuple[int, int], batch: int, threads: int, level: str, rng: np.random.Generator) -> None:
     node = whole(build.linear(rng, "x", *features, integer=False), rng)
     graph, x = build.graph(features[:1], node), whole_images(rng, 35, features[:1])
@@ -100,9 +100,7 @@ def test_any_shape(case: tuple[Graph, int, int], level: str) -> None:
     np.testing.assert_array_equal(session.run(x), reference.output(graph, x))
 
 
-@pytest.mark.parametrize("residual", [None, Quant(0.5, 20)])
-@pytest.mark.parametrize("to", [None, Quant(1.0, 87)])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pairwise(residual=[None, Quant(0.5, 20)], to=[None, Quant(1.0, 87)], activation=["relu", "gelu"], level=LEVELS)
 def test_epilogues(
     residual: Quant | None, to: Quant | None, activation: str, level: str, rng: np.random.Generator
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.kernels.packing import FORMS, Packed, bytes_of, pack, packed_size, unpack
+from trimtab.kernels.packing import FORMS, Packed, bytes_of, pack, packed_size, uncoded, unpack
 
 
 def halves(values: np.ndarray) -> np.ndarray:
@@ -37,6 +37,16 @@ def test_each_form_comes_back(form: str) -> None:
         assert (again.dtype, again.shape) == (array.dtype, array.shape)
         assert again.tobytes() == array.tobytes()
         assert len(packed.data) <= array.nbytes
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_values_that_come_late_are_stored_too(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.kernels.packing._CHUNK", chunk)
+    array = np.repeat(np.array([-7, 5, 100, -128], np.int8), 100)
+    (packed,) = pack([array])
+    assert packed.form in ("table 2", "coded")
+    np.testing.assert_array_equal(unpack([packed])[0], array)
+    np.testing.assert_array_equal(unpack([uncoded(array)])[0], array)
 
 
 def test_half_of_a_bf16_numbers_exponent_is_saved() -> None:
