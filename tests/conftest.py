@@ -1,10 +1,15 @@
-"""What every test gets: a cache folder of its own, never the user's."""
+"""What every test gets: a cache folder of its own, never the user's, and as much time as it takes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("trimtab", deadline=None)
+settings.load_profile("trimtab")
 
 
 @pytest.fixture(scope="session")

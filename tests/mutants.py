@@ -314,7 +314,7 @@ def build() -> None:
 
     folder = COPY / "build"
     options = {
-        "CMAKE_CXX_FLAGS": f"-include {COPY / 'mutant.h'}",
+        "CMAKE_CXX_FLAGS": f"-w -include {COPY / 'mutant.h'}",
         "CMAKE_CXX_FLAGS_RELEASE": "-O1",  # quick to compile
         "Python_EXECUTABLE": sys.executable,
         "nanobind_DIR": nanobind.cmake_dir(),
@@ -322,7 +322,9 @@ def build() -> None:
     cmake = [sys.executable, "-m", "cmake"]
     settings = [f"-D{name}={value}" for name, value in options.items()]
     subprocess.run([*cmake, "-S", COPY, "-B", folder, *settings], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([*cmake, "--build", folder, "--parallel"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*cmake, "--build", folder, "--parallel", str(os.cpu_count())], check=True, stdout=subprocess.DEVNULL
+    )
     shutil.copy(next((folder / "kernels").glob("_native*")), COPY / "kernels")
 
 

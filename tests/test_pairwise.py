@@ -12,7 +12,7 @@ from tests.pairwise import covering, pairwise
 SIZES = st.lists(st.integers(1, 5), min_size=2, max_size=5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes=SIZES, strength=st.integers(1, 2))
 def test_every_meeting_occurs(sizes: list[int], strength: int) -> None:
     rows = covering(sizes, strength)

@@ -15,7 +15,7 @@ from trimtab.kernels import Graph, Node, Session
 from trimtab.kernels.graph import Quant
 
 NEVER = 2**60
-SHAPES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHAPES = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def session(graph: Graph, monkeypatch: pytest.MonkeyPatch, size: int, window: int = 1, **options: int | str) -> Session:

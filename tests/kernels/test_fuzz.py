@@ -20,7 +20,7 @@ from trimtab.kernels import ArtefactError, Node, Session, load, read_graph
 from trimtab.kernels.artefact import SCHEMA
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(case=hostile.CASES)
 def test_hostile_files(case: tuple[bytes, str, int, int], tmp_path: Path) -> None:
     data, level, batch, threads = case

@@ -178,7 +178,7 @@ def random_case(draw: st.DrawFn) -> tuple[Graph, int, int]:
     return build.graph(shape, first, second, join, quant=quant), draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=random_case())
 def test_random_graphs(case: tuple[Graph, int, int], level: str) -> None:
     graph, batch, threads = case
@@ -186,7 +186,7 @@ def test_random_graphs(case: tuple[Graph, int, int], level: str) -> None:
     agree(graph, x, level, batch=batch, threads=threads)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     largest=st.sampled_from([1, 2, 7, 8, 15, 31, 63, 127]),
     bits=st.sampled_from([1, 2, 4, 7, 8]),

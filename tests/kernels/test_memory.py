@@ -90,7 +90,7 @@ def programs(draw: st.DrawFn) -> tuple[Graph, list[list[Node]], dict[str, tuple[
     return Graph("t0", shapes["t0"], tuple(nodes), output, quant), steps, shapes
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(program=programs(), batch=st.integers(1, 3))
 def test_what_is_needed_at_the_same_time_has_no_byte_in_common(
     program: tuple[Graph, list[list[Node]], dict[str, tuple[int, ...]]], batch: int

@@ -108,7 +108,7 @@ def binary_case(draw: st.DrawFn) -> tuple[Graph, int, int]:
     return build.graph(shape, node, quant=quant), draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=binary_case())
 def test_binary_weights_and_narrow_inputs(case: tuple[Graph, int, int], level: str) -> None:
     graph, batch, threads = case

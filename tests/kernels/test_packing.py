@@ -55,7 +55,7 @@ def test_half_of_a_bf16_numbers_exponent_is_saved() -> None:
     assert len(pack([halves(floats)])[0].data) / 100_000 == pytest.approx(0.68, abs=0.03)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_bits_come_back(data: st.DataObject) -> None:
     """Not only numbers: every pattern of bits of float32 too, infinities and the many nans."""
@@ -72,7 +72,7 @@ def test_any_bits_come_back(data: st.DataObject) -> None:
         assert (again.dtype, again.shape, again.tobytes()) == (array.dtype, array.shape, array.tobytes())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(bits=st.sampled_from([1, 2, 3, 4, 5, 6, 8]), count=st.integers(1, 3000), seed=st.integers(0, 99))
 def test_never_more_bytes_than_from_the_shape_alone(bits: int, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -124,7 +124,7 @@ def networks(draw: st.DrawFn) -> Graph:
     return Graph("x", (3, 4, 4), tuple(nodes), draw(st.sampled_from(names[-2:])), quant)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(graph=networks())
 def test_fusion_keeps_every_tensor_that_somebody_sees(graph: Graph) -> None:
     x = build.images(np.random.default_rng(1), 2, graph.input_shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,16 @@ def test_time_and_profile(rng: np.random.Generator) -> None:
     graph = build.resnet20(rng, integer=True)
     session = Session(graph, batch=2)
     x = build.images(rng, 6, (3, 32, 32)).reshape(3, 2, 3, 32, 32)
+    start = time.perf_counter()
     piece = session.time(x, 0.05)
-    assert piece.seconds >= 0.05
-    assert piece.runs >= 1
-    assert piece.involuntary_switches >= 0
+    between = time.perf_counter()
     entries = session.profile(x, 5)
+    end = time.perf_counter()
+    assert 0.05 <= piece.seconds <= between - start
+    assert piece.runs >= 1
     assert [name for name, _ in entries] == ["<input>", *session.steps, "<output>"]
-    assert all(seconds >= 0 for _, seconds in entries)
-    assert 0.2 < sum(seconds for _, seconds in entries) / (piece.seconds / piece.runs) < 5
+    assert all(seconds > 0 for _, seconds in entries)
+    assert 5 * sum(seconds for _, seconds in entries) <= end - between
     assert session.weight_bytes > 200_000
     assert session.arena_bytes > 16 * 32 * 32
 

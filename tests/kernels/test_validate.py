@@ -26,7 +26,7 @@ def shape_of(node: Node, *, source: tuple[int, ...] = SHAPE) -> tuple[int, ...]:
     return check_graph(Graph("x", source, (node,), node.name))[1][node.name]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     channels=st.integers(1, 6),
     out=st.integers(1, 6),
@@ -59,7 +59,7 @@ def test_convolutions_are_those_that_pytorch_takes(
         assert shape_of(node, source=(channels, *size)) == tuple(wanted[1:])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     op=st.sampled_from(["max_pool2d", "avg_pool2d"]),
     kernel=PAIR,

@@ -15,7 +15,7 @@ from trimtab.kernels import Graph, Node, Quant, Session
 WIDE = Quant(0.01, 0)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     channels=st.one_of(st.sampled_from([32, 48, 64]), st.integers(12, 70)),
     out=st.integers(1, 70),
