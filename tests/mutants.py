@@ -13,6 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -279,17 +281,15 @@ MUTANTS = (
 
 def prepare() -> Path:
     """Copy the sources, build the engine with its mutants, and return the interpreter that runs them."""
-    shutil.rmtree(COPY, ignore_errors=True)
+    COPY.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
-        source = ROOT / name
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, COPY / name)
+            continue
+        if name != "kernels":  # what is compiled there stays, where it has not changed
+            shutil.rmtree(COPY / name, ignore_errors=True)
         ignored = shutil.ignore_patterns("__pycache__", "*.so")
-        if source.is_dir():
-            shutil.copytree(source, COPY / name, symlinks=True, ignore=ignored)
-        else:
-            shutil.copy(source, COPY / name)
-    for number, mutant in enumerate(MUTANTS):
-        if mutant.native:
-            changed(mutant, f"(kMutant == {number} ? ({mutant.after}) : ({mutant.before}))")
+        shutil.copytree(ROOT / name, COPY / name, True, ignored, refresh, dirs_exist_ok=True)
     (COPY / "mutant.h").write_text(HEADER)
     build()
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", COPY / "venv"], check=True)
@@ -299,14 +299,21 @@ def prepare() -> Path:
     return COPY / "venv" / "bin" / "python"
 
 
-def changed(mutant: Mutant, after: str) -> tuple[Path, str]:
-    """Put `after` into the copy in the place of what the mutant changes; return the file and what was in it."""
-    path = COPY / "kernels" / mutant.path
-    text = path.read_text()
+def refresh(source: str, target: str) -> None:
+    """Copy a file, with all mutants that it has where it is one of C++, if that is not what is there."""
+    text = Path(source).read_bytes()
+    for number, mutant in enumerate(MUTANTS):
+        if mutant.native and Path(source) == ROOT / "kernels" / mutant.path:
+            both = f"(kMutant == {number} ? ({mutant.after}) : ({mutant.before}))"
+            text = changed(text.decode(), mutant, both).encode()
+    if not Path(target).exists() or Path(target).read_bytes() != text:
+        Path(target).write_bytes(text)
+
+
+def changed(text: str, mutant: Mutant, after: str) -> str:
     if text.count(mutant.before) != 1:
         raise SystemExit(f"{mutant.path} holds {mutant.before!r} {text.count(mutant.before)} times, not once")
-    path.write_text(text.replace(mutant.before, after))
-    return path, text
+    return text.replace(mutant.before, after)
 
 
 def build() -> None:
@@ -355,27 +362,44 @@ def chosen(words: list[str]) -> list[tuple[int, Mutant]]:
     return [(i, mutant) for i, mutant in enumerate(MUTANTS) if not words or any(word in mutant.name for word in words)]
 
 
+def killed_in_python(python: Path, mutant: Mutant) -> str | None:
+    path = COPY / "kernels" / mutant.path
+    text = path.read_text()
+    path.write_text(changed(text, mutant, mutant.after))
+    try:
+        return killer(python, mutant.tests)
+    finally:
+        path.write_text(text)
+
+
+def results(python: Path, mutants: list[tuple[int, Mutant]]) -> Iterator[tuple[Mutant, str | None]]:
+    """Each mutant with the test that kills it. Those of one engine run side by side."""
+    native = [(number, mutant) for number, mutant in mutants if mutant.native]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from zip(
+            [mutant for _, mutant in native],
+            pool.map(lambda one: killer(python, one[1].tests, one[0]), native),
+            strict=True,
+        )
+    for _, mutant in mutants:
+        if not mutant.native:
+            yield mutant, killed_in_python(python, mutant)
+
+
 def main(words: list[str]) -> int:
     mutants = chosen(words)
     python = prepare()
-    everything = tuple(dict.fromkeys(test for _, mutant in mutants for test in mutant.tests))
-    failing = killer(python, everything)
+    failing = killer(python, tuple(dict.fromkeys(test for _, mutant in mutants for test in mutant.tests)))
     if failing is not None:
         print(f"without a mutant {failing} fails: nothing to be learned before it passes")
         return 1
     survivors = 0
     print("| mutant | in | killed by |\n| --- | --- | --- |")
-    for number, mutant in mutants:
-        if mutant.native:
-            found = killer(python, mutant.tests, number)
-        else:
-            path, text = changed(mutant, mutant.after)
-            found = killer(python, mutant.tests)
-            path.write_text(text)
+    for mutant, found in results(python, mutants):
         survivors += found is None
         result = "**nothing**" if found is None else found.removeprefix("tests/kernels/")
         print(f"| {mutant.name} | {mutant.path} | {result} |", flush=True)
-    return survivors > 0
+    return int(survivors > 0)
 
 
 if __name__ == "__main__":
