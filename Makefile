@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt pyproject.toml
 
-.PHONY: bench demo test test-slow test-data check lint types selftest sanitize fuzz aarch64 clean
+.PHONY: bench demo test test-slow test-data mutants check lint types selftest sanitize fuzz aarch64 clean
 
 demo: $(VENV)/installed
 	$(BIN)/trimtab search
@@ -17,6 +17,9 @@ test-slow: $(VENV)/installed
 
 test-data: $(VENV)/installed
 	$(BIN)/pytest -m data
+
+mutants: $(VENV)/installed
+	$(BIN)/python -m tests.mutants $(WORDS)
 
 # About half an hour for each kernel level; SECONDS_EACH=0.2 MINUTES=1 gives a first impression.
 bench: $(VENV)/installed

@@ -1,4 +1,4 @@
-"""What every test gets: a cache folder of its own, never the user's."""
+"""What every test gets: a cache folder of its own, never the user's, and as much time as it takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("trimtab", deadline=None)
+settings.load_profile("trimtab")
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("without deadlines", deadline=None)

@@ -81,6 +81,7 @@ def calibration_of(name: str) -> Calibration:
     return Calibration.of(space_of(name), images(32, seed=1).numpy())
 
 
+@cache
 def candidate_of(name: str, policy: Policy) -> Candidate:
     return compress(space_of(name), policy, calibration_of(name))
 

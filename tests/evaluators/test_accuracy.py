@@ -37,7 +37,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("name", NETS)
 def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
     x = pictures(24)
-    for policy in random_policies(space_of(name), 6):
+    for policy in random_policies(space_of(name), 4):
         # One value on a tie moves a network of narrow activations a long way, and one of narrow weights further than
         # one of 8 bits; every factor rounds once more.
         layers = {op: replace(d, a_bits=max(d.a_bits, 8)) for op, d in policy.layers.items()}

@@ -38,7 +38,7 @@ def model_for(space: Space, fit: TableFit | None = None) -> CostModel:
 @pytest.mark.parametrize("name", NETS)
 def test_size_is_what_the_repaired_candidate_stores(name: str) -> None:
     space = space_of(name)
-    for policy in [*random_policies(space, 6), space.uniform(1.0, (8, 32)), space.uniform(0.5, (32, 32), "svd 0.25")]:
+    for policy in [*random_policies(space, 3), space.uniform(1.0, (8, 32)), space.uniform(0.5, (32, 32), "svd 0.25")]:
         candidate = candidate_of(name, policy)
         size = model_for(space).size(policy)
         assert size == nominal_bytes(candidate)
@@ -57,7 +57,7 @@ def nominal_bytes(candidate: Candidate) -> int:
     return total
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_size_is_exact_without_coding_for_layers_that_use_their_bits(data: st.DataObject) -> None:
     space = space_of("resnet8")

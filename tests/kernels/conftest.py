@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from trimtab.kernels import emulated_levels, levels
-
-EVERY_LEVEL = [*levels(), *emulated_levels()]
+from tests.kernels.levels import LEVELS
 
 
-@pytest.fixture(params=EVERY_LEVEL)
+@pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -159,7 +159,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / f"a{i}").read_bytes() == (tmp_path / f"b{i}").read_bytes()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_weights_come_back_exactly(data: st.DataObject, tmp_path: Path) -> None:
     count = data.draw(st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 128, 256]))
@@ -251,7 +251,7 @@ def change(path: Path, changes: dict[str, Any]) -> None:
     path.write_bytes(hostile.with_program(data, {**hostile.program_of(data), **changes}))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 5000), flips=st.lists(st.tuples(st.integers(0, 12000), st.integers(0, 255)), max_size=4))
 def test_damage_is_refused_or_harmless(cut: int, flips: list[tuple[int, int]], written: Path) -> None:
     data = bytearray(written.read_bytes())

@@ -8,12 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
+from tests.kernels.levels import LEVELS
+from tests.pairwise import pairwise
 
 from trimtab.kernels import Graph, Node, Session
 from trimtab.kernels.graph import Quant
 
 NEVER = 2**60
-SHAPES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHAPES = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def session(graph: Graph, monkeypatch: pytest.MonkeyPatch, size: int, window: int = 1, **options: int | str) -> Session:
@@ -84,21 +86,18 @@ def inverted_residual(rng: np.random.Generator, integer: bool, stride: int) -> G
     return build.graph((5, 19, 13), *nodes, quant=dict.fromkeys(("x", "expand", "depthwise"), IN) if integer else {})
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("stride", [1, 2])
+@pairwise(integer=[True, False], threads=[1, 2], stride=[1, 2], level=LEVELS)
 def test_inverted_residuals(
-    threads: int, stride: int, level: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+    integer: bool, threads: int, stride: int, level: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    x = build.images(rng, 3, (5, 19, 13))
-    for integer in (True, False):
-        graph = inverted_residual(rng, integer, stride)
-        block = session(graph, monkeypatch, 0, level=level, threads=threads, batch=2)
-        assert block.steps == ["project"]
-        tolerance = 0 if integer else 1e-4
-        wanted = reference.interpret(graph, x)
-        np.testing.assert_allclose(block.run(x), wanted["project"], rtol=tolerance, atol=tolerance)
-        for name, values in block.run_tensors(x).items():
-            np.testing.assert_allclose(values, wanted[name], rtol=tolerance, atol=tolerance, err_msg=name)
+    x, graph = build.images(rng, 3, (5, 19, 13)), inverted_residual(rng, integer, stride)
+    block = session(graph, monkeypatch, 0, level=level, threads=threads, batch=2)
+    assert block.steps == ["project"]
+    tolerance = 0 if integer else 1e-4
+    wanted = reference.interpret(graph, x)
+    np.testing.assert_allclose(block.run(x), wanted["project"], rtol=tolerance, atol=tolerance)
+    for name, values in block.run_tensors(x).items():
+        np.testing.assert_allclose(values, wanted[name], rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 def test_a_chain_is_one_step_and_has_no_tensors_inside(
@@ -129,6 +128,8 @@ def test_what_is_read_twice_or_given_out_is_kept(monkeypatch: pytest.MonkeyPatch
     assert steps("again", first, second, again) == ["first", "again"]
     itself = build.conv(rng, "first", 4, 4, name="itself", residual="first", **pad)
     assert steps("itself", first, itself) == ["first", "itself"]
+    adds = build.conv(rng, "x", 4, 4, name="adds", residual="first", **pad)
+    assert steps("adds", first, adds) == ["first", "adds"]
     pool = Node("max_pool2d", "pool", ("first",), {"kernel": (2, 2)})
     after = build.conv(rng, "pool", 4, 4, name="after", **pad)
     assert steps("after", first, pool, after) == ["first", "pool", "after"]

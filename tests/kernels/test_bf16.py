@@ -15,11 +15,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
+from tests.kernels.levels import LEVELS
+from tests.pairwise import pairwise
 
 from trimtab.errors import BadInput
 from trimtab.kernels import Graph, Node, Quant, Session, UnsupportedOperator, has_bf16, read_graph, save, stored_bytes
 
 PAIRS, TILES = "emulated-avx512_vnni", "emulated-amx"
+
+#: Those that multiply bf16 numbers, and one of those that compute with them in float32.
+BF16_LEVELS = [*filter(has_bf16, LEVELS), "portable"]
+
+
+@pytest.fixture(params=BF16_LEVELS)
+def level(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def halved(node: Node) -> Node:
@@ -54,8 +64,7 @@ CASES: dict[str, tuple[tuple[int, int, int], int, tuple[int, int], dict[str, Any
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("batch", "threads"), [(1, 1), (3, 2), (2, 3)])
+@pairwise(case=CASES, batch=[1, 2, 3], threads=[1, 2, 3], level=BF16_LEVELS)
 def test_sums_of_integers_are_exact(case: str, batch: int, threads: int, level: str, rng: np.random.Generator) -> None:
     shape, out, kernel, attrs = CASES[case]
     node = whole(build.conv(rng, "x", shape[0], out, kernel, integer=False, **attrs), rng)
@@ -64,8 +73,7 @@ def test_sums_of_integers_are_exact(case: str, batch: int, threads: int, level: 
     np.testing.assert_array_equal(session.run(x), reference.output(graph, x))
 
 
-@pytest.mark.parametrize("features", [(1, 1), (3, 5), (64, 10), (301, 515)])
-@pytest.mark.parametrize(("batch", "threads"), [(1, 1), (5, 2), (33, 1)])
+@pairwise(features=[(1, 1), (3, 5), (64, 10), (301, 515)], batch=[1, 5, 33], threads=[1, 2], level=BF16_LEVELS)
 def test_linear(features: tuple[int, int], batch: int, threads: int, level: str, rng: np.random.Generator) -> None:
     node = whole(build.linear(rng, "x", *features, integer=False), rng)
     graph, x = build.graph(features[:1], node), whole_images(rng, 35, features[:1])
@@ -91,7 +99,7 @@ def any_convolution(draw: st.DrawFn) -> tuple[Graph, int, int]:
     return build.graph(shape, node), draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=any_convolution())
 def test_any_shape(case: tuple[Graph, int, int], level: str) -> None:
     graph, batch, threads = case
@@ -100,9 +108,7 @@ def test_any_shape(case: tuple[Graph, int, int], level: str) -> None:
     np.testing.assert_array_equal(session.run(x), reference.output(graph, x))
 
 
-@pytest.mark.parametrize("residual", [None, Quant(0.5, 20)])
-@pytest.mark.parametrize("to", [None, Quant(1.0, 87)])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pairwise(residual=[None, Quant(0.5, 20)], to=[None, Quant(1.0, 87)], activation=["relu", "gelu"], level=BF16_LEVELS)
 def test_epilogues(
     residual: Quant | None, to: Quant | None, activation: str, level: str, rng: np.random.Generator
 ) -> None:
@@ -153,12 +159,11 @@ def test_what_is_not_finite_stays_in_its_pixel(level: str, rng: np.random.Genera
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_sums_of_reals_are_within_the_bound(case: str, level: str, rng: np.random.Generator) -> None:
+def test_sums_of_reals_are_within_the_bound(case: str, rng: np.random.Generator) -> None:
     shape, out, kernel, attrs = CASES[case]
     attrs = {name: value for name, value in attrs.items() if name != "activation"}
     node = halved(build.conv(rng, "x", shape[0], out, kernel, integer=False, **attrs))
     x = build.images(rng, 2, shape)
-    got = Session(build.graph(shape, node), level=level, batch=2).run(x)
     bias = node.weights["bias"].astype(np.float64).reshape(-1, 1, 1)
     top, left, bottom, right = node_padding(attrs)
     padded = functional.pad(torch.from_numpy(x).to(torch.bfloat16).double(), (left, right, top, bottom))
@@ -167,8 +172,10 @@ def test_sums_of_reals_are_within_the_bound(case: str, level: str, rng: np.rando
     exact = functional.conv2d(padded, weight, None, *others).numpy() + bias
     magnitude = functional.conv2d(padded.abs(), weight.abs(), None, *others).numpy() + np.abs(bias)
     terms = prod(weight.shape[1:]) + 1
-    assert (np.abs(got - exact) <= terms * 2.0**-23 * magnitude).all()
     assert np.ptp(exact) > 1
+    for level in LEVELS:
+        got = Session(build.graph(shape, node), level=level, batch=2).run(x)
+        assert (np.abs(got - exact) <= terms * 2.0**-23 * magnitude).all(), level
 
 
 def node_padding(attrs: dict[str, Any]) -> tuple[int, int, int, int]:

@@ -47,13 +47,13 @@ def outputs(case: tuple[Graph, int, int], level: str) -> tuple[np.ndarray, np.nd
     return Session(graph, level=level, batch=batch, threads=threads).run(x), reference.output(graph, x)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=depthwise_layer(integer=True))
 def test_integers(case: tuple[Graph, int, int], level: str) -> None:
     np.testing.assert_array_equal(*outputs(case, level))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=depthwise_layer(integer=False))
 def test_floats(case: tuple[Graph, int, int], level: str) -> None:
     np.testing.assert_allclose(*outputs(case, level), rtol=1e-4, atol=1e-4)

@@ -37,7 +37,7 @@ def test_within_a_percent_of_the_entropy(source: str, rng: np.random.Generator) 
     np.testing.assert_array_equal(entropy.decode([coded], [len(symbols)])[0], symbols)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_any_arrays_come_back_alone_and_together(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -110,7 +110,7 @@ def test_damage_is_found(rng: np.random.Generator) -> None:
             entropy.decode([coded], [count])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=300), count=st.integers(1, 5000))
 def test_nonsense_is_refused_or_symbols(data: bytes, count: int) -> None:
     try:

@@ -8,10 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
+from tests.kernels.levels import EVERY_LEVEL, LEVELS
+from tests.pairwise import pairwise
 
 from trimtab.kernels import Graph, Node, Quant, Session
 
 PAD = {"padding": (1, 1, 1, 1)}
+BOUNDED = ["none", "relu", "relu6"]
 
 CASES = {
     "odd channels": ((7, 9, 8), 11, (3, 3), PAD),
@@ -43,27 +46,19 @@ def agree(graph: Graph, x: np.ndarray, level: str | None, **options: int) -> Non
         np.testing.assert_array_equal(got[name], values, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
-def test_conv_to_integers(case: str, activation: str, level: str, rng: np.random.Generator) -> None:
+@pairwise(case=CASES, activation=BOUNDED, to=[OUT, None], bias=[True, False], threads=[1, 2], level=LEVELS)
+def test_conv(
+    case: str, activation: str, to: Quant | None, bias: bool, threads: int, level: str, rng: np.random.Generator
+) -> None:
     shape, out, kernel, attrs = CASES[case]
-    node = build.conv(rng, "x", shape[0], out, kernel, activation=activation, **attrs)
-    graph = build.graph(shape, node, quant={"x": IN, "conv": OUT})
+    node = build.conv(rng, "x", shape[0], out, kernel, bias=bias, activation=activation, **attrs)
+    graph = build.graph(shape, node, quant={"x": IN, "conv": to} if to else {"x": IN})
     x = build.images(rng, 3, shape)
-    agree(graph, x, level, batch=2)
+    agree(graph, x, level, batch=2, threads=threads)
     assert len(np.unique(Session(graph, level=level).run(x))) > 5
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_conv_to_floats(case: str, level: str, rng: np.random.Generator) -> None:
-    shape, out, kernel, attrs = CASES[case]
-    node = build.conv(rng, "x", shape[0], out, kernel, bias=False, **attrs)
-    agree(build.graph(shape, node, quant={"x": IN}), build.images(rng, 2, shape), level)
-
-
-@pytest.mark.parametrize("stored", [None, Quant(0.03, 200)])
-@pytest.mark.parametrize("to", [None, OUT])
-@pytest.mark.parametrize("explicit", [True, False])
+@pairwise(stored=[None, Quant(0.03, 200)], to=[None, OUT], explicit=[True, False], level=LEVELS)
 def test_residual(stored: Quant | None, to: Quant | None, explicit: bool, level: str, rng: np.random.Generator) -> None:
     quant = {name: q for name, q in (("x", IN), ("short", stored), ("out", to)) if q is not None}
     short = build.conv(rng, "x", 5, 11, (1, 1), name="short", activation="relu")
@@ -80,8 +75,7 @@ def test_residual(stored: Quant | None, to: Quant | None, explicit: bool, level:
     agree(graph, build.images(rng, 3, (5, 7, 6)), level, batch=2)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
+@pairwise(bits=[1, 2, 3, 4, 6], activation=BOUNDED, level=LEVELS)
 def test_narrow_activations(bits: int, activation: str, level: str, rng: np.random.Generator) -> None:
     """Every store of a few bits stops at 2^bits - 1: the input, a layer, a layer with residual, a conversion."""
     top = 2**bits - 1
@@ -107,8 +101,7 @@ def test_narrow_activations(bits: int, activation: str, level: str, rng: np.rand
         assert set(np.unique(q)) <= set(range(top + 1))
 
 
-@pytest.mark.parametrize("features", [1, 10, 64, 333])
-@pytest.mark.parametrize("to", [None, OUT])
+@pairwise(features=[1, 10, 64, 333], to=[None, OUT], level=LEVELS)
 def test_linear(features: int, to: Quant | None, level: str, rng: np.random.Generator) -> None:
     node = build.linear(rng, "x", features, 27)
     quant = {"x": IN} if to is None else {"x": IN, "linear": to}
@@ -117,9 +110,7 @@ def test_linear(features: int, to: Quant | None, level: str, rng: np.random.Gene
         agree(graph, build.images(rng, 21, (features,)), level, batch=batch, threads=threads)
 
 
-@pytest.mark.parametrize("weight", [-128, 127])
-@pytest.mark.parametrize("zero", [0, 255])
-@pytest.mark.parametrize("groups", [1, 64])
+@pairwise(weight=[-128, 127], zero=[0, 255], groups=[1, 64], level=LEVELS)
 def test_extremes_do_not_saturate(weight: int, zero: int, groups: int, level: str, rng: np.random.Generator) -> None:
     weights = {
         "weight": np.full((64, 64 // groups, 3, 3), weight, np.int8),
@@ -132,14 +123,15 @@ def test_extremes_do_not_saturate(weight: int, zero: int, groups: int, level: st
         agree(graph, np.full((1, 64, 5, 5), value, np.float32), level)
 
 
-@pytest.mark.parametrize("batch", [1, 7])
-def test_weights_that_overflow_the_cache(batch: int, level: str, rng: np.random.Generator) -> None:
+def test_weights_that_overflow_the_cache(level: str, rng: np.random.Generator) -> None:
     linear = build.graph((515,), build.linear(rng, "x", 515, 301), quant={"x": IN, "linear": OUT})
-    agree(linear, build.images(rng, 7, (515,)), level, batch=batch)
+    for batch in (1, 7):
+        agree(linear, build.images(rng, 7, (515,)), level, batch=batch)
     conv = build.graph((123, 3, 3), build.conv(rng, "x", 123, 131, **PAD), quant={"x": IN, "conv": OUT})
     agree(conv, build.images(rng, 1, (123, 3, 3)), level)
 
 
+@pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_resnet(level: str, rng: np.random.Generator) -> None:
     graph = build.resnet20(rng, integer=True)
     x = build.images(rng, 3, (3, 32, 32))
@@ -149,14 +141,12 @@ def test_resnet(level: str, rng: np.random.Generator) -> None:
     assert logits.std() > 0.1
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_threads_change_nothing(batch: int, level: str, rng: np.random.Generator) -> None:
-    x = build.images(rng, 4, (3, 32, 32))
-    for integer in (True, False):
-        graph = build.resnet20(rng, integer)
-        one = Session(graph, level=level, batch=batch).run(x)
-        for _ in range(3):
-            np.testing.assert_array_equal(Session(graph, level=level, batch=batch, threads=2).run(x), one)
+@pairwise(batch=[1, 3], integer=[True, False], level=LEVELS)
+def test_threads_change_nothing(batch: int, integer: bool, level: str, rng: np.random.Generator) -> None:
+    x, graph = build.images(rng, 4, (3, 32, 32)), build.resnet20(rng, integer)
+    one = Session(graph, level=level, batch=batch).run(x)
+    for _ in range(3):
+        np.testing.assert_array_equal(Session(graph, level=level, batch=batch, threads=2).run(x), one)
 
 
 @st.composite
@@ -176,7 +166,7 @@ def random_case(draw: st.DrawFn) -> tuple[Graph, int, int]:
         "stride": (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
         "dilation": (draw(st.integers(1, 2)), draw(st.integers(1, 2))),
         "padding": tuple(draw(st.lists(st.integers(0, 3), min_size=4, max_size=4))),
-        "activation": draw(st.sampled_from(["none", "relu", "relu6"])),
+        "activation": draw(st.sampled_from(BOUNDED)),
     }
     shape = (channels, draw(st.integers(7, 12)), draw(st.integers(7, 12)))
     first = build.conv(rng, "x", channels, out, kernel, name="first", **attrs)
@@ -188,7 +178,7 @@ def random_case(draw: st.DrawFn) -> tuple[Graph, int, int]:
     return build.graph(shape, first, second, join, quant=quant), draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=random_case())
 def test_random_graphs(case: tuple[Graph, int, int], level: str) -> None:
     graph, batch, threads = case
@@ -196,7 +186,7 @@ def test_random_graphs(case: tuple[Graph, int, int], level: str) -> None:
     agree(graph, x, level, batch=batch, threads=threads)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     largest=st.sampled_from([1, 2, 7, 8, 15, 31, 63, 127]),
     bits=st.sampled_from([1, 2, 4, 7, 8]),

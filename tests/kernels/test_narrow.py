@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels import build
 from tests.kernels.build import IN, OUT
+from tests.kernels.levels import LEVELS
 from tests.kernels.test_integers import agree
+from tests.pairwise import pairwise
 
 from trimtab.kernels import Graph, Node, Quant, Session
 
@@ -44,14 +45,12 @@ def linear(rng: np.random.Generator, inputs: int, outputs: int, values: Sequence
     return build.graph((inputs,), node, quant={"x": IN, "linear": OUT})
 
 
-@pytest.mark.parametrize("book", CODEBOOKS)
-@pytest.mark.parametrize("batch", [1, 2, 7])
+@pairwise(book=CODEBOOKS, batch=[1, 2, 7], level=LEVELS)
 def test_codebooks(book: str, batch: int, level: str, rng: np.random.Generator) -> None:
     agree(linear(rng, 515, 301, CODEBOOKS[book]), build.images(rng, 7, (515,)), level, batch=batch)
 
 
-@pytest.mark.parametrize("book", ["binary, largest", "4 bits", "any four", "any sixteen"])
-@pytest.mark.parametrize("value", [-1e9, 1e9])
+@pairwise(book=["binary, largest", "4 bits", "any four", "any sixteen"], value=[-1e9, 1e9], level=LEVELS)
 def test_largest_sums(book: str, value: float, level: str, rng: np.random.Generator) -> None:
     values = CODEBOOKS[book]
     graph = linear(rng, 9000, 40, values)
@@ -71,9 +70,7 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, int, int], int, tuple[int, int], dict[s
 }
 
 
-@pytest.mark.parametrize("case", CONVOLUTIONS)
-@pytest.mark.parametrize("book", ["binary", "ternary", "any sixteen"])
-@pytest.mark.parametrize("threads", [1, 2])
+@pairwise(case=CONVOLUTIONS, book=["binary", "ternary", "any sixteen"], threads=[1, 2], level=LEVELS)
 def test_convolutions(case: str, book: str, threads: int, level: str, rng: np.random.Generator) -> None:
     shape, out, kernel, attrs = CONVOLUTIONS[case]
     node = coded(build.conv(rng, "x", shape[0], out, kernel, activation="relu", **attrs), CODEBOOKS[book], rng)
@@ -111,7 +108,7 @@ def binary_case(draw: st.DrawFn) -> tuple[Graph, int, int]:
     return build.graph(shape, node, quant=quant), draw(st.integers(1, 3)), draw(st.integers(1, 2))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=binary_case())
 def test_binary_weights_and_narrow_inputs(case: tuple[Graph, int, int], level: str) -> None:
     graph, batch, threads = case

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as functional
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
+from tests.kernels.levels import EVERY_LEVEL, LEVELS
+from tests.pairwise import pairwise
 
 from trimtab.kernels import Graph, Node, Quant, Session
 
@@ -32,29 +36,27 @@ SUMS = ("avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d")
 STORAGES = [None, IN, OUT, Quant(0.5, 2, 3)]
 
 
-@pytest.mark.parametrize("op", OPERATORS)
-@pytest.mark.parametrize("source", STORAGES)
-@pytest.mark.parametrize("to", STORAGES)
-def test_operator(op: str, source: Quant | None, to: Quant | None, level: str, rng: np.random.Generator) -> None:
+@pairwise(op=OPERATORS, source=STORAGES, level=LEVELS)
+def test_operator(op: str, source: Quant | None, level: str, rng: np.random.Generator) -> None:
+    """Every operator between every two storages at some level, and to every storage at every level."""
     inputs = ("x", "other") if op in ("add", "mul", "concat") else ("x",)
     other = Node("activation", "other", ("x",), {"activation": "relu"})
     node = Node(op, "out", inputs, OPERATORS[op])
-    stored = (("x", source), ("out", to), ("other", Quant(0.01, 3)))
-    graph = build.graph(SHAPE, other, node, quant={name: q for name, q in stored if q is not None})
     x = build.images(rng, 3, SHAPE)
-    for threads in (1, 2):
+    for to, threads in product(STORAGES, (1, 2)):
+        stored = (("x", source), ("out", to), ("other", Quant(0.01, 3)))
+        graph = build.graph(SHAPE, other, node, quant={name: q for name, q in stored if q is not None})
         got = Session(graph, level=level, batch=2, threads=threads).run(x)
         wanted = reference.output(graph, x)
         assert got.shape == wanted.shape
         if op in SUMS and source is None:
             step = 1e-5 if to is None else to.scale * 1.01  # sums of floats may round either way
-            np.testing.assert_allclose(got, wanted, atol=step)
+            np.testing.assert_allclose(got, wanted, atol=step, err_msg=f"{to}, {threads} threads")
         else:
-            np.testing.assert_array_equal(got, wanted)
+            np.testing.assert_array_equal(got, wanted, err_msg=f"{to}, {threads} threads")
 
 
-@pytest.mark.parametrize("include", [True, False])
-@pytest.mark.parametrize("source", [None, IN])
+@pairwise(include=[True, False], source=[None, IN], level=LEVELS)
 def test_average_counts(include: bool, source: Quant | None, level: str, rng: np.random.Generator) -> None:
     attrs = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1, 1, 1), "count_include_pad": include}
     graph = build.graph((5, 7, 7), Node("avg_pool2d", "p", ("x",), attrs), quant={"x": source} if source else {})
@@ -73,11 +75,10 @@ FLOATS = [
 ]
 
 
-@pytest.mark.parametrize("case", range(len(FLOATS)))
-@pytest.mark.parametrize(("weights_integer", "source"), [(False, None), (False, IN), (True, None)])
-def test_float_conv_against_pytorch(
-    case: int, weights_integer: bool, source: Quant | None, level: str, rng: np.random.Generator
-) -> None:
+@pairwise(case=range(len(FLOATS)), stored=["neither", "inputs", "weights"], level=LEVELS)
+def test_float_conv_against_pytorch(case: int, stored: str, level: str, rng: np.random.Generator) -> None:
+    """Where not both inputs and weights are integers, a layer computes in floats."""
+    weights_integer, source = stored == "weights", IN if stored == "inputs" else None
     shape, out, kernel, attrs = FLOATS[case]
     node = build.conv(rng, "x", shape[0], out, kernel, integer=weights_integer, activation="relu", **attrs)
     graph = build.graph(shape, node, quant={"x": source} if source else {})
@@ -95,6 +96,7 @@ def test_float_conv_against_pytorch(
     np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_float_resnet(level: str, rng: np.random.Generator) -> None:
     graph = build.resnet20(rng, integer=False)
     x = build.images(rng, 2, (3, 32, 32))
@@ -124,22 +126,15 @@ TORCH = {
 def test_a_curve_is_pytorch_s(curve: str, level: str) -> None:
     x = np.concatenate([np.linspace(-20, 20, 40001), [-1e30, -200, 200, 1e30, 0.0, -1e-20]]).astype(np.float32)
     graph = build.graph((len(x),), Node("activation", "a", ("x",), {"activation": curve}))
-    got = Session(graph, level=level).run(x[None])[0]
+    session = Session(graph, level=level)
+    assert np.isnan(session.run(np.full((1, len(x)), np.nan, np.float32))).all()
+    got = session.run(x[None])[0]
     wanted = TORCH[curve](torch.from_numpy(x).double()).numpy()
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=2e-7)
     np.testing.assert_array_equal(got, reference.output(graph, x[None])[0])
 
 
-@pytest.mark.parametrize("curve", CURVES)
-def test_a_curve_keeps_what_is_not_a_number(curve: str, level: str) -> None:
-    graph = build.graph((9,), Node("activation", "a", ("x",), {"activation": curve}))
-    assert np.isnan(Session(graph, level=level).run(np.full((1, 9), np.nan, np.float32))).all()
-
-
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("to", [None, OUT])
-@pytest.mark.parametrize("groups", [1, 18])
-@pytest.mark.parametrize("integer", [True, False])
+@pairwise(curve=CURVES, to=[None, OUT], groups=[1, 18], integer=[True, False], level=LEVELS)
 def test_layers_end_in_a_curve(
     curve: str, to: Quant | None, groups: int, integer: bool, level: str, rng: np.random.Generator
 ) -> None:
@@ -160,8 +155,7 @@ def test_layers_end_in_a_curve(
             assert_near(got, wanted, to)
 
 
-@pytest.mark.parametrize("source", STORAGES)
-@pytest.mark.parametrize("to", STORAGES)
+@pairwise(source=STORAGES, to=STORAGES, level=LEVELS)
 def test_a_gate_multiplies_every_pixel(
     source: Quant | None, to: Quant | None, level: str, rng: np.random.Generator
 ) -> None:
@@ -178,9 +172,7 @@ def norm_of(rng: np.random.Generator, channels: int) -> Node:
     return Node("layer_norm", "out", ("x",), {"epsilon": 1e-6}, weights)
 
 
-@pytest.mark.parametrize("source", [None, IN])
-@pytest.mark.parametrize("to", [None, OUT])
-@pytest.mark.parametrize("channels", [1, 5, 16, 37])
+@pairwise(channels=[1, 5, 16, 37], source=[None, IN], to=[None, OUT], level=LEVELS)
 def test_layer_norm(
     channels: int, source: Quant | None, to: Quant | None, level: str, rng: np.random.Generator
 ) -> None:
@@ -198,9 +190,10 @@ def test_layer_norm(
         np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("source", [None, IN])
-@pytest.mark.parametrize("to", [None, OUT])
-@pytest.mark.parametrize("given", [(), ("prefix",), ("position",), ("prefix", "position")])
+GIVEN = [(), ("prefix",), ("position",), ("prefix", "position")]
+
+
+@pairwise(given=GIVEN, source=[None, IN], to=[None, OUT], level=LEVELS)
 def test_tokens(
     given: tuple[str, ...], source: Quant | None, to: Quant | None, level: str, rng: np.random.Generator
 ) -> None:
@@ -215,15 +208,14 @@ def test_tokens(
     np.testing.assert_array_equal(got, reference.output(graph, x))
 
 
-@pytest.mark.parametrize("source", [None, IN])
-@pytest.mark.parametrize("to", [None, OUT])
-@pytest.mark.parametrize(
-    ("heads", "depth", "width", "length"), [(2, 8, 8, 16), (3, 5, 7, 13), (1, 33, 20, 7), (4, 1, 1, 1)]
-)
+SIZES = [(2, 8, 8, 16), (3, 5, 7, 13), (1, 33, 20, 7), (4, 1, 1, 1)]
+
+
+@pairwise(size=SIZES, source=[None, IN], to=[None, OUT], level=LEVELS)
 def test_attention(
-    heads: int, depth: int, width: int, length: int, source: Quant | None, to: Quant | None, level: str,
-    rng: np.random.Generator,
-) -> None:  # fmt: skip
+    size: tuple[int, int, int, int], source: Quant | None, to: Quant | None, level: str, rng: np.random.Generator
+) -> None:
+    heads, depth, width, length = size
     shape = (heads * (2 * depth + width), length, 1)
     parts = np.split(np.arange(shape[0]), [heads * depth, 2 * heads * depth])
     maps = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.kernels.packing import FORMS, Packed, bytes_of, pack, packed_size, unpack
+from trimtab.kernels.packing import FORMS, Packed, bytes_of, pack, packed_size, uncoded, unpack
 
 
 def halves(values: np.ndarray) -> np.ndarray:
@@ -39,13 +39,23 @@ def test_each_form_comes_back(form: str) -> None:
         assert len(packed.data) <= array.nbytes
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_values_that_come_late_are_stored_too(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.kernels.packing._CHUNK", chunk)
+    array = np.repeat(np.array([-7, 5, 100, -128], np.int8), 100)
+    (packed,) = pack([array])
+    assert packed.form in ("table 2", "coded")
+    np.testing.assert_array_equal(unpack([packed])[0], array)
+    np.testing.assert_array_equal(unpack([uncoded(array)])[0], array)
+
+
 def test_half_of_a_bf16_numbers_exponent_is_saved() -> None:
     """Weights of one scale: Zhang et al. 2025 (arXiv:2504.11651) store bf16 in about 70 % of its bytes so."""
     floats = np.random.default_rng(0).standard_normal(50_000).astype(np.float32) * 0.05
     assert len(pack([halves(floats)])[0].data) / 100_000 == pytest.approx(0.68, abs=0.03)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_bits_come_back(data: st.DataObject) -> None:
     """Not only numbers: every pattern of bits of float32 too, infinities and the many nans."""
@@ -62,7 +72,7 @@ def test_any_bits_come_back(data: st.DataObject) -> None:
         assert (again.dtype, again.shape, again.tobytes()) == (array.dtype, array.shape, array.tobytes())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(bits=st.sampled_from([1, 2, 3, 4, 5, 6, 8]), count=st.integers(1, 3000), seed=st.integers(0, 99))
 def test_never_more_bytes_than_from_the_shape_alone(bits: int, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

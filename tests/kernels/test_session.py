@@ -1,29 +1,26 @@
-"""The session's contract: what it fuses, measures, and refuses."""
+"""The session's contract: what it compiles, measures, and refuses."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from dataclasses import replace
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.kernels import build
 from tests.kernels.build import IN, OUT
+from tests.kernels.levels import LEVELS
 
 from trimtab.errors import BadInput
 from trimtab.kernels import (
     Graph,
-    Node,
-    Quant,
     Session,
-    UnsupportedOperator,
     active_level,
     cpu,
     emulated_levels,
-    fuse,
     levels,
 )
 
@@ -36,7 +33,7 @@ def small(rng: np.random.Generator, **attrs: Any) -> Graph:
 
 def test_levels() -> None:
     assert levels()[-1] == "portable"
-    assert set(levels()) <= {"amx", "avx512_vnni", "avx2", "portable"}
+    assert set(levels()) <= {"amx", "avx512_vnni", "avx_vnni", "avx2", "portable"}
     assert not set(levels()) & set(emulated_levels())
     assert cpu()["logical_cpus"] >= 1
     assert set(cpu()) == {"vendor", "model", "features", "logical_cpus"}
@@ -65,39 +62,20 @@ def test_import_is_cheap_and_needs_no_torch() -> None:
     assert not done.stderr
 
 
-def test_fusion_stops_at_tensors_that_are_stored_or_read_twice(rng: np.random.Generator) -> None:
-    conv = build.conv(rng, "x", 4, 4, padding=(1, 1, 1, 1))
-    relu = Node("activation", "relu", ("conv",), {"activation": "relu"})
-    both = Node("add", "sum", ("relu", "conv"))
-    joined = Node("add", "sum", ("relu", "x"))
-
-    def steps(nodes: tuple[Node, ...], quant: dict[str, Quant]) -> list[str]:
-        return Session(Graph("x", SHAPE, nodes, nodes[-1].name, quant)).steps
-
-    assert steps((conv, relu), {"x": IN}) == ["relu"]
-    assert steps((conv, relu), {"x": IN, "conv": OUT}) == ["conv", "relu"]
-    assert steps((conv, relu, both), {"x": IN}) == ["conv", "relu", "sum"]
-    assert steps((conv, relu, joined), {"x": IN}) == ["relu", "sum"]
-    assert Session(Graph("x", SHAPE, (conv, relu), "conv", {"x": IN})).steps == ["conv", "relu"]
-
-
-def test_fusing_twice_changes_nothing(rng: np.random.Generator) -> None:
-    once = fuse(build.resnet20(rng, integer=True))
-    assert [n.name for n in fuse(once).nodes] == [n.name for n in once.nodes]
-
-
 def test_time_and_profile(rng: np.random.Generator) -> None:
     graph = build.resnet20(rng, integer=True)
     session = Session(graph, batch=2)
     x = build.images(rng, 6, (3, 32, 32)).reshape(3, 2, 3, 32, 32)
+    start = time.perf_counter()
     piece = session.time(x, 0.05)
-    assert piece.seconds >= 0.05
-    assert piece.runs >= 1
-    assert piece.involuntary_switches >= 0
+    between = time.perf_counter()
     entries = session.profile(x, 5)
+    end = time.perf_counter()
+    assert 0.05 <= piece.seconds <= between - start
+    assert piece.runs >= 1
     assert [name for name, _ in entries] == ["<input>", *session.steps, "<output>"]
-    assert all(seconds >= 0 for _, seconds in entries)
-    assert 0.2 < sum(seconds for _, seconds in entries) / (piece.seconds / piece.runs) < 5
+    assert all(seconds > 0 for _, seconds in entries)
+    assert 5 * sum(seconds for _, seconds in entries) <= end - between
     assert session.weight_bytes > 200_000
     assert session.arena_bytes > 16 * 32 * 32
 
@@ -115,15 +93,15 @@ def test_kernels_of_the_layers(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
-def test_a_kernel_reads_at_least_the_bits_that_the_values_need(bits: int, level: str, rng: np.random.Generator) -> None:
+def test_a_kernel_reads_at_least_the_bits_that_the_values_need(bits: int, rng: np.random.Generator) -> None:
     node = build.linear(rng, "x", 1024, 1024)
-    node.weights["weight"][:] = rng.choice(np.arange(-128, 128), 2**bits, replace=False)[  # type: ignore[index]
-        rng.integers(2**bits, size=(1024, 1024))
-    ]
-    (kernel,) = Session(build.graph((1024,), node, quant={"x": IN}), level=level).kernels.values()
-    reads, _, activations = kernel.split()[0].removeprefix("w").partition("a")
-    assert bits <= int(reads) <= 8
-    assert activations == "8"
+    values = rng.choice(np.arange(-128, 128), 2**bits, replace=False)
+    node.weights["weight"][:] = values[rng.integers(2**bits, size=(1024, 1024))]  # type: ignore[index]
+    for level in LEVELS:
+        (kernel,) = Session(build.graph((1024,), node, quant={"x": IN}), level=level).kernels.values()
+        reads, _, activations = kernel.split()[0].removeprefix("w").partition("a")
+        assert bits <= int(reads) <= 8, level
+        assert activations == "8", level
 
 
 def test_a_single_layer_that_starts_from_integers(rng: np.random.Generator) -> None:
@@ -160,95 +138,31 @@ def test_wrong_inputs(x: Any, rng: np.random.Generator) -> None:
         session.time(x, 0.01)
 
 
-def test_an_unsupported_operator_is_named_with_its_layer() -> None:
-    graph = build.graph(SHAPE, Node("gelu", "block.3", ("x",)))
-    with pytest.raises(UnsupportedOperator, match=r"block\.3.*gelu.*conv2d"):
-        Session(graph)
-
-
-def _conv(**changes: Any) -> Node:
-    return replace(build.conv(np.random.default_rng(0), "x", 4, 8), **changes)
-
-
-def _weights(**changes: Any) -> dict[str, Any]:
-    return {**build.conv(np.random.default_rng(0), "x", 4, 8).weights, **changes}
-
-
-WRONG = {
-    "unknown attribute": _conv(attrs={"strides": (1, 1)}),
-    "zero stride": _conv(attrs={"stride": (0, 1)}),
-    "negative padding": _conv(attrs={"padding": (0, -1, 0, 0)}),
-    "huge padding": _conv(attrs={"padding": (2**29, 0, 0, 0)}),
-    "short padding": _conv(attrs={"padding": (1, 1)}),
-    "huge dilation": _conv(attrs={"dilation": (2**29, 1)}),
-    "groups": _conv(attrs={"groups": 3}),
-    "activation": _conv(attrs={"activation": "swish"}),
-    "dangling input": _conv(inputs=("y",)),
-    "no input": _conv(inputs=()),
-    "residual shape": _conv(inputs=("x", "x")),
-    "no weight": _conv(weights={}),
-    "weight type": _conv(weights={"weight": np.zeros((8, 4, 3, 3))}),
-    "weight rank": _conv(weights={"weight": np.zeros((8, 36), np.float32)}),
-    "scale missing": _conv(weights={"weight": np.zeros((8, 4, 3, 3), np.int8)}),
-    "scale zero": _conv(weights=_weights(weight_scale=np.zeros(8, np.float32))),
-    "bias length": _conv(weights=_weights(bias=np.zeros(7, np.float32))),
-    "bias infinite": _conv(weights=_weights(bias=np.full(8, np.inf, np.float32))),
-    "extra weight": _conv(weights=_weights(gamma=np.zeros(8, np.float32))),
-    "linear on an image": Node("linear", "conv", ("x",), {}, {"weight": np.zeros((2, 144), np.float32)}),
-    "map out of range": Node("channel_map", "conv", ("x",), {"index": (4,)}),
-    "empty map": Node("channel_map", "conv", ("x",), {"index": ()}),
-    "pool padding": Node("max_pool2d", "conv", ("x",), {"kernel": (2, 2), "padding": (2, 0, 0, 0)}),
-    "pool larger than the image": Node("avg_pool2d", "conv", ("x",), {"kernel": (7, 7)}),
-    "the input's own name": _conv(name="x"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_layers(case: str) -> None:
-    node = WRONG[case]
-    with pytest.raises(BadInput, match=f"layer {node.name!r}|attribute of .*'conv'|layer 'conv'"):
-        Session(Graph("x", SHAPE, (node,), node.name, {"x": IN}))
+def test_a_graph_that_makes_no_sense_is_not_compiled(rng: np.random.Generator) -> None:
+    with pytest.raises(BadInput, match="groups do not fit 4 channels"):
+        Session(small(rng, groups=3))
 
 
 @pytest.mark.parametrize(
-    "quant",
+    ("options", "text"),
     [
-        Quant(0.0, 0),
-        Quant(float("nan"), 0),
-        Quant(1.0, 256),
-        Quant(1.0, -1),
-        Quant(1.0, 16, 4),
-        Quant(1.0, 0, 0),
-        Quant(1.0, 0, 9),
-        Quant(1.0, 0, 2.0),  # type: ignore[arg-type]
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"batch": 2**30}, "too large"),
+        ({"threads": 0}, "threads must be 1 to 256"),
+        ({"threads": 257}, "threads must be 1 to 256"),
+        ({"level": "neon"}, "level 'neon' .*portable"),
     ],
 )
-def test_wrong_quantisation(quant: Quant) -> None:
-    with pytest.raises(BadInput, match="quantisation of 'x'"):
-        Session(Graph("x", SHAPE, (_conv(),), "conv", {"x": quant}))
+def test_wrong_options(options: dict[str, Any], text: str, rng: np.random.Generator) -> None:
+    with pytest.raises(BadInput, match=text):
+        Session(small(rng), **options)
 
 
-def test_wrong_graphs(rng: np.random.Generator) -> None:
-    graph = small(rng)
-    for broken in (
-        replace(graph, input_shape=(4, 6)),
-        replace(graph, input_shape=(4, 0, 6)),
-        replace(graph, input_shape=(4, 2**20, 2**20)),
-        replace(graph, output="nothing"),
-        replace(graph, nodes=()),
-        replace(graph, quant={"nothing": IN}),
-        replace(graph, nodes=graph.nodes * 2),
-    ):
-        with pytest.raises(BadInput):
-            Session(broken)
-    for options in ({"batch": 0}, {"threads": 0}, {"batch": 2**30}):
-        with pytest.raises(BadInput):
-            Session(graph, **options)
-    with pytest.raises(BadInput, match="portable"):
-        Session(graph, level="neon")
-
-
-def test_integer_layers_that_could_overflow_are_refused() -> None:
-    weights = {"weight": np.ones((1, 32769), np.int8), "weight_scale": np.ones(1, np.float32)}
-    with pytest.raises(UnsupportedOperator, match=r"'big'.*overflow"):
-        Session(Graph("x", (32769,), (Node("linear", "big", ("x",), {}, weights),), "big", {"x": IN}))
+def test_compiling_changes_nothing_of_the_graph(rng: np.random.Generator) -> None:
+    graph = build.graph(SHAPE, build.conv(rng, "x", 4, 4), quant={"conv": OUT})
+    (node,) = graph.nodes
+    before = {name: (id(weight), weight.copy()) for name, weight in node.weights.items()}
+    Session(graph)
+    assert (node.attrs, graph.quant) == ({}, {"conv": OUT})
+    assert {name: id(weight) for name, weight in node.weights.items()} == {n: at for n, (at, _) in before.items()}
+    assert all((node.weights[name] == weight).all() for name, (_, weight) in before.items())

@@ -23,7 +23,7 @@ def prune(node: Node, rng: np.random.Generator, share: float, inputs: int, outpu
             taps[o : o + outputs, i : i + inputs, rng.random(taps.shape[2]) < share] = 0
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     channels=st.integers(1, 40),
     out=st.integers(1, 70),

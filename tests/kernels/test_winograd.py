@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
+from tests.kernels.levels import LEVELS
+from tests.pairwise import pairwise
 
 from trimtab.kernels import Graph, Node, Quant, Session
 
 WIDE = Quant(0.01, 0)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     channels=st.one_of(st.sampled_from([32, 48, 64]), st.integers(12, 70)),
     out=st.integers(1, 70),
@@ -71,8 +72,7 @@ def test_equals_the_direct_sum(
         np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("weight", [-128, 127])
-@pytest.mark.parametrize("channels", [64, 512])
+@pairwise(weight=[-128, 127], channels=[64, 512], level=LEVELS)
 def test_the_largest_sums(weight: int, channels: int, level: str) -> None:
     """Weights and inputs at their limits, whether or not Winograd's larger sums would still fit 32 bits."""
     weights = {

@@ -38,8 +38,8 @@ def refused(ran: Ran, code: int, *said: str) -> None:
 def test_help_shows_how_to_start_and_every_command(trimtab: CommandLine) -> None:
     ran = trimtab("--help")
     assert ran.code == 0
-    for text in ("trimtab search", "--resume", "budgets:", "Exit codes", "evaluate", "export", "report", "doctor"):
-        assert text in ran.out or text == "--resume"
+    for text in ("trimtab search", "budgets:", "Exit codes", "evaluate", "export", "report", "doctor"):
+        assert text in ran.out
     assert trimtab("search", "--help").out.count("--resume") == 1
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -28,7 +27,6 @@ from trimtab.spaces import (
 from trimtab.spaces.execute import run
 from trimtab.spaces.network import Array
 from trimtab.spaces.repair import LARGEST_RESCALE
-from trimtab.spaces.zoo import CifarResNet
 
 SpaceOf = Callable[..., Space]
 Make = Callable[[str], nn.Module]
@@ -281,17 +279,3 @@ def test_a_calibration_owns_its_images(space_of: SpaceOf) -> None:
     calibration = Calibration.of(space_of("residual-a"), images)
     images[:] = 0
     assert bool((calibration.images == 1).all())
-
-
-@pytest.mark.slow
-def test_the_time_to_apply_a_policy_to_resnet_56(capsys: pytest.CaptureFixture[str]) -> None:
-    space = build_space(CifarResNet(56), torch.zeros(1, 3, 32, 32))
-    policy = space.uniform(0.75, (8, 8), "svd 0.5")
-    assert sum(decision.rank is not None for decision in policy.layers.values()) >= 50
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        apply(space, policy)
-        times.append(time.perf_counter() - start)
-    with capsys.disabled():
-        print(f"\napply on ResNet-56, pruned, factorised and int8: {1000 * min(times):.0f} ms")

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from tests.pairwise import pairwise
 
 from trimtab.errors import BadInput
 from trimtab.spaces import sparsity
@@ -30,9 +31,11 @@ def error(found: Array, weight: Array, gram: Array) -> float:
     return float(np.einsum("oi,ij,oj->", change, gram, change))
 
 
-@pytest.mark.parametrize("with_gram", [False, True])
-@pytest.mark.parametrize("shape", [(10, 16, 3, 3), (20, 8, 1, 1), (17, 16)])
-@pytest.mark.parametrize("text", [text for text in TEXTS if not text.startswith("block")])
+@pairwise(
+    text=[text for text in TEXTS if not text.startswith("block")],
+    shape=[(10, 16, 3, 3), (20, 8, 1, 1), (17, 16)],
+    with_gram=[False, True],
+)
 def test_the_share_of_zeros_is_the_pattern_s(text: str, shape: tuple[int, ...], with_gram: bool) -> None:
     weight = weight_of(*shape)
     found = sparsify(weight, text, gram_of(weight[0].size) if with_gram else None)

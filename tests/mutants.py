@@ -1,0 +1,406 @@
+"""Mutants: faults that are put into the kernels and their passes one at a time, to see which test finds each.
+
+usage: python -m tests.mutants [WORD ...]      (`make mutants`; words choose among the names)
+
+Works in build/mutants, on a copy of the sources. All faults of C++ sources are compiled into one engine, each behind
+its number in TRIMTAB_MUTANT (mutant schemata, Untch, Offutt and Harrold 1993); a fault of Python is written into the
+copy for as long as its tests run. The exit status is 1 where a mutant survives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPY = ROOT / "build" / "mutants"
+ROOMS = ("kernels", "spaces", "evaluators", "agents", "search", "configs")
+COPIED = (*ROOMS, "src", "tests", "CMakeLists.txt", "pyproject.toml")
+
+#: So many seconds without a failure are one: a mutant may loop for ever.
+PATIENCE = 1200
+
+HEADER = """#pragma once
+#include <cstdlib>
+namespace {
+const int kMutant = std::getenv("TRIMTAB_MUTANT") != nullptr ? std::atoi(std::getenv("TRIMTAB_MUTANT")) : -1;
+}
+"""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: `after` in the place of `before`, which occurs once in the file. In C++ both are expressions."""
+
+    name: str
+    path: str
+    before: str
+    after: str
+    tests: tuple[str, ...]  # files of tests/kernels, those that should find it
+
+    @property
+    def native(self) -> bool:
+        return self.path.startswith("native/")
+
+
+LAYERS = ("test_integers", "test_bf16", "test_narrow", "test_operators")
+
+MUTANTS = (
+    Mutant(
+        "the tail of a row is written as a whole vector",
+        "native/elementwise.h",
+        "least<size_t>(S::kLanes, width - i)",
+        "static_cast<size_t>(S::kLanes)",
+        ("test_operators",),
+    ),
+    Mutant(
+        "integers of few bits saturate at 255",
+        "native/epilogue.h",
+        "static_cast<float>(o.top - o.zero)",
+        "static_cast<float>(255 - o.zero)",
+        ("test_operators", "test_integers"),
+    ),
+    Mutant(
+        "no saturation from below in depthwise layers, at avx2 only",
+        "native/isa_avx2.h",
+        "_mm256_max_epi16(_mm256_adds_epi16(words, zero), low)",
+        "_mm256_adds_epi16(words, zero)",
+        ("test_integers", "test_depthwise"),
+    ),
+    Mutant(
+        "the first row of the padding below the image is what lies behind the image",
+        "native/depthwise.h",
+        "at < g.ih",
+        "at <= g.ih",
+        ("test_integers", "test_depthwise"),
+    ),
+    Mutant(
+        "tiles are padded with 0 in place of the zero point",
+        "native/tiles.h",
+        "static_cast<A>(in.zero)",
+        "static_cast<A>(0)",
+        ("test_integers",),
+    ),
+    Mutant(
+        "vectors of channels take each other's scales",
+        "native/epilogue.h",
+        "to.channel + j * S::kLanes",
+        "to.channel + (NV - 1 - j) * S::kLanes",
+        ("test_integers",),
+    ),
+    Mutant(
+        "the last block of channels is missing, at levels of 16 lanes only",
+        "native/gemm.h",
+        "p < mine.last",
+        "p < mine.last - (S::kLanes == 16 && panels > 1)",
+        LAYERS,
+    ),
+    Mutant(
+        "sums in 16 bits are twice as long as fits",
+        "native/conv.cpp",
+        "2 * in.top * largest",
+        "in.top * largest",
+        ("test_integers",),
+    ),
+    Mutant(
+        "Winograd's sums are not asked whether they fit 32 bits",
+        "native/conv.cpp",
+        "largest_sum(s, in, o) >= 1 << 29",
+        "false",
+        ("test_winograd",),
+    ),
+    Mutant(
+        "Winograd's last column is stored beyond an odd edge",
+        "native/winograd.h",
+        "left + 1 < g.ow",
+        "left + 1 <= g.ow",
+        ("test_integers", "test_winograd"),
+    ),
+    Mutant(
+        "the last block of a pruned layer is left out for single vectors of channels",
+        "native/sparse.h",
+        "n < count",
+        "n < count - (NV == 1)",
+        ("test_sparse",),
+    ),
+    Mutant(
+        "a band forgets the row that it shares with the next one",
+        "native/chain.cpp",
+        "rows.first < held.last && rows.first != held.first",
+        "rows.first + 1 < held.last && rows.first != held.first",
+        ("test_band_fusion",),
+    ),
+    Mutant(
+        "tokens that only fill up a vector take part in attention",
+        "native/attention.h",
+        "-__builtin_inff()",
+        "0.0f",
+        ("test_operators",),
+    ),
+    Mutant(
+        "halves are rounded up to bf16, not to even",
+        "native/blocks.h",
+        "(bits >> 16 & 1)",
+        "1",
+        ("test_bf16",),
+    ),
+    Mutant(
+        "sums of looked-up values are spilled too late",
+        "native/lookup.h",
+        "unspilled + count > codes.spill",
+        "unspilled + count > 2 * codes.spill",
+        ("test_narrow",),
+    ),
+    Mutant(
+        "threads leave out the element between their shares",
+        "native/program.cpp",
+        "count * (t.thread + 1) / t.threads",
+        "count * (t.thread + 1) / t.threads - (t.thread + 1 < t.threads && count > 1)",
+        ("test_operators",),
+    ),
+    Mutant(
+        "an activation joins a layer whose output is stored by itself",
+        "passes.py",
+        " and name not in graph.quant",
+        "",
+        ("test_passes", "test_session"),
+    ),
+    Mutant(
+        "a second residual takes the place of the first",
+        "passes.py",
+        "        and len(source.inputs) == 1\n",
+        "",
+        ("test_passes", "test_session"),
+    ),
+    Mutant(
+        "a second activation takes the place of the first",
+        "passes.py",
+        ' or source.attrs["activation"] != "none"',
+        "",
+        ("test_passes", "test_session"),
+    ),
+    Mutant(
+        "what moves values takes one integer storage for another",
+        "passes.py",
+        "if graph.quant.get(source) != stored:",
+        "if (graph.quant.get(source) is None) != (stored is None):",
+        ("test_passes", "test_operators"),
+    ),
+    Mutant(
+        "widened weights take each other's scales",
+        "passes.py",
+        "scale.reshape(-1,",
+        "scale[::-1].reshape(-1,",
+        ("test_passes", "test_operators"),
+    ),
+    Mutant(
+        "a step writes where it still reads",
+        "memory.py",
+        "life.first <= o.last",
+        "life.first < o.last",
+        ("test_memory", "test_integers"),
+    ),
+    Mutant(
+        "the output is not kept to the end",
+        "memory.py",
+        "    last[graph.output] = len(steps)\n",
+        "",
+        ("test_memory",),
+    ),
+    Mutant(
+        "nothing is left behind a tensor for kernels that read past it",
+        "memory.py",
+        "_SLACK = 256",
+        "_SLACK = 0",
+        ("test_memory",),
+    ),
+    Mutant(
+        "a batch has the memory of one image",
+        "memory.py",
+        "prod(shape) * batch *",
+        "prod(shape) *",
+        ("test_memory", "test_integers"),
+    ),
+    Mutant(
+        "the network's output disappears in a chain",
+        "band_fusion.py",
+        "    uses[output] += 1\n",
+        "",
+        ("test_band_fusion",),
+    ),
+    Mutant(
+        "a layer joins the one that gives its residual",
+        "band_fusion.py",
+        "link.reads[0] == before.tensor",
+        "before.tensor in link.reads",
+        ("test_band_fusion",),
+    ),
+    Mutant(
+        "a chain begins at tensors that are one byte too small",
+        "band_fusion.py",
+        "before.size >= CHAINED_BYTES",
+        "before.size >= CHAINED_BYTES - 1",
+        ("test_band_fusion",),
+    ),
+    Mutant(
+        "only the first million of weights is asked for its values",
+        "packing.py",
+        "range(0, len(flat), _CHUNK)",
+        "range(0, min(len(flat), _CHUNK), _CHUNK)",
+        ("test_packing", "test_artefact"),
+    ),
+    Mutant(
+        "one bit too many may be missing from bf16 numbers",
+        "packing.py",
+        "& 0xFFFF\n        return",
+        "& 0x7FFF\n        return",
+        ("test_packing", "test_artefact"),
+    ),
+    Mutant(
+        "unsigned integers are coded as signed ones",
+        "packing.py",
+        "0x80 if array.dtype == np.int8 else 0",
+        "0x80",
+        ("test_packing",),
+    ),
+    Mutant(
+        "a table of twice the size that its values need",
+        "packing.py",
+        "int(len(values) - 1).bit_length()",
+        "int(len(values)).bit_length()",
+        ("test_packing", "test_artefact"),
+    ),
+)
+
+
+def prepare() -> Path:
+    """Copy the sources, build the engine with its mutants, and return the interpreter that runs them."""
+    COPY.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, COPY / name)
+            continue
+        if name != "kernels":  # what is compiled there stays, where it has not changed
+            shutil.rmtree(COPY / name, ignore_errors=True)
+        ignored = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(ROOT / name, COPY / name, True, ignored, refresh, dirs_exist_ok=True)
+    (COPY / "mutant.h").write_text(HEADER)
+    build()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", COPY / "venv"], check=True)
+    packages = next((COPY / "venv").glob("lib*/python*/site-packages"))
+    seen = [str(COPY / "src"), *(path for path in sys.path if path.endswith("site-packages"))]
+    (packages / "packages.pth").write_text("\n".join(seen))
+    return COPY / "venv" / "bin" / "python"
+
+
+def refresh(source: str, target: str) -> None:
+    """Copy a file, with all mutants that it has where it is one of C++, if that is not what is there."""
+    text = Path(source).read_bytes()
+    for number, mutant in enumerate(MUTANTS):
+        if mutant.native and Path(source) == ROOT / "kernels" / mutant.path:
+            both = f"(kMutant == {number} ? ({mutant.after}) : ({mutant.before}))"
+            text = changed(text.decode(), mutant, both).encode()
+    if not Path(target).exists() or Path(target).read_bytes() != text:
+        Path(target).write_bytes(text)
+
+
+def changed(text: str, mutant: Mutant, after: str) -> str:
+    if text.count(mutant.before) != 1:
+        raise SystemExit(f"{mutant.path} holds {mutant.before!r} {text.count(mutant.before)} times, not once")
+    return text.replace(mutant.before, after)
+
+
+def build() -> None:
+    import nanobind
+
+    folder = COPY / "build"
+    options = {
+        "CMAKE_CXX_FLAGS": f"-w -include {COPY / 'mutant.h'}",
+        "CMAKE_CXX_FLAGS_RELEASE": "-O1",  # quick to compile
+        "Python_EXECUTABLE": sys.executable,
+        "nanobind_DIR": nanobind.cmake_dir(),
+    }
+    cmake = [sys.executable, "-m", "cmake"]
+    settings = [f"-D{name}={value}" for name, value in options.items()]
+    subprocess.run([*cmake, "-S", COPY, "-B", folder, *settings], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*cmake, "--build", folder, "--parallel", str(os.cpu_count())], check=True, stdout=subprocess.DEVNULL
+    )
+    shutil.copy(next((folder / "kernels").glob("_native*")), COPY / "kernels")
+
+
+def killer(python: Path, tests: tuple[str, ...], number: int = -1) -> str | None:
+    """Run tests, with the mutant of this number if there is one in C++, and return the first that fails."""
+    files = [f"tests/kernels/{name}.py" for name in tests]
+    options = ["-x", "-v", "--tb=no", "--hypothesis-seed=0", "-p", "no:cacheprovider", "-m", "not slow"]
+    environment = {**os.environ, "TRIMTAB_MUTANT": str(number), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        ran = subprocess.run(
+            [python, "-m", "pytest", *options, *files],
+            cwd=COPY, env=environment, capture_output=True, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as ended:
+        return f"{last_test(str(ended.stdout))} (did not end)"
+    if ran.returncode == 0:
+        return None
+    failed = [line.split(" ")[1] for line in ran.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return failed[0] if failed else f"{last_test(ran.stdout)} (crashed)"
+
+
+def last_test(output: str) -> str:
+    started = [line.split(" ")[0] for line in output.splitlines() if line.startswith("tests/") and "::" in line]
+    return started[-1] if started else "?"
+
+
+def chosen(words: list[str]) -> list[tuple[int, Mutant]]:
+    return [(i, mutant) for i, mutant in enumerate(MUTANTS) if not words or any(word in mutant.name for word in words)]
+
+
+def killed_in_python(python: Path, mutant: Mutant) -> str | None:
+    path = COPY / "kernels" / mutant.path
+    text = path.read_text()
+    path.write_text(changed(text, mutant, mutant.after))
+    try:
+        return killer(python, mutant.tests)
+    finally:
+        path.write_text(text)
+
+
+def results(python: Path, mutants: list[tuple[int, Mutant]]) -> Iterator[tuple[Mutant, str | None]]:
+    """Each mutant with the test that kills it. Those of one engine run side by side."""
+    native = [(number, mutant) for number, mutant in mutants if mutant.native]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from zip(
+            [mutant for _, mutant in native],
+            pool.map(lambda one: killer(python, one[1].tests, one[0]), native),
+            strict=True,
+        )
+    for _, mutant in mutants:
+        if not mutant.native:
+            yield mutant, killed_in_python(python, mutant)
+
+
+def main(words: list[str]) -> int:
+    mutants = chosen(words)
+    python = prepare()
+    failing = killer(python, tuple(dict.fromkeys(test for _, mutant in mutants for test in mutant.tests)))
+    if failing is not None:
+        print(f"without a mutant {failing} fails: nothing to be learned before it passes")
+        return 1
+    survivors = 0
+    print("| mutant | in | killed by |\n| --- | --- | --- |")
+    for mutant, found in results(python, mutants):
+        survivors += found is None
+        result = "**nothing**" if found is None else found.removeprefix("tests/kernels/")
+        print(f"| {mutant.name} | {mutant.path} | {result} |", flush=True)
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
