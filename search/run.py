@@ -46,8 +46,9 @@ from trimtab.search.setup.problem import Problem, open_database
 from trimtab.search.setup.pruned_space import find_removals
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.database import LayerDatabase
+from trimtab.spaces.formats import BF16
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.space import BF16, Removal
+from trimtab.spaces.space import Removal
 
 __all__ = ["Outcome", "default_folder", "identity", "keep_best", "open_run", "prepare_folder", "run_search"]
 
@@ -143,7 +144,7 @@ def _check_offered(config: Config, engine: Engine) -> None:
     """Refuse a space with arithmetic that the engine could only imitate, never in less time than float32 takes."""
     if BF16 in config.space.bits and not engine.has_bf16:
         raise BadInput(
-            f"space.bits: {engine.signature} has no bf16 arithmetic for {list(BF16)}: leave it out, or take "
+            f"space.bits: {engine.signature} has no bf16 arithmetic for {BF16.to_list()}: leave it out, or take "
             "[16, 32], which stores weights in bf16 and computes in float32"
         )
 

@@ -7,27 +7,19 @@ weights are shared. A layer has one of them: a sparse or shared factor saves nex
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from trimtab.errors import BadInput
-from trimtab.spaces import factorisation as low_rank
-from trimtab.spaces import sparsity
+from trimtab.spaces.factorisation import FACTORISATIONS, factorises
 from trimtab.spaces.network import Op
-from trimtab.spaces.sharing import SHARINGS, check_amount
+from trimtab.spaces.sharing import SHARINGS
+from trimtab.spaces.sparsity import PATTERNS, parse_pattern
 
-__all__ = ["DENSE", "FACTORISATIONS", "PATTERNS", "SHARINGS", "Form", "applies", "parse_form"]
+__all__ = ["DENSE", "Form", "applies", "parse_form"]
 
 DENSE = "dense"
 
-#: Name -> whether a layer can take the form at all. What it gains is another question, which measurement answers.
-FACTORISATIONS: Mapping[str, Callable[[Op], bool]] = {
-    name: partial(low_rank.factorises, each) for name, each in low_rank.FACTORISATIONS.items()
-}
-PATTERNS: Mapping[str, Callable[[Op], bool]] = {name: lambda op: op.groups == 1 for name in sparsity.PATTERNS}
-
-_TEXT = re.compile(r"([a-z-]+) (\d*\.?\d+)|(\d+):(\d+)")
+_NUMBER = re.compile(r"\d*\.?\d+")
 
 
 @dataclass(frozen=True)
@@ -45,26 +37,31 @@ def parse_form(text: str) -> Form:
     """Read a form's text; one that is not known, or whose number makes no sense, is a `BadInput`."""
     if text == DENSE:
         return Form(DENSE, DENSE, 1.0, text)
-    match = _TEXT.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
-        raise BadInput(f"{text!r} is not a form of a layer; write it like 'svd 0.25', '2:4' or 'block 0.5'")
-    if match[3] or match[1] in PATTERNS:
-        pattern = sparsity.parse_pattern(text)
+    name, _, number = text.partition(" ") if isinstance(text, str) else ("", "", "")
+    if name in PATTERNS or ":" in name:
+        pattern = parse_pattern(text)
         return Form("pattern", pattern.name, pattern.zeros, text)
-    name, amount = match[1], float(match[2])
-    for kind, known in (("factorisation", FACTORISATIONS), ("sharing", SHARINGS)):
-        if name in known:
-            wrong = check_amount(name, amount) if kind == "sharing" else None
-            if wrong or (kind != "sharing" and not 0 < amount < 1):
-                raise BadInput(f"{text!r}: {wrong or 'the number is a fraction between 0 and 1'}")
-            return Form(kind, name, amount, f"{name} {match[2]}")
-    names = sorted({*FACTORISATIONS, *PATTERNS, *SHARINGS} - {"n:m"})
-    raise BadInput(f"{text!r} is not a form of a layer; known are {', '.join(names)} and N:M")
+    if _NUMBER.fullmatch(number) is None:
+        raise BadInput(f"{text!r} is not a form of a layer; write it like 'svd 0.25', '2:4' or 'block 0.5'")
+    amount = float(number)
+    if name in FACTORISATIONS:
+        kind, wrong = "factorisation", None if 0 < amount < 1 else "the number is a fraction between 0 and 1"
+    elif name in SHARINGS:
+        kind, wrong = "sharing", SHARINGS[name].why_not(amount)
+    else:
+        names = sorted({*FACTORISATIONS, *PATTERNS, *SHARINGS} - {"n:m"})
+        raise BadInput(f"{text!r} is not a form of a layer; known are {', '.join(names)} and N:M")
+    if wrong:
+        raise BadInput(f"{text!r}: {wrong}")
+    return Form(kind, name, amount, text)
 
 
 def applies(form: Form, op: Op) -> bool:
-    """Whether a layer can take a form."""
+    """Whether a layer can take a form at all. What it gains is another question, which measurement answers."""
     if op.weight is None:
         return False
-    known = {**FACTORISATIONS, **PATTERNS, **SHARINGS}
-    return form.kind == DENSE or known[form.name](op)
+    if form.kind == "factorisation":
+        return factorises(FACTORISATIONS[form.name], op)
+    if form.kind == "pattern":
+        return parse_pattern(form.text).applies(op)
+    return form.kind == DENSE or SHARINGS[form.name].applies(op)

@@ -5,10 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from trimtab.agents.registry import AGENTS
 from trimtab.errors import BadInput, unknown_name
@@ -17,10 +26,11 @@ from trimtab.evaluators.engines import ENGINES
 from trimtab.search.setup.budgets import BUDGETS, Budget, parse_budget
 from trimtab.search.setup.durations import parse_duration
 from trimtab.spaces.criteria import CRITERIA
+from trimtab.spaces.formats import DEFAULT_FORMATS, LayerFormat
 from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.repair import Repairs
-from trimtab.spaces.space import DEFAULT_BITS, Bits, Options, check_bits
+from trimtab.spaces.space import Options
 from trimtab.spaces.zoo import ZOO
 
 __all__ = [
@@ -41,6 +51,16 @@ __all__ = [
 
 #: What stands for the network and the data in the configuration of a run that was started from Python.
 GIVEN_NETWORK, GIVEN_DATA = "python:model", "python"
+
+
+def _read_format(entry: object) -> LayerFormat:
+    try:
+        return LayerFormat.read(entry)
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+
+
+_Format = Annotated[LayerFormat, BeforeValidator(_read_format), PlainSerializer(LayerFormat.to_list)]
 
 
 class _Section(BaseModel):
@@ -129,12 +149,13 @@ class EngineConfig(_Section):
 
 
 class SpaceConfig(_Section):
-    """Choices that may be made: see `trimtab.spaces.Options`. `bits` are [w_bits, a_bits] pairs, or
-    [w_bits, a_bits, grid]. `drop_pointless`: choices that measurement finds to gain nothing are not offered."""
+    """Choices that may be made: see `trimtab.spaces.Options`. `bits` are the formats of layers, written
+    [w_bits, a_bits] or [w_bits, a_bits, grid]. `drop_pointless`: choices that measurement finds to gain nothing are
+    not offered."""
 
     channels: int = Field(8, ge=1, le=64)
     min_keep: float = Field(0.25, gt=0, le=1)
-    bits: tuple[Bits, ...] = DEFAULT_BITS
+    bits: tuple[_Format, ...] = DEFAULT_FORMATS
     ranks: tuple[float, ...] = (0.25, 0.5)
     factorisations: tuple[str, ...] = ("svd",)
     patterns: tuple[str, ...] = ()
@@ -153,12 +174,7 @@ class SpaceConfig(_Section):
 
     @field_validator("bits")
     @classmethod
-    def _offered(cls, bits: tuple[Bits, ...]) -> tuple[Bits, ...]:
-        for choice in bits:
-            try:
-                check_bits(choice)
-            except BadInput as error:
-                raise ValueError(str(error)) from None
+    def _offered(cls, bits: tuple[LayerFormat, ...]) -> tuple[LayerFormat, ...]:
         if not bits:
             raise ValueError("give at least one [w_bits, a_bits] pair")
         return bits

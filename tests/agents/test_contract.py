@@ -12,14 +12,17 @@ from tests.agents.toys import ToyEstimates, ToyLimits, ToyScore, damage, python,
 from trimtab.agents import AGENTS, Agent, make
 from trimtab.errors import BadInput, InfeasibleBudget, TrimtabError
 from trimtab.spaces import Options, Policy, Space
+from trimtab.spaces.formats import INT8, LayerFormat
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
-TINY = toy_space(Options(channels=2, min_keep=0.5, bits=((8, 8),), ranks=()))
+TINY = toy_space(Options(channels=2, min_keep=0.5, bits=(INT8,), ranks=()))
 #: For agents that decide bits only: of the same layers, five are left to decide, and no bits change the MACs.
 BITS_ONLY = ToyLimits(SPACE, macs=1.0)
 TINY_BITS = toy_space(
-    Options(channels=1, bits=((4, 8), (8, 8)), ranks=(), fixed=tuple(op.name for op in SPACE.network.layers[5:]))
+    Options(
+        channels=1, bits=(LayerFormat.of(4, 8), INT8), ranks=(), fixed=tuple(op.name for op in SPACE.network.layers[5:])
+    )
 )
 ACCURACY = damage(SPACE)
 ESTIMATES = ToyEstimates(SPACE)
@@ -198,7 +201,7 @@ def spaces_without_some_kind() -> list[Space]:
     return [
         TINY,
         toy_space(Options(channels=1, ranks=())),
-        toy_space(Options(channels=1, bits=((8, 8),))),
+        toy_space(Options(channels=1, bits=(INT8,))),
     ]
 
 

@@ -48,7 +48,7 @@ class ToyLimits:
             weights = shape.inputs * shape.outputs * taps // shape.op.groups
             if shape.decision.rank is not None:
                 weights = shape.decision.rank * (shape.inputs * taps + shape.outputs)
-            size[shape.op.name] = weights * shape.decision.w_bits
+            size[shape.op.name] = weights * shape.decision.format.weight.bits
             macs[shape.op.name] = weights * area
         return {"size": size, "macs": macs}
 
