@@ -13,10 +13,10 @@ from torch import nn
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces.criteria import Evidence, channel_scores
-from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises, pays
+from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises
 from trimtab.spaces.formats import DEFAULT_FORMATS, FLOAT, INT8, LayerFormat
 from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
-from trimtab.spaces.layer_forms import DENSE, Form, applies, parse_form
+from trimtab.spaces.layer_forms import DENSE, Form, parse_form
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.prune import importance_order, smallest_kept
@@ -40,9 +40,6 @@ FACTOR_FITS = ("plain", "outputs", "nonlinear")
 
 #: Widths are remembered for this many combinations of kept channels.
 REMEMBERED = 1024
-
-#: A layer of a smaller full rank has nothing to factorise.
-SMALLEST_FULL_RANK = 8
 
 
 @dataclass(frozen=True)
@@ -196,19 +193,10 @@ class Space:
             if op.name in self.options.fixed:
                 continue
             knobs.append(Knob("bits", op.name, self._formats))
-            texts = tuple(form.text for form in forms if self._offers(op, form))
+            in_shape = self.network.shape_of(op.inputs[0])
+            texts = tuple(form.text for form in forms if form.is_offered(op, in_shape))
             knobs.append(Knob("form", op.name, (*texts, DENSE)))
         return knobs
-
-    def _offers(self, op: Op, form: Form) -> bool:
-        """Whether a form is possible for a layer and, where that is a matter of counting weights, not pointless."""
-        if op.weight is None or not applies(form, op):
-            return False
-        if form.kind != "factorisation":
-            return True
-        layer = Geometry.of(op)
-        worthwhile = FACTORISATIONS[form.name].full_rank(layer) >= SMALLEST_FULL_RANK
-        return worthwhile and self._rank(op, layer, form) is not None
 
     @cached_property
     def scopes(self) -> dict[str, tuple[int, ...]]:
@@ -356,7 +344,7 @@ class Space:
         for text, kind in ((decision.pattern, "pattern"), (decision.sharing, "sharing")):
             if text is not None:
                 form = parse_form(text)
-                if form.kind != kind or not applies(form, op):
+                if form.kind != kind or op.weight is None or not form.applies(op):
                     raise BadInput(f"layer {op.name!r} cannot have the {kind} {text!r}")
         if decision.rank is not None:
             chosen = FACTORISATIONS.get(decision.factorisation)
@@ -450,28 +438,14 @@ class Space:
     def _kept_width(self, name: str, group: str, kept: int) -> int:
         return int(self._kept_widths[name, group][kept])
 
-    def _rank(self, op: Op, layer: Geometry, form: Form) -> int | None:
-        """The rank that a form gives a layer of this geometry; None where the dense layer costs no more."""
-        rank = FACTORISATIONS[form.name].rank_at(layer, form.amount)
-        return rank if pays(layer, form.name, rank, self.network.shape_of(op.inputs[0])) else None
-
     def _decision(self, op: Op, widths: Mapping[str, int], bits: LayerFormat, text: str) -> LayerDecision:
         """A layer's decision, without a rank that costs no less than the dense layer, and zeros that bits lack."""
         key = (op.name, widths[op.inputs[0]], widths[op.name], bits, text)
         decision = self._known_decisions.get(key)
         if decision is None:
-            decision = self._known_decisions[key] = self._decide(op, *key[1:3], bits, text)
+            layer, in_shape = Geometry.of(op, *key[1:3]), self.network.shape_of(op.inputs[0])
+            decision = self._known_decisions[key] = parse_form(text).decision(bits, layer, in_shape)
         return decision
-
-    def _decide(self, op: Op, inputs: int, outputs: int, bits: LayerFormat, text: str) -> LayerDecision:
-        form = parse_form(text)
-        decision = LayerDecision(bits)
-        if form.kind == "factorisation":
-            rank = self._rank(op, Geometry.of(op, inputs, outputs), form)
-            return decision if rank is None else replace(decision, rank=rank, factorisation=form.name)
-        if form.kind == "pattern":
-            return replace(decision, pattern=form.text) if bits.weight.has_zero else decision
-        return replace(decision, sharing=form.text) if form.kind == "sharing" else decision
 
     @cached_property
     def _known_widths(self) -> dict[tuple[int, ...], Mapping[str, int]]:

@@ -15,6 +15,7 @@ from trimtab.evaluators.table import LatencyTable
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces.formats import INT8, LayerFormat
+from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.network import Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Choice, Knob, Removal, Space
@@ -140,7 +141,7 @@ class _Pricer:
         return self.space.decode(vector)
 
     def _why_pointless(self, knob: Knob, i: int, policies: Sequence[Policy]) -> str:
-        if knob.kind == "form" and str(knob.choices[i]).split()[0] in self.space.options.factorisations:
+        if knob.kind == "form" and parse_form(str(knob.choices[i])).kind == "factorisation":
             return self._why_no_rank(knob, knob.choices[i]) if "latency" in self.costs else ""
         last = len(policies) - 1
         # Of a layer's forms only the dense one takes less away.

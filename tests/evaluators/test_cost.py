@@ -25,7 +25,7 @@ from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.validate import check_graph
 from trimtab.spaces import Candidate, LayerDecision, Policy, Space, build_space
 from trimtab.spaces.formats import FLOAT, LayerFormat, WeightFormat
-from trimtab.spaces.layer_forms import applies, parse_form
+from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.quantise import quantise_weight
 
 
@@ -102,7 +102,7 @@ def test_what_coding_leaves_of_a_sparse_layer(bits: int, grid: str) -> None:
 def test_weights_that_are_shared_take_fewer_bytes(how: str, w_bits: int) -> None:
     space = space_of("resnet8")
     narrow, form = LayerDecision(LayerFormat.of(w_bits, 8)), parse_form(how)
-    layers = {op.name: replace(narrow, sharing=how) if applies(form, op) else narrow for op in space.network.layers}
+    layers = {op.name: replace(narrow, sharing=how) if form.applies(op) else narrow for op in space.network.layers}
     shared, plain = replace(space.base(), layers=layers), replace(space.base(), layers=dict.fromkeys(layers, narrow))
     space.check(shared)
     stored = {policy: stored_bytes(lower(timing_candidate(space, policy))) for policy in (shared, plain)}

@@ -15,7 +15,7 @@ from tests.kernels import reference
 from trimtab.evaluators import CostModel, LatencyTable, lower
 from trimtab.evaluators.accuracy import graded, judging_session, timing_candidate
 from trimtab.evaluators.plan import STEP, StepPlan, step_graph
-from trimtab.kernels import stored_bytes
+from trimtab.kernels import Session, stored_bytes
 from trimtab.kernels.packing import bytes_of
 from trimtab.search.setup.config import make_config
 from trimtab.spaces import (
@@ -113,15 +113,16 @@ def test_its_price_is_its_own(space: Space, bits: LayerFormat, tmp_path: Path) -
     even = LayerFormat.of(bits.weight.bits, 8)
     policy, plain = everywhere(space, LayerDecision(bits)), everywhere(space, LayerDecision(even))
     plan = StepPlan(space)
-    layers = [step for step in plan.steps(policy) if step.kind in ("conv2d", "linear")]
-    assert not {step.key for step in layers} & {step.key for step in plan.steps(plain)}
-    for step in layers:
-        timed = next(node for node in step_graph(step).nodes if node.name == STEP).weights["weight"]
+    layers = {call.tensor: call.step for call in plan.calls(policy) if call.step.kind in ("conv2d", "linear")}
+    assert not {step.key for step in layers.values()} & {step.key for step in plan.steps(plain)}
+    graphs = {tensor: step_graph(step) for tensor, step in layers.items()}
+    for graph in graphs.values():
+        timed = next(node for node in graph.nodes if node.name == STEP).weights["weight"]
         assert set(np.unique(np.abs(timed)).tolist()) <= set(MAGNITUDES[bits.weight.bits])
-    assert all(layer.format == bits for layer in layers)
+    run = Session(lower(timing_candidate(space, policy))).kernels
+    assert {tensor: Session(graph).kernels[STEP] for tensor, graph in graphs.items()} == run
 
     model = CostModel(space, LatencyTable(FakeEngine(), space, tmp_path))
-    assert model.latency(policy) != model.latency(plain)
     stored = stored_bytes(lower(timing_candidate(space, policy)))
     assert stored <= model.coded_size(policy) <= 1.04 * stored
     assert model.coded_size(policy) != model.coded_size(plain)

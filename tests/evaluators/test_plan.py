@@ -25,7 +25,7 @@ from trimtab.spaces import LayerDecision, Policy, Space
 from trimtab.spaces.candidate import reshape_network
 from trimtab.spaces.execute import run
 from trimtab.spaces.formats import INT8, LayerFormat, WeightFormat
-from trimtab.spaces.layer_forms import applies, parse_form
+from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.quantise import quantise_weight
 
 Line = tuple[object, ...]
@@ -153,7 +153,7 @@ def test_zeros_are_timed_on_the_kernels_that_run_them(grid: str, bits: int, patt
 def test_shared_weights_are_timed_on_the_kernels_that_run_them(grid: str, bits: int, how: str, a_bits: int) -> None:
     space, form = space_of("values"), parse_form(how)
     layers = {
-        op.name: LayerDecision(LayerFormat.of(bits, a_bits, grid), sharing=how if applies(form, op) else None)
+        op.name: LayerDecision(LayerFormat.of(bits, a_bits, grid), sharing=how if form.applies(op) else None)
         for op in space.network.layers
     }
     assert_timed_on_the_kernels_that_run(space, replace(space.base(), layers=layers))
