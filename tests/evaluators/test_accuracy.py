@@ -41,7 +41,7 @@ def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
         # One value on a tie moves a network of narrow activations a long way, and one of narrow weights further than
         # one of 8 bits; every factor rounds once more.
         layers = {
-            op: replace(d, format=replace(d.format, activation_bits=max(d.format.activation_bits, 8)))
+            op: replace(d, format=LayerFormat(d.format.weight, max(d.format.activation_bits, 8)))
             for op, d in policy.layers.items()
         }
         candidate = candidate_of(name, replace(policy, layers=layers))

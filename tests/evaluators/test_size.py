@@ -47,9 +47,8 @@ def test_a_codebook_of_two_bits_takes_more_bytes_than_ternary_weights() -> None:
     model = CostModel(space, LatencyTable(FakeEngine(), space))
     found = {}
     for grid in ("uniform", "codebook"):
-        policy = replace(
-            space.base(), layers=dict.fromkeys(space.base().layers, LayerDecision(LayerFormat.of(2, 8, grid)))
-        )
+        decision = LayerDecision(LayerFormat.of(2, 8, grid))
+        policy = replace(space.base(), layers=dict.fromkeys(space.base().layers, decision))
         found[grid] = model.by_layer(policy, "size")[layer]
         assert found[grid] == pytest.approx(bytes_by_layer(candidate_of("resnet20", policy))[layer], rel=0.02)
     assert found["codebook"] > 1.15 * found["uniform"]

@@ -72,9 +72,8 @@ def test_bits_that_are_neither_faster_nor_smaller_are_not_offered() -> None:
     space = space_of(bits=(LayerFormat.of(4, 2), LayerFormat.of(4, 8), INT8, FLOAT))
     assert pointless(offers_of(space, by_macs, "latency", "size"), "bits") == {"4/2"}
     assert pointless(offers_of(space, by_macs, "latency"), "bits") == {"4/2", "4/8", "8/8"}
-    assert not pointless(
-        offers_of(space, lambda step: by_macs(step) * step.format.activation_bits, "latency"), "bits"
-    ) - {"4/8"}
+    by_bits = offers_of(space, lambda step: by_macs(step) * step.format.activation_bits, "latency")
+    assert not pointless(by_bits, "bits") - {"4/8"}
 
 
 def test_channel_counts_between_two_cliffs_are_not_offered_for_time() -> None:

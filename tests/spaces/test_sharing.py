@@ -54,11 +54,8 @@ def test_no_change_of_the_values_is_nearer(how: str, shape: tuple[int, ...], rng
 @pytest.mark.parametrize(("how", "shape"), CASES)
 def test_what_is_shared_is_found_again(how: str, shape: tuple[int, ...], rng: np.random.Generator) -> None:
     weight = normal(rng, shape)
-    for shared in (
-        dense(how, weight),
-        share_integers(weight, how, WeightFormat(8))[0],
-        share_integers(weight, how, WeightFormat(2))[0],
-    ):
+    integers = (share_integers(weight, how, WeightFormat(bits))[0] for bits in (8, 2))
+    for shared in (dense(how, weight), *integers):
         found = find(how, shared)
         assert found is not None
         again = expand(found[0], found[1], shape)
