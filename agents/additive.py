@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from trimtab.agents.base import Estimates, Limits
 from trimtab.spaces import Policy, Space
+from trimtab.spaces.formats import INT8
 
 __all__ = ["CORRECTIONS", "AdditiveModel", "Factor", "Planner", "Solution", "Solver", "planner_of"]
 
@@ -156,7 +157,7 @@ class AdditiveModel:
 
     @cached_property
     def _reference(self) -> Integers:
-        return np.array(self.space.encode(self.space.uniform(0.5, (8, 8))))
+        return np.array(self.space.encode(self.space.uniform(0.5, INT8)))
 
     def _layers(self) -> Iterator[_Layer]:
         """Choose every layer's table so that it is not too large, and groups can be eliminated one by one."""

@@ -13,6 +13,7 @@ from trimtab.agents.additive import CORRECTIONS, AdditiveModel, Floats, Integers
 from trimtab.agents.base import Agent, Estimates, Limits, Parameters, Score, stable_seed
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy, Space
+from trimtab.spaces.formats import INT8
 
 __all__ = ["Greedy", "shrink"]
 
@@ -74,7 +75,7 @@ class Greedy(Agent):
 
     @cached_property
     def _starts(self) -> tuple[Integers, Integers]:
-        int8 = self.space.encode(self.space.uniform(1.0, (8, 8)))
+        int8 = self.space.encode(self.space.uniform(1.0, INT8))
         return self.planner.model.sizes - 1, np.array(int8)
 
     def _fitted(self, vector: Integers, step: float) -> Policy:

@@ -7,7 +7,8 @@ from itertools import chain, pairwise, zip_longest
 from typing import Any, ClassVar
 
 from trimtab.agents.base import Agent, Estimates, Limits, Parameters
-from trimtab.spaces import Bits, Policy, Space
+from trimtab.spaces import LayerFormat, Policy, Space
+from trimtab.spaces.formats import FLOAT
 from trimtab.spaces.layer_forms import DENSE
 
 __all__ = ["Uniform"]
@@ -48,7 +49,7 @@ class Uniform(Agent):
 
     def _lanes(self) -> list[Iterator[Policy]]:
         return [
-            self._lane(bits, form) for form in self._choices("form", DENSE) for bits in self._choices("bits", (32, 32))
+            self._lane(bits, form) for form in self._choices("form", DENSE) for bits in self._choices("bits", FLOAT)
         ]
 
     def _choices(self, kind: str, otherwise: Any) -> list[Any]:
@@ -56,7 +57,7 @@ class Uniform(Agent):
         found = chain.from_iterable(reversed(knob.choices) for knob in self.space.knobs if knob.kind == kind)
         return list(dict.fromkeys(found)) or [otherwise]
 
-    def _lane(self, bits: Bits, form: str) -> Iterator[Policy]:
+    def _lane(self, bits: LayerFormat, form: str) -> Iterator[Policy]:
         for keep in _widths(self.space):
             policy = self.space.uniform(keep, bits, form)
             if self.limits.feasible(policy):

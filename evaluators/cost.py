@@ -205,7 +205,7 @@ class CostModel:
             yield layer, seconds * member.macs / step.macs
 
     def _stored_coded(self, op: Op, decision: LayerDecision, weights: int) -> float:
-        return self._coded(op, decision.w_bits, decision.pattern, decision.grid).bytes(weights)
+        return self._coded(op, decision.format.weight, decision.pattern).bytes(weights)
 
     def _sizes(self, policy: Policy, stored: _Stored) -> dict[str, float]:
         widths, untouched = self.space.widths(policy.channels), policy == self._base
@@ -221,12 +221,12 @@ class CostModel:
     def _layer_size(
         self, op: Op, inputs: int, outputs: int, decision: LayerDecision, untouched: bool, stored: _Stored
     ) -> float:
-        layer, bits = Geometry.of(op, inputs, outputs), decision.w_bits
+        layer = Geometry.of(op, inputs, outputs)
         parts = parts_of(layer, decision.factorisation, decision.rank)
         # Bias correction gives every repaired layer a bias.
         biases = outputs if op.name in self._biased or not untouched else 0
         dense = sum(stored(op, decision, part.weights) for part in parts)
-        scales = sum(part.outputs for part in parts) if bits <= 8 else 0
+        scales = sum(part.outputs for part in parts) if decision.format.weight.is_integer else 0
         return min(dense, _shared_bytes(layer, decision)) + 4 * biases + 4 * scales
 
     def memory(self, policy: Policy) -> int:
@@ -244,16 +244,16 @@ class CostModel:
 
 
 def _packed(op: Op, decision: LayerDecision, weights: int) -> float:
-    return bytes_of(weights, decision.w_bits)
+    return bytes_of(weights, decision.format.weight.stored_bits)
 
 
 def _shared_bytes(layer: Geometry, decision: LayerDecision) -> float:
     """The most bytes of weights that share values; infinite where they are not stored so."""
-    if decision.sharing is None or decision.w_bits > 8:
+    if decision.sharing is None or not decision.format.weight.is_integer:
         return math.inf
     shape = (layer.outputs, layer.inputs // layer.groups, *layer.kernel)
     values, indices, width = parameters(shape, decision.sharing)
-    return bytes_of(values, decision.w_bits) + bytes_of(indices, width)
+    return bytes_of(values, decision.format.weight.stored_bits) + bytes_of(indices, width)
 
 
 def peak_memory(calls: Sequence[Call], input_bytes: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.candidate import Candidate, narrowed
-from trimtab.spaces.factorisation import Geometry
+from trimtab.spaces.formats import BYTE
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.ranges import activation_quant
@@ -22,19 +22,19 @@ READS_INT8 = MOVES | {"add", "mul", "concat", "avg_pool2d", "global_avg_pool2d",
 
 def is_integer(decision: LayerDecision | None) -> bool:
     """Whether a layer under this decision computes in integers."""
-    return decision is not None and decision.is_integer
+    return decision is not None and decision.format.is_integer
 
 
-def is_bf16(layer: Op | Geometry, decision: LayerDecision | None) -> bool:
+def is_bf16(layer: Op, decision: LayerDecision | None) -> bool:
     """Whether a layer under this decision multiplies bf16 numbers: a depthwise one never does."""
-    return decision is not None and decision.is_bf16 and not layer.is_depthwise
+    return decision is not None and decision.format.executed(layer.is_depthwise).is_bf16
 
 
 def copied_bits(decision: LayerDecision | None, stored: int | None) -> int | None:
     """The bits of the copy that a layer reads of a tensor `stored` in so many (None: as float32); None: no copy."""
-    if decision is None or not decision.is_integer or decision.a_bits == stored:
+    if decision is None or not decision.format.is_integer or decision.format.activation_bits == stored:
         return None
-    return decision.a_bits
+    return decision.format.activation_bits
 
 
 def lower(candidate: Candidate) -> Graph:
@@ -78,7 +78,7 @@ class Storage:
             if all(not op.is_layer or is_integer(decisions.get(op.name)) for op in readers):
                 asked = [_asked_bits(op, tensor, decisions.get(op.name), stored) for op in readers]
                 if any(asked):
-                    stored[tensor] = max(bits or 8 for bits in asked)
+                    stored[tensor] = max(bits or BYTE for bits in asked)
         for moved, source in self._moves:
             if moved in stored and source in stored:
                 stored[moved] = stored[source]
@@ -95,7 +95,7 @@ def _asked_bits(reader: Op, tensor: str, decision: LayerDecision | None, stored:
     A product asks for its first operand: the second may be a gate, which is small.
     """
     if decision is not None:
-        return decision.a_bits if decision.is_integer else None
+        return decision.format.activation_bits if decision.format.is_integer else None
     asks = reader.kind in MOVES | {"concat"} or (reader.kind == "mul" and reader.inputs[0] == tensor)
     return stored.get(reader.name) if asks else None
 

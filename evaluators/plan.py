@@ -11,12 +11,14 @@ from functools import cached_property
 
 import numpy as np
 
-from trimtab.evaluators.lowering import MOVES, Storage, copied_bits, is_bf16, is_integer, weight_arrays
+from trimtab.evaluators.lowering import MOVES, Storage, copied_bits, weight_arrays
 from trimtab.kernels import band_fusion
 from trimtab.kernels.graph import Graph, Node, Quant
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
+from trimtab.spaces.formats import FLOAT, LayerFormat
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
+from trimtab.spaces.sharing import flips_signs
 from trimtab.spaces.space import Space
 
 __all__ = ["Step", "StepPlan", "step_graph"]
@@ -39,9 +41,9 @@ _OUT_QUANT = Quant(0.07, 120)
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel call: what its time depends on. Shapes are (C, H, W) or (F,); `in_int8` and `out_int8` say whether the
-    input and the output are stored as uint8, `w_bits`, their `grid` and `a_bits` which values a layer's weights and
-    input have, `pattern` which of the weights are zero, and `hashing` how weights share values where that gives them
+    """One kernel call: what its time depends on. Shapes are (C, H, W) or (F,); `format` says which values a
+    layer's weights and input have, `in_int8` and `out_int8` whether the input and the output are stored as uint8,
+    `pattern` which of the weights are zero, and `hashing` how weights share values where that gives them
     other values than their grid has.
     Kind "chain": `members`, two or more, run together, band by band."""
 
@@ -49,12 +51,10 @@ class Step:
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     attrs: tuple[tuple[str, object], ...] = ()
-    w_bits: int = 32
-    a_bits: int = 32
+    format: LayerFormat = FLOAT
     in_int8: bool = False
     out_int8: bool = False
     residual: bool = False
-    grid: str = "uniform"
     pattern: str | None = None
     hashing: str | None = None
     members: tuple[Step, ...] = ()
@@ -71,8 +71,8 @@ class Step:
 
     def _fields(self) -> dict[str, object]:
         # `dataclasses.asdict` copies what it finds, and takes ten times as long.
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**own, "members": [member._fields() for member in self.members]}
+        own = {name: getattr(self, name) for name in _KEPT}
+        return {**own, **self.format.to_json(), "members": [member._fields() for member in self.members]}
 
     @cached_property
     def macs(self) -> int:
@@ -94,6 +94,9 @@ class Step:
         if self.members:
             return sum(member.weights for member in self.members)
         return self.macs // math.prod(self.out_shape[1:]) if self.kind in ("conv2d", "linear") else 0
+
+
+_KEPT = tuple(field.name for field in fields(Step) if field.name not in ("format", "members"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +144,7 @@ class StepPlan:
             if op.name in fusion.host:
                 self._order.append((fusion.host[op.name], None))
         self._storage = Storage(self.network)
-        self._stored: dict[tuple[int, ...], Mapping[str, int]] = {}
+        self._stored: dict[tuple[int | None, ...], Mapping[str, int]] = {}
         self._chains: dict[tuple[Call, ...], Call] = {}
 
     def steps(self, policy: Policy) -> list[Step]:
@@ -198,8 +201,8 @@ class StepPlan:
 
     def stored(self, policy: Policy) -> Mapping[str, int]:
         """Return the bits of the tensors that are stored as uint8."""
-        decisions = (policy.layers[op.name] for op in self.network.layers)
-        bits = tuple(decision.a_bits if decision.is_integer else 32 for decision in decisions)
+        formats = (policy.layers[op.name].format for op in self.network.layers)
+        bits = tuple(each.activation_bits if each.is_integer else None for each in formats)
         if bits not in self._stored:
             if len(self._stored) >= REMEMBERED:
                 self._stored.clear()
@@ -253,7 +256,7 @@ class _Operator:
         *before, last = parts_of(Geometry.of(self.op, in_shape[0], outputs), decision.factorisation, decision.rank)
         calls = []
         for tensor, part in zip(factor_names(self.op.name, len(before) + 1), before, strict=False):
-            calls.append(self._call(tensor, (source,), _step(part, in_shape, decision, is_integer(decision))))
+            calls.append(self._call(tensor, (source,), _step(part, in_shape, decision, decision.format.is_integer)))
             source, in_shape = tensor, part.out_shape(in_shape)
         reads = (source,) if self.residual is None else (source, self.residual)
         step = _step(last, in_shape, decision, out_int8, self.activation, self.residual is not None)
@@ -297,29 +300,23 @@ def _step(
         in_shape,
         part.out_shape(in_shape),
         _items(attrs),
-        *_bits(part, decision),
-        is_integer(decision),
+        decision.format.executed(part.is_depthwise),
+        decision.format.is_integer,
         out_int8,
         residual,
-        decision.grid,
         decision.pattern,
         _hashing(decision),
     )
 
 
-def _bits(part: Geometry, decision: LayerDecision) -> tuple[int, int]:
-    """Weight and activation bits that a layer computes with."""
-    return decision.w_bits, 32 if decision.is_bf16 and not is_bf16(part, decision) else decision.a_bits
-
-
 def _hashing(decision: LayerDecision) -> str | None:
     """The way of sharing, where its weights have values that their grid lacks.
 
-    Shared weights run dense, on the values of their grid. Hashing turns the sign of some, and codebooks alone do not
-    have every value with both signs.
+    Shared weights run dense, on the values of their grid. Hashing turns the sign of some, and codebooks do not have
+    every value with both signs.
     """
-    hashed = decision.sharing is not None and decision.sharing.startswith("hashed")
-    return decision.sharing if hashed and decision.grid == "codebook" else None
+    how = decision.sharing
+    return how if how is not None and flips_signs(how) and not decision.format.weight.is_symmetric else None
 
 
 def _items(attrs: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
@@ -409,7 +406,7 @@ def _node(
         if kernel is not None:
             size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
         weights = _weights(rng, step, size)
-        attrs["precision"] = "bf16" if step.a_bits == 16 else "fp32"
+        attrs["precision"] = "bf16" if step.format.is_bf16 else "fp32"
     if step.residual and _add_residual(f"{name}.residual", image, step.out_shape, beside, quant):
         inputs = (source, f"{name}.residual")
     if step.kind == "add":
@@ -433,7 +430,7 @@ def _node(
 
 
 def _output_stored_as(step: Step, following: Step | None) -> Quant:
-    if following is not None and following.a_bits < 8:
+    if following is not None and following.format.reads_narrow:
         return _stored_as(following)
     # Operators that move values keep their input's scale; a concatenation's inputs each have their own.
     return _stored_as(step) if step.in_int8 and step.kind in MOVES else _OUT_QUANT
@@ -441,7 +438,8 @@ def _output_stored_as(step: Step, following: Step | None) -> Quant:
 
 def _stored_as(step: Step) -> Quant:
     """Storage of a step's input: what layers read in few bits comes from a ReLU and has its zero at 0."""
-    return _QUANT if step.a_bits >= 8 else Quant(3.0 / (2**step.a_bits - 1), 0, step.a_bits)
+    bits = step.format.activation_bits
+    return Quant(3.0 / (2**bits - 1), 0, bits) if step.format.reads_narrow else _QUANT
 
 
 def _concat_inputs(step: Step, nodes: list[Node], quant: dict[str, Quant]) -> tuple[str, ...]:
@@ -493,7 +491,7 @@ def _add_residual(
 def _weights(rng: np.random.Generator, step: Step, size: tuple[int, ...]) -> dict[str, Array]:
     """The arrays of a layer whose weight is (O, I, ...), by their names in a node."""
     drawn = rng.normal(size=(min(DRAWN, size[0]), *size[1:])).astype(np.float32)
-    decision = LayerDecision(step.w_bits, step.a_bits, grid=step.grid, pattern=step.pattern, sharing=step.hashing)
+    decision = LayerDecision(step.format, pattern=step.pattern, sharing=step.hashing)
     arrays = weight_arrays(Op(step.kind, STEP, (), step.out_shape, weight=drawn), decision)
     repeated = {name: np.resize(array, (size[0], *array.shape[1:])) for name, array in arrays.items()}
     return {**repeated, "bias": rng.normal(size=size[0]).astype(np.float32)}

@@ -8,6 +8,7 @@ import numpy as np
 
 from trimtab.evaluators.lowering import weight_arrays
 from trimtab.kernels.packing import bytes_of, estimate
+from trimtab.spaces.formats import LayerFormat, WeightFormat
 from trimtab.spaces.network import Op
 from trimtab.spaces.policy import LayerDecision
 
@@ -22,24 +23,24 @@ CAUTION = 0.01
 
 @dataclass(frozen=True)
 class Coded:
-    """Bytes of a layer's weights in so many bits: `fixed` for their table, and `rate` for every weight."""
+    """Bytes of a layer's weights in a format: `fixed` for their table, and `rate` for every weight."""
 
-    bits: int
+    format: WeightFormat
     fixed: float
     rate: float
 
     @classmethod
-    def of(cls, op: Op, bits: int, pattern: str | None = None, grid: str = "uniform") -> Coded:
-        """Estimate them from the untouched layer on a grid, its smallest weights zero where there is a pattern."""
+    def of(cls, op: Op, to: WeightFormat, pattern: str | None = None) -> Coded:
+        """Estimate them from the untouched layer in a format, its smallest weights zero where there is a pattern."""
         op = op.folded()
         if op.weight is None:
-            return cls(bits, 0.0, bits / 8)
+            return cls(to, 0.0, to.stored_bits / 8)
         some = op.weight[:: -(-op.weight.size // SAMPLE)]
-        decision = LayerDecision(bits, grid=grid, pattern=pattern)
+        decision = LayerDecision(LayerFormat(to), pattern=pattern)
         weight = weight_arrays(replace(op, weight=some), decision)["weight"]
         once, twice = estimate(weight), estimate(np.concatenate([weight, weight]))
-        return cls(bits, 2 * once - twice, (twice - once) / weight.size)
+        return cls(to, 2 * once - twice, (twice - once) / weight.size)
 
     def bytes(self, weights: int) -> float:
         """Return the bytes expected for so many of the layer's weights, or for its factors with so many."""
-        return min(bytes_of(weights, self.bits), (1 + CAUTION) * (self.fixed + self.rate * weights))
+        return min(bytes_of(weights, self.format.stored_bits), (1 + CAUTION) * (self.fixed + self.rate * weights))

@@ -1,21 +1,22 @@
 """Decisions about a network: tracing, channel groups, choices, policies, and applying them."""
 
 from trimtab.spaces.candidate import Candidate, apply
+from trimtab.spaces.formats import DEFAULT_FORMATS, FORMATS, LayerFormat, WeightFormat
 from trimtab.spaces.network import Network, Norm, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.repair import Calibration, Repairs, compress
-from trimtab.spaces.space import BITS, DEFAULT_BITS, Bits, Knob, Options, Removal, Space, build_space
+from trimtab.spaces.space import Knob, Options, Removal, Space, build_space
 from trimtab.spaces.trace import UnsupportedNetwork, trace
 
 __all__ = [
-    "BITS",
-    "DEFAULT_BITS",
-    "Bits",
+    "DEFAULT_FORMATS",
+    "FORMATS",
     "Calibration",
     "Candidate",
     "Knob",
     "LayerDecision",
+    "LayerFormat",
     "Network",
     "Norm",
     "Op",
@@ -26,6 +27,7 @@ __all__ = [
     "Repairs",
     "Space",
     "UnsupportedNetwork",
+    "WeightFormat",
     "apply",
     "build_space",
     "compress",

@@ -10,7 +10,7 @@ from trimtab.spaces.factorisation import factorise, layer_of
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.prune import kept_channels, prune, selected_channels
-from trimtab.spaces.quantise import dequantise, quantise_weight, round_to_bf16
+from trimtab.spaces.quantise import dequantise, quantise_weight
 from trimtab.spaces.sharing import share, share_integers
 from trimtab.spaces.space import Space
 from trimtab.spaces.sparsity import sparsify
@@ -24,7 +24,7 @@ class Candidate:
 
     `network` is folded, pruned and factorised, its weights in float32; `decisions` has one entry per layer of it
     (all factors of a factorised layer share theirs); `int8` holds (weight int8, scale (O,)) of every layer whose
-    weights have 8 bits or fewer, and whose float32 weight in `network` is exactly what they stand for; `ranges` holds
+    weights are integers, and whose float32 weight in `network` is exactly what they stand for; `ranges` holds
     (low, high) of every tensor on the calibration images, and `stored`, by bits, what of it so many bits hold.
     """
 
@@ -80,9 +80,9 @@ def narrowed(
     gram: Array | None = None,
     rounding: str = "descent",
 ) -> Op:
-    """Return a layer with the decision's zeros, and weights that its bits can hold: 1 to 8, 16 (bf16) or 32.
+    """Return a layer with the decision's zeros, and weights that are numbers of its format.
 
-    The integers of 8 bits and fewer are added to `int8`; `gram` (I, I) is the covariance of the layer's inputs, for
+    Integers are added to `int8`; `gram` (I, I) is the covariance of the layer's inputs, for
     rounding that makes up for its own errors.
     """
     weight = op.weight
@@ -93,11 +93,10 @@ def narrowed(
     if decision.pattern is not None:
         # Rounding that makes up for its errors would give weights to places that are to have none.
         weight, gram = sparsify(weight, decision.pattern, gram), None
-    if decision.w_bits == 32:
-        return replace(op, weight=weight)
-    if decision.w_bits == 16:
-        return replace(op, weight=round_to_bf16(weight))
-    int8[op.name] = quantise_weight(weight, decision.w_bits, decision.grid, gram, rounding)
+    numbers = decision.format.weight
+    if not numbers.is_integer:
+        return replace(op, weight=numbers.round_floats(weight))
+    int8[op.name] = quantise_weight(weight, numbers, gram, rounding)
     return replace(op, weight=dequantise(*int8[op.name]))
 
 
@@ -107,11 +106,12 @@ def _shared(op: Op, decision: LayerDecision, how: str, int8: dict[str, tuple[Arr
     Only integers are stored shared: repairs rescale the channels of float weights, and so make them differ.
     """
     weight: Array = op.weight  # type: ignore[assignment]
-    if decision.w_bits <= 8:
-        int8[op.name] = share_integers(weight, how, decision.w_bits, decision.grid)
+    numbers = decision.format.weight
+    if numbers.is_integer:
+        int8[op.name] = share_integers(weight, how, numbers)
         return replace(op, weight=dequantise(*int8[op.name]))
     dense = expand(how.split()[0], share(weight, how), weight.shape)
-    return replace(op, weight=round_to_bf16(dense) if decision.w_bits == 16 else dense)
+    return replace(op, weight=numbers.round_floats(dense))
 
 
 def layer_decisions(network: Network, policy: Policy) -> dict[str, LayerDecision]:

@@ -26,6 +26,7 @@ from trimtab.errors import BadInput
 from trimtab.files import write_bytes
 from trimtab.spaces.candidate import Candidate, kept_by, layer_decisions, prune_network
 from trimtab.spaces.candidate_file import pack_operators, unpack_operators
+from trimtab.spaces.formats import BYTE
 from trimtab.spaces.layerwise import CompressedLayer, LayerCompressor, is_row_wise
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
@@ -144,7 +145,8 @@ class LayerDatabase:
         whole = self.space.network.op(task.layer)
         inputs, outputs = np.array(task.inputs), np.array(task.outputs)
         source = whole.inputs[0]
-        bits = task.decision.a_bits if task.decision.is_integer else 8
+        numbers = task.decision.format
+        bits = numbers.activation_bits if numbers.is_integer else BYTE
         stored, statistics = self._ranges.stored[bits][source], self._statistics[task.layer]
         rounding = self.quantisation.rounding
         compressor = LayerCompressor(whole, inputs, outputs, task.decision, statistics, stored, rounding)
@@ -195,7 +197,7 @@ class LayerDatabase:
         return known
 
     def _path(self, task: LayerTask) -> Path:
-        text = json.dumps([task.layer, task.inputs, task.outputs, asdict(task.decision)])
+        text = json.dumps([task.layer, task.inputs, task.outputs, task.decision.to_json()])
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
     @cached_property

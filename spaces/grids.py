@@ -1,28 +1,23 @@
 """Grids: which int8 values a layer's weights may take, and each output channel's scale.
 
 Everything here is int8 values times a float scale per output channel, so an engine that computes in integers runs every
-grid, and stores one of at most 64 values as a table and narrow codes.
+grid, and stores one of at most 64 values as a table and narrow codes. A new grid is one class here, and its place in
+`GRIDS`: spaces, policies, rounding and prices ask the class.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 
-from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces.network import Array
 
-__all__ = ["GRIDS", "fit_grid", "largest_integer", "nearest"]
-
-#: Grid -> the weight bits that it is offered at; what int8 cannot hold, or would be another grid again, is left out.
-GRIDS: dict[str, tuple[int, ...]] = {
-    "uniform": (1, 2, 3, 4, 5, 6, 7, 8),
-    "power2": (3, 4),
-    "codebook": (1, 2, 3, 4, 5, 6),
-    "bases": (2, 3, 4),
-}
+__all__ = ["GRIDS", "UNIFORM", "FixedGrid", "Grid", "nearest"]
 
 #: Scales tried, as shares of the one that reaches the largest weight, and how often the best of them is then refined.
 SHARES = np.linspace(0.3, 1.0, 15)
@@ -39,44 +34,152 @@ BASES_SHARES = (0.5, 0.7, 1.0)
 
 LARGEST = 127
 
+#: The name of the grid that a format is on where none is given.
+UNIFORM = "uniform"
 
-def fit_grid(rows: Array, bits: int, grid: str = "uniform") -> tuple[Array, Array]:
-    """Return (levels (L,), sorted int8, at most 2^bits; scale (O,), float32) that suit float32 weights (O, I).
 
-    - "uniform": integers up to `largest_integer`. 8 bits: scale = max|w| / 127. 3 to 7: the scale with the smallest
-      squared error that a search over shares of max|w| finds, refined by least squares. 2: ternary, with the threshold
-      and scale of the smallest squared error; ternary weight networks (Li et al. 2016, arXiv:1605.04711) approximate
-      just these. 1: sign(w) * mean|w|, the smallest squared error too (Rastegari et al. 2016, arXiv:1603.05279,
-      section 3.1).
-    - "power2": 0 and +-1, 2, 4 ... 2^(2^(bits - 1) - 2), after Zhou et al. 2017 (INQ, arXiv:1702.03044, equation 2),
-      who fix the largest power by the layer's largest weight; here every channel's scale is searched.
-    - "codebook": any 2^bits values (Han et al. 2016, Deep Compression, arXiv:1510.00149, section 3). Of all int8
-      values they have the smallest squared error for the channels' scales, by dynamic programming: k-means' optimum.
-    - "bases": the 2^bits signed sums of `bits` numbers, w = sum_m alpha_m b_m with b_m of +-1 (Lin et al. 2017,
-      ABC-Net, arXiv:1711.11294, equation 2). The ratios of the alphas are the layer's, their size is each channel's.
+class Grid(ABC):
+    """One way to place the int8 values, the levels, of a layer's weights."""
 
-    A grid at bits that it is not offered at is a `BadInput`.
+    name: ClassVar[str]
+    #: Weight bits that it is offered at; what int8 cannot hold, or would be another grid again, is left out.
+    offered: ClassVar[tuple[int, ...]]
+    #: Whether every output channel is fitted whatever the others are, so that one entry of the layer database serves
+    #: all counts of them. False is always right, and makes more entries.
+    is_row_wise: ClassVar[bool] = False
+
+    @abstractmethod
+    def fit(self, rows: Array, bits: int) -> tuple[Array, Array]:
+        """Return (levels (L,), sorted int8, L at most `size`; scale (O,), float32) that suit float32 weights (O, I)."""
+
+    def levels(self, bits: int) -> Array | None:
+        """Return the levels (L,) of all layers, sorted int8; None where each layer has its own."""
+        return None
+
+    def size(self, bits: int) -> int:
+        """Return the most levels that a layer has."""
+        return int(2**bits)
+
+    def has_zero(self, bits: int) -> bool:
+        """Whether zero is a level of every layer, so that weights may be sparse."""
+        return False
+
+    def is_symmetric(self, bits: int) -> bool:
+        """Whether the negative of every level is a level too, whatever the layer."""
+        return False
+
+
+class FixedGrid(Grid):
+    """A grid whose levels are the same for all layers; the scale of the smallest squared error is searched."""
+
+    #: Scales tried, see SHARES.
+    shares: ClassVar[Array] = SHARES
+
+    @abstractmethod
+    def levels(self, bits: int) -> Array:
+        """Return the levels (L,), sorted int8."""
+
+    def fit(self, rows: Array, bits: int) -> tuple[Array, Array]:
+        """Return the levels, and the scales (O,) for which a search finds the smallest squared error."""
+        levels = self.levels(bits)
+        return levels, _best_scale(rows, levels, self.shares)
+
+    def size(self, bits: int) -> int:
+        """Return how many levels there are."""
+        return len(self.levels(bits))
+
+    def has_zero(self, bits: int) -> bool:
+        """Whether zero is a level."""
+        return 0 in self.levels(bits)
+
+    def is_symmetric(self, bits: int) -> bool:
+        """Whether the negative of every level is a level too."""
+        levels = self.levels(bits).astype(int)
+        return bool((levels == -levels[::-1]).all())
+
+
+class Uniform(FixedGrid):
+    """Integers up to 2^(bits - 1) - 1; of 2 bits -1, 0 and 1, of 1 bit -1 and 1.
+
+    8 bits: scale = max|w| / 127. 3 to 7: the scale with the smallest squared error that a search over shares of max|w|
+    finds, refined by least squares. 2: ternary, with the threshold and scale of the smallest squared error; ternary
+    weight networks (Li et al. 2016, arXiv:1605.04711) approximate just these. 1: sign(w) * mean|w|, the smallest
+    squared error too (Rastegari et al. 2016, arXiv:1603.05279, section 3.1).
     """
-    if grid not in GRIDS:
-        raise unknown_name("grid", grid, GRIDS)
-    if bits not in GRIDS[grid]:
-        raise BadInput(f"grid {grid!r} has no form of {bits} bits (it has: {', '.join(map(str, GRIDS[grid]))})")
-    if grid == "power2":
-        levels = _powers(bits)
-        return levels, _best_scale(rows, levels, POWER_SHARES)
-    if grid == "codebook":
-        return _codebook(rows, 2**bits)
-    if grid == "bases":
-        return _bases(rows, bits)
-    return _uniform(rows, bits)
+
+    name = UNIFORM
+    offered = (1, 2, 3, 4, 5, 6, 7, 8)
+    is_row_wise = True
+
+    def levels(self, bits: int) -> Array:
+        # -2^(bits - 1) is left out: smaller products let a kernel add more of them up before it has to widen.
+        top = max(1, 2 ** (bits - 1) - 1)
+        levels = np.arange(-top, top + 1, dtype=np.int8)
+        return levels if len(levels) < 2**bits else levels[levels != 0]
+
+    def fit(self, rows: Array, bits: int) -> tuple[Array, Array]:
+        exact = _EXACT_SCALES.get(bits)
+        return super().fit(rows, bits) if exact is None else (self.levels(bits), exact(rows))
 
 
-def largest_integer(bits: int) -> int:
-    """Return the largest magnitude of integer weights of 1 to 8 bits: 1 for 1 and 2 bits, 2^(bits - 1) - 1 for more.
+class PowersOfTwo(FixedGrid):
+    """0 and +-1, 2, 4 ... 2^(2^(bits - 1) - 2), after Zhou et al. 2017 (INQ, arXiv:1702.03044, equation 2), who fix the
+    largest power by the layer's largest weight; here every channel's scale is searched."""
 
-    -2^(bits - 1) is left out: smaller products let a kernel add more of them up before it has to widen.
+    name = "power2"
+    offered = (3, 4)
+    shares = POWER_SHARES
+
+    def levels(self, bits: int) -> Array:
+        powers = 2 ** np.arange(2 ** (bits - 1) - 1)
+        return np.concatenate([-powers[::-1], [0], powers]).astype(np.int8)
+
+
+class Codebook(Grid):
+    """Any 2^bits values (Han et al. 2016, Deep Compression, arXiv:1510.00149, section 3).
+
+    Of all int8 values they have the smallest squared error for the channels' scales, by dynamic programming: k-means'
+    optimum.
     """
-    return max(1, (1 << (bits - 1)) - 1)
+
+    name = "codebook"
+    offered = (1, 2, 3, 4, 5, 6)
+
+    def fit(self, rows: Array, bits: int) -> tuple[Array, Array]:
+        # Values for the scales, scales for the values: each step is a least-squares optimum, so the error only falls.
+        scale = _reaching(rows, LARGEST)
+        levels = _Histogram(rows, scale).best_levels(2**bits)
+        for _ in range(ROUNDS - 1):
+            scale = _fitted_scale(rows, scale, levels)
+            levels = _Histogram(rows, scale).best_levels(2**bits)
+        return levels, _fitted_scale(rows, scale, levels)
+
+
+class Bases(Grid):
+    """The 2^bits signed sums of `bits` numbers, w = sum_m alpha_m b_m with b_m of +-1 (Lin et al. 2017, ABC-Net,
+    arXiv:1711.11294, equation 2). The ratios of the alphas are the layer's, their size is each channel's."""
+
+    name = "bases"
+    offered = (2, 3, 4)
+
+    def fit(self, rows: Array, bits: int) -> tuple[Array, Array]:
+        options = _signed_sums(bits)
+        starts = [np.float32(share) * _reaching(rows, LARGEST) for share in BASES_SHARES]
+        histograms = [_Histogram(rows, scale) for scale in starts]
+        errors = [histogram.errors(options) for histogram in histograms]
+        start = int(np.argmin([error.min() for error in errors]))
+        scale, levels = starts[start], options[int(errors[start].argmin())]
+        for _ in range(ROUNDS - 1):
+            scale = _fitted_scale(rows, scale, levels)
+            levels = options[int(_Histogram(rows, scale).errors(options).argmin())]
+        return np.unique(levels), _fitted_scale(rows, scale, levels)
+
+    def is_symmetric(self, bits: int) -> bool:
+        return True
+
+
+#: By the name that formats give.
+GRIDS: Mapping[str, Grid] = {each.name: each for each in (Uniform(), PowersOfTwo(), Codebook(), Bases())}
 
 
 def nearest(ratios: Array, levels: Array) -> Array:
@@ -87,14 +190,8 @@ def nearest(ratios: Array, levels: Array) -> Array:
     return centres[np.searchsorted((centres[1:] + centres[:-1]) / 2, ratios, side="right")].astype(ratios.dtype)
 
 
-def _uniform(rows: Array, bits: int) -> tuple[Array, Array]:
-    top = largest_integer(bits)
-    levels = np.array([-1, 1], np.int8) if bits == 1 else np.arange(-top, top + 1, dtype=np.int8)
-    if bits == 1:
-        return levels, np.abs(rows).mean(axis=1)
-    if bits == 2:
-        return levels, _ternary_scale(rows)
-    return levels, np.abs(rows).max(axis=1) / top if bits == 8 else _best_scale(rows, levels, SHARES)
+def _mean_scale(rows: Array) -> Array:
+    return np.asarray(np.abs(rows).mean(axis=1))
 
 
 def _ternary_scale(rows: Array) -> Array:
@@ -106,9 +203,12 @@ def _ternary_scale(rows: Array) -> Array:
     return np.asarray(sums[np.arange(len(rows)), best] / counts[best], np.float32)
 
 
-def _powers(bits: int) -> Array:
-    powers = 2 ** np.arange(2 ** (bits - 1) - 1)
-    return np.concatenate([-powers[::-1], [0], powers]).astype(np.int8)
+def _widest_scale(rows: Array) -> Array:
+    return np.asarray(np.abs(rows).max(axis=1) / LARGEST)
+
+
+#: Bits -> the scales that need no search: the best of 1 and of 2 bits, and those that cut off nothing of 8 bits.
+_EXACT_SCALES: Mapping[int, Callable[[Array], Array]] = {1: _mean_scale, 2: _ternary_scale, 8: _widest_scale}
 
 
 def _reaching(rows: Array, top: int) -> Array:
@@ -137,29 +237,6 @@ def _fitted_scale(rows: Array, scale: Array, levels: Array) -> Array:
     values = nearest(rows / scale[:, None], levels)
     fitted = (rows * values).sum(axis=1) / np.maximum(np.square(values).sum(axis=1), 1)
     return np.where(fitted > 0, fitted, scale)
-
-
-def _codebook(rows: Array, size: int) -> tuple[Array, Array]:
-    """Values for the scales, scales for the values: each step is a least-squares optimum, so the error only falls."""
-    scale = _reaching(rows, LARGEST)
-    levels = _Histogram(rows, scale).best_levels(size)
-    for _ in range(ROUNDS - 1):
-        scale = _fitted_scale(rows, scale, levels)
-        levels = _Histogram(rows, scale).best_levels(size)
-    return levels, _fitted_scale(rows, scale, levels)
-
-
-def _bases(rows: Array, count: int) -> tuple[Array, Array]:
-    options = _signed_sums(count)
-    starts = [np.float32(share) * _reaching(rows, LARGEST) for share in BASES_SHARES]
-    histograms = [_Histogram(rows, scale) for scale in starts]
-    errors = [histogram.errors(options) for histogram in histograms]
-    start = int(np.argmin([error.min() for error in errors]))
-    scale, levels = starts[start], options[int(errors[start].argmin())]
-    for _ in range(ROUNDS - 1):
-        scale = _fitted_scale(rows, scale, levels)
-        levels = options[int(_Histogram(rows, scale).errors(options).argmin())]
-    return np.unique(levels), _fitted_scale(rows, scale, levels)
 
 
 @cache

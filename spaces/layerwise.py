@@ -29,7 +29,7 @@ Range = tuple[float, float]
 class CompressedLayer:
     """The operators that stand for a layer: itself, or its factors.
 
-    `int8` holds (weight int8, scale) of those with 8-bit weights or fewer, `ranges` the (low, high) of the tensors
+    `int8` holds (weight int8, scale) of those with integer weights, `ranges` the (low, high) of the tensors
     between factors. `error` (O,) is the increase of the loss, in nats per image, that is expected from each output
     channel's error; errors of channels and of layers add up as far as the loss is quadratic.
     """
@@ -43,7 +43,7 @@ class CompressedLayer:
 def is_row_wise(decision: LayerDecision) -> bool:
     """Whether each output channel is compressed without a look at the others."""
     coupled = decision.rank is not None or decision.pattern is not None or decision.sharing is not None
-    return not coupled and decision.grid == "uniform"
+    return not coupled and decision.format.weight.is_row_wise
 
 
 class LayerCompressor:
@@ -152,10 +152,11 @@ class LayerCompressor:
 
 def _rounding_noise(fields: Array, stored: Range, decision: LayerDecision) -> Array:
     """The mean squared error (I,) of inputs that are stored in the decision's bits; zero for float inputs."""
-    if not decision.is_integer:
+    if not decision.format.is_integer:
         return np.zeros(fields.shape[1])
-    scale, zero = activation_quant(*stored, decision.a_bits)
-    rounded = np.clip(np.rint(fields / scale), -zero, 2**decision.a_bits - 1 - zero) * scale
+    bits = decision.format.activation_bits
+    scale, zero = activation_quant(*stored, bits)
+    rounded = np.clip(np.rint(fields / scale), -zero, 2**bits - 1 - zero) * scale
     return np.asarray(np.square(rounded - fields, dtype=np.float64).mean(0))
 
 

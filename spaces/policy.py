@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from trimtab.errors import BadInput
+from trimtab.spaces.formats import FLOAT, LayerFormat
 
 __all__ = ["SCHEMA", "LayerDecision", "Policy"]
 
@@ -25,16 +26,13 @@ READABLE = (1, SCHEMA)
 class LayerDecision:
     """The decision for one layer.
 
-    `w_bits` of its weights and `a_bits` of its input activations; `grid`, one of `trimtab.spaces.grids.GRIDS`, places
-    the weights' values. At most one of: `rank` of its `factorisation`, a sparsity `pattern`, a way of `sharing`
-    weights, the latter two as `trimtab.spaces.layer_forms` reads them.
+    `format`: the numbers of its weights and of its input. At most one of: `rank` of its `factorisation`, a sparsity
+    `pattern`, a way of `sharing` weights, the latter two as `trimtab.spaces.layer_forms` reads them.
     """
 
-    w_bits: int = 32
-    a_bits: int = 32
+    format: LayerFormat = FLOAT
     rank: int | None = None
     factorisation: str = "svd"
-    grid: str = "uniform"
     pattern: str | None = None
     sharing: str | None = None
 
@@ -45,20 +43,21 @@ class LayerDecision:
             return f"{self.factorisation} of rank {self.rank}"
         return self.pattern or self.sharing or "dense"
 
-    @property
-    def is_integer(self) -> bool:
-        """Whether the layer computes in integers."""
-        return self.w_bits <= 8 and self.a_bits <= 8
-
-    @property
-    def is_bf16(self) -> bool:
-        """Whether the layer multiplies bf16 numbers; a depthwise one has bf16 weights under float activations."""
-        return self.w_bits == self.a_bits == 16
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, defaults included."""
+        return {
+            "w_bits": self.format.weight.bits,
+            "a_bits": self.format.activation_bits,
+            "rank": self.rank,
+            "factorisation": self.factorisation,
+            "grid": self.format.weight.grid,
+            "pattern": self.pattern,
+            "sharing": self.sharing,
+        }
 
 
 _BITS = ("w_bits", "a_bits")
-_TEXTS = ("factorisation", "grid", "pattern", "sharing")
-_DEFAULTS = {field.name: field.default for field in fields(LayerDecision)}
+_DEFAULTS = LayerDecision().to_json()
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Policy:
             "network": self.network,
             "channels": dict(self.channels),
             "layers": {
-                name: {key: value for key, value in vars(layer).items() if key in _BITS or value != _DEFAULTS[key]}
+                name: {key: value for key, value in layer.to_json().items() if key in _BITS or value != _DEFAULTS[key]}
                 for name, layer in self.layers.items()
             },
         }
@@ -150,12 +149,18 @@ def _decision(name: object, value: Any) -> LayerDecision:
     unknown = set(value) - set(_DEFAULTS)
     if unknown:
         raise ValueError(f"layer {name}: unknown key {sorted(unknown)[0]!r}")
+    w_bits, a_bits = (_count(f"{key} of {name}", value.get(key)) for key in _BITS)
     rank = value.get("rank")
+    factorisation, grid, pattern, sharing = (
+        _text(f"{key} of {name}", value.get(key, _DEFAULTS[key]), _DEFAULTS[key])
+        for key in ("factorisation", "grid", "pattern", "sharing")
+    )
     return LayerDecision(
-        _count(f"w_bits of {name}", value.get("w_bits")),
-        _count(f"a_bits of {name}", value.get("a_bits")),
+        LayerFormat.of(w_bits, a_bits, grid),
         None if rank is None else _count(f"rank of {name}", rank),
-        *(_text(f"{key} of {name}", value.get(key, _DEFAULTS[key]), _DEFAULTS[key]) for key in _TEXTS),
+        factorisation,
+        pattern,
+        sharing,
     )
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimtab.errors import unknown_name
-from trimtab.spaces.grids import fit_grid, nearest
+from trimtab.spaces.formats import INT8, WeightFormat
+from trimtab.spaces.grids import nearest
 from trimtab.spaces.network import Array
 from trimtab.spaces.ranges import RANGES
 from trimtab.spaces.rounding import ROUNDINGS, adaround, descent, gptq
 
-__all__ = ["Quantisation", "dequantise", "quantise_weight", "round_to_bf16"]
+__all__ = ["Quantisation", "dequantise", "quantise_weight"]
 
 #: No channel's scale is less than this share of the layer's largest: a bias is stored in units of the scale, in 32
 #: bits, and a channel with hardly any weight may well have one.
@@ -42,21 +43,21 @@ class Quantisation:
 
 
 def quantise_weight(
-    weight: Array, bits: int = 8, grid: str = "uniform", gram: Array | None = None, rounding: str = "descent"
+    weight: Array, to: WeightFormat = INT8.weight, gram: Array | None = None, rounding: str = "descent"
 ) -> tuple[Array, Array]:
-    """Return (int8 weight, float32 scale (O,)) of 1 to 8 bits on a grid of `trimtab.spaces.grids.fit_grid`.
+    """Return (int8 weight, float32 scale (O,)) in an integer format.
 
     A channel without weights becomes zeros, on a grid without zero as small as SMALLEST_SHARE lets it. With the
     covariance of the layer's inputs `gram` (I, I), positive definite, weights of fewer than 8 bits are rounded so that
     the layer's output is nearest, not the weights (`trimtab.spaces.rounding`).
     """
     rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
-    levels, scale = fit_grid(rows, bits, grid)
+    levels, scale = to.fit(rows)
     largest = float(scale.max())
     if largest * float(np.abs(levels).max()) < NO_WEIGHT:
         return np.zeros(weight.shape, np.int8), np.ones(len(rows), np.float32)
     scale = np.maximum(scale, largest * SMALLEST_SHARE).astype(np.float32)
-    if gram is None or bits == 8 or rounding == "nearest":
+    if gram is None or not to.is_narrow or rounding == "nearest":
         rounded = nearest(rows / scale[:, None], levels)
     else:
         rounded = _COMPENSATED[rounding](rows, scale, levels, gram)
@@ -74,11 +75,3 @@ def dequantise(quantised: Array, scale: Array) -> Array:
     """Return the float32 weight that int8 values (O, ...) and scales (O,) stand for."""
     shape = (-1, *[1] * (quantised.ndim - 1))
     return quantised.astype(np.float32) * scale.reshape(shape)
-
-
-def round_to_bf16(weight: Array) -> Array:
-    """Return float32 numbers rounded to 8 significant bits, halves to even: the numbers of bf16."""
-    words = np.ascontiguousarray(weight, np.float32).view(np.uint32)
-    odd = (words >> 16) & 1
-    rounded = (words + (0x7FFF + odd).astype(np.uint32)) & np.uint32(0xFFFF0000)
-    return np.where(np.isfinite(weight), rounded.view(np.float32), weight).astype(np.float32)

@@ -15,9 +15,10 @@ from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, prune
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import factor_ops, layer_of, plain_factors
 from trimtab.spaces.factorisation.fit_layer import fitted_factors
+from trimtab.spaces.formats import BYTE
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.quantise import Quantisation, dequantise, round_to_bf16
+from trimtab.spaces.quantise import Quantisation, dequantise
 from trimtab.spaces.ranges import activation_quant, note_ranges
 from trimtab.spaces.reconstruct import (
     SAMPLES_PER_INPUT,
@@ -147,8 +148,10 @@ class _Repair:
         self.int8: dict[str, tuple[Array, Array]] = {}
         self.ranges: dict[str, tuple[float, float]] = {}
         # Sums and products are stored in 8 bits, whatever the layers that read them ask for.
-        bits = {decision.a_bits for decision in policy.layers.values() if decision.is_integer}
-        self.stored: dict[int, dict[str, tuple[float, float]]] = {b: {} for b in sorted({*bits, 8} if bits else bits)}
+        formats = (decision.format for decision in policy.layers.values())
+        bits = {numbers.activation_bits for numbers in formats if numbers.is_integer}
+        asked = sorted({*bits, BYTE} if bits else bits)
+        self.stored: dict[int, dict[str, tuple[float, float]]] = {each: {} for each in asked}
 
     def run(self) -> Candidate:
         order = eager_order(self.network)
@@ -227,10 +230,11 @@ class _Repair:
         return apply_op(op, [self.values[name] for name in op.inputs])
 
     def _input(self, op: Op) -> Tensor:
-        """What a layer reads: rounded where its activations have fewer than 8 bits, which are worth making up for."""
-        x, bits = self.values[op.inputs[0]], self._decision(op).a_bits
-        if bits >= 8:
+        """What a layer reads: rounded where that is worth making up for."""
+        x, numbers = self.values[op.inputs[0]], self._decision(op).format
+        if not numbers.reads_narrow:
             return x
+        bits = numbers.activation_bits
         scale, zero = activation_quant(*self.stored[bits][op.inputs[0]], bits)
         return torch.clamp(torch.round(x / scale), -zero, 2**bits - 1 - zero) * scale
 
@@ -288,7 +292,7 @@ class _Repair:
             weight = dequantise(*self.int8[op.name])
         else:
             weight = op.weight * scale.reshape(-1, *[1] * (op.weight.ndim - 1))  # type: ignore[union-attr,operator]
-            weight = round_to_bf16(weight) if self._decision(op).w_bits == 16 else weight
+            weight = self._decision(op).format.weight.round_floats(weight)
         return replace(op, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 

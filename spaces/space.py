@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +13,16 @@ from torch import nn
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.spaces.criteria import CRITERIA, Evidence, channel_scores
-from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises, pays
-from trimtab.spaces.grids import GRIDS
+from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises
+from trimtab.spaces.formats import DEFAULT_FORMATS, FLOAT, INT8, LayerFormat
 from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
-from trimtab.spaces.layer_forms import DENSE, Form, applies, parse_form
+from trimtab.spaces.layer_forms import DENSE, Form, parse_form
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.prune import importance_order, smallest_kept
 from trimtab.spaces.trace import trace_both
 
 __all__ = [
-    "BF16",
-    "BITS",
-    "DEFAULT_BITS",
-    "Bits",
     "Choice",
     "Knob",
     "LayerShape",
@@ -37,23 +32,8 @@ __all__ = [
     "build_space",
 ]
 
-#: (weight bits, activation bits), and the grid of the weights where it is not "uniform".
-Bits = tuple[int, int] | tuple[int, int, str]
-
-#: One choice of a knob: kept channels, bits, or the text of a form.
-Choice = int | str | Bits
-
-#: The pair for which a layer multiplies bf16 numbers: only some processors do so faster than float32 ones.
-BF16 = (16, 16)
-
-#: (weight bits, activation bits) that may be decided, cheapest first: integers, integer weights under float
-#: activations, bf16 weights under bf16 and under float activations, and float. Float weights under int8 activations
-#: would save neither bytes nor time.
-BITS = (*((w, a) for w in (1, 2, 3, 4, 5, 6, 8) for a in (1, 2, 4, 8)), (8, 32), BF16, (16, 32), (32, 32))
-
-#: What a search decides among where nothing is asked: 8-bit activations are faster than float ones and cost next to no
-#: accuracy, narrower ones save time only under 1-bit weights; weights of 3, 5 and 6 bits run as those of 4 and 8 do.
-DEFAULT_BITS: tuple[Bits, ...] = ((2, 8), (4, 8), (8, 8), (32, 32))
+#: One choice of a knob: kept channels, a format, or the text of a form.
+Choice = int | str | LayerFormat
 
 #: See `Options.factors`.
 FACTOR_FITS = ("plain", "outputs", "nonlinear")
@@ -64,16 +44,13 @@ MOST_CHANNELS = 64
 #: Widths are remembered for this many combinations of kept channels.
 REMEMBERED = 1024
 
-#: A layer of a smaller full rank has nothing to factorise.
-SMALLEST_FULL_RANK = 8
-
 
 @dataclass(frozen=True)
 class Options:
     """Options of a space: what a search may decide.
 
     `channels`: the most choices of kept channels per group (1: no pruning); `min_keep`: the smallest keep ratio;
-    `bits`: the (w_bits, a_bits) pairs offered, each with a grid where it is not the uniform one; `ranks`: ranks offered
+    `bits`: the formats of layers offered; `ranks`: ranks offered
     beside the dense layer, as fractions of the layer's full rank, of each of the `factorisations`; `patterns` of
     sparsity and ways of `sharing` weights, as `trimtab.spaces.layer_forms` reads them; `fixed`: layers that stay fp32,
     unpruned and dense; `criterion`: which channels stay, one of `trimtab.spaces.criteria.CRITERIA`;
@@ -85,7 +62,7 @@ class Options:
 
     channels: int = 8
     min_keep: float = 0.25
-    bits: tuple[Bits, ...] = DEFAULT_BITS
+    bits: tuple[LayerFormat, ...] = DEFAULT_FORMATS
     ranks: tuple[float, ...] = (0.25, 0.5)
     factorisations: tuple[str, ...] = ("svd",)
     patterns: tuple[str, ...] = ()
@@ -102,7 +79,8 @@ class Options:
         if not self.bits:
             raise BadInput("bits: give at least one [w_bits, a_bits] pair")
         for bits in self.bits:
-            check_bits(bits)
+            if (why := bits.why_not_offered) is not None:
+                raise BadInput(f"bits: {why}")
         for rank in self.ranks:
             if not 0 < rank <= 1:
                 raise BadInput(f"ranks are fractions of the full rank, above 0 and at most 1, not {rank}")
@@ -130,8 +108,8 @@ class Options:
 class Knob:
     """One decision of the flat vector: `choices` in order, the last one being the network as it was given.
 
-    `kind` is "channels" (choices are kept counts of group `target`), "bits" (those of layer `target`) or "form" (the
-    texts of forms of layer `target`).
+    `kind` is "channels" (choices are kept counts of group `target`), "bits" (formats of layer `target`) or "form"
+    (the texts of forms of layer `target`).
     """
 
     kind: str
@@ -144,16 +122,9 @@ class Knob:
         return f"{self.kind}:{self.target}"
 
 
-def choice_text(choice: Choice) -> str:
-    """Return a choice as people write it: "12", "4/8", "4/8 codebook", "svd 0.25"."""
-    if isinstance(choice, tuple):
-        return " ".join([f"{choice[0]}/{choice[1]}", *choice[2:]])
-    return str(choice)
-
-
 @dataclass(frozen=True)
 class Removal:
-    """A choice (as `choice_text` writes it) of a knob that is not offered, and why."""
+    """A choice (as text: "12", "4/8", "4/8 codebook", "svd 0.25") of a knob that is not offered, and why."""
 
     knob: str
     choice: str
@@ -201,7 +172,7 @@ class Space:
 
     def _without_removed(self, knob: Knob) -> Knob:
         gone = {removal.choice for removal in self.removed if removal.knob == knob.name}
-        kept = [choice for choice in knob.choices[:-1] if choice_text(choice) not in gone]
+        kept = [choice for choice in knob.choices[:-1] if str(choice) not in gone]
         return replace(knob, choices=(*kept, knob.choices[-1]))
 
     # what there is
@@ -253,20 +224,11 @@ class Space:
         for op in self.network.layers:
             if op.name in self.options.fixed:
                 continue
-            knobs.append(Knob("bits", op.name, self._bits))
-            texts = tuple(form.text for form in forms if self._offers(op, form))
+            knobs.append(Knob("bits", op.name, self._formats))
+            in_shape = self.network.shape_of(op.inputs[0])
+            texts = tuple(form.text for form in forms if form.is_offered(op, in_shape))
             knobs.append(Knob("form", op.name, (*texts, DENSE)))
         return knobs
-
-    def _offers(self, op: Op, form: Form) -> bool:
-        """Whether a form is possible for a layer and, where that is a matter of counting weights, not pointless."""
-        if op.weight is None or not applies(form, op):
-            return False
-        if form.kind != "factorisation":
-            return True
-        layer = Geometry.of(op)
-        worthwhile = FACTORISATIONS[form.name].full_rank(layer) >= SMALLEST_FULL_RANK
-        return worthwhile and self._rank(op, layer, form) is not None
 
     @cached_property
     def scopes(self) -> dict[str, tuple[int, ...]]:
@@ -292,7 +254,7 @@ class Space:
         if len(vector) != len(self.knobs):
             raise BadInput(f"the vector has {len(vector)} entries, the space {len(self.knobs)} knobs")
         channels = {group.name: group.size for group in self.groups}
-        bits: dict[str, Bits] = {}
+        formats: dict[str, LayerFormat] = {}
         forms: dict[str, str] = {}
         for knob, index in zip(self.knobs, vector, strict=True):
             if not 0 <= index < len(knob.choices):
@@ -303,28 +265,28 @@ class Space:
             elif isinstance(choice, str):
                 forms[knob.target] = choice
             else:
-                bits[knob.target] = choice
+                formats[knob.target] = choice
         widths = self.widths(channels)
         layers = {
             op.name: self._decision(
-                op, widths, bits.get(op.name) or self._default_bits(op.name), forms.get(op.name, DENSE)
+                op, widths, formats.get(op.name) or self._default_format(op.name), forms.get(op.name, DENSE)
             )
             for op in self.network.layers
         }
         return Policy(self.fingerprint, channels, layers)
 
     def decision(
-        self, layer: str, channels: Mapping[str, int], bits: Bits | None = None, form: str | None = None
+        self, layer: str, channels: Mapping[str, int], bits: LayerFormat | None = None, form: str | None = None
     ) -> LayerDecision:
         """Return a layer's decision at these widths, for the choices of its knobs; None: as where there is no knob."""
         op = self.network.op(layer)
-        return self._decision(op, self.widths(channels), bits or self._default_bits(layer), form or DENSE)
+        return self._decision(op, self.widths(channels), bits or self._default_format(layer), form or DENSE)
 
     def decisions(self, layer: str, channels: Mapping[str, int]) -> Iterator[LayerDecision]:
         """Yield every decision about a layer that its knobs allow at these widths."""
         op, widths = self.network.op(layer), self.widths(channels)
         choices = {knob.kind: knob.choices for knob in self.knobs if knob.target == layer and knob.kind != "channels"}
-        for bits in choices.get("bits", (self._default_bits(layer),)):
+        for bits in choices.get("bits", (self._default_format(layer),)):
             for form in choices.get("form", (DENSE,)):
                 yield self._decision(op, widths, bits, str(form))  # type: ignore[arg-type]
 
@@ -338,12 +300,10 @@ class Space:
                 wanted: object = policy.channels[knob.target]
                 values: Sequence[object] = knob.choices
             elif knob.kind == "bits":
-                decision = policy.layers[knob.target]
-                wanted, values = _bits_of(decision), knob.choices
+                wanted, values = policy.layers[knob.target].format, knob.choices
             else:
                 wanted, op = policy.layers[knob.target], self.network.op(knob.target)
-                bits: Bits = (wanted.w_bits, wanted.a_bits, wanted.grid)
-                values = [self._decision(op, widths, bits, str(text)) for text in knob.choices]
+                values = [self._decision(op, widths, wanted.format, str(text)) for text in knob.choices]
             if wanted not in values:
                 raise BadInput(f"the policy's {knob.name} = {wanted} is not one of the space's choices {list(values)}")
             # The last match is the choice nearest to the network as given.
@@ -358,11 +318,11 @@ class Space:
         layers = {op.name: LayerDecision() for op in self.network.layers}
         return Policy(self.fingerprint, {group.name: group.size for group in self.groups}, layers)
 
-    def uniform(self, keep: float = 1.0, bits: Bits = (32, 32), form: str = DENSE) -> Policy:
-        """Return the policy with the same keep ratio, bits and form everywhere they are offered.
+    def uniform(self, keep: float = 1.0, bits: LayerFormat = FLOAT, form: str = DENSE) -> Policy:
+        """Return the policy with the same keep ratio, format and form everywhere they are offered.
 
-        Each group takes the count nearest to the ratio; bits and forms that a layer's knob does not offer stay as they
-        are.
+        Each group takes the count nearest to the ratio; formats and forms that a layer's knob does not offer stay as
+        they are.
         """
         vector = []
         for knob in self.knobs:
@@ -376,7 +336,7 @@ class Space:
 
     def int8(self) -> Policy:
         """Return the uniform int8 form: every layer at 8/8 bits, nothing pruned or factorised."""
-        layers = {op.name: LayerDecision(8, 8) for op in self.network.layers}
+        layers = {op.name: LayerDecision(INT8) for op in self.network.layers}
         return Policy(self.fingerprint, {group.name: group.size for group in self.groups}, layers)
 
     def check(self, policy: Policy) -> None:
@@ -403,18 +363,12 @@ class Space:
             self._check_layer(self.network.op(name), decision, widths)
 
     def _check_layer(self, op: Op, decision: LayerDecision, widths: Mapping[str, int]) -> None:
-        if (decision.w_bits, decision.a_bits) not in BITS:
+        bits = decision.format
+        if (why := bits.why_not_offered) is not None:
+            raise BadInput(f"layer {op.name!r}: {why}")
+        if decision.pattern is not None and not bits.weight.has_zero:
             raise BadInput(
-                f"layer {op.name!r}: {decision.w_bits}-bit weights with {decision.a_bits}-bit activations are not "
-                f"offered (offered: {', '.join(f'{w}/{a}' for w, a in BITS)})"
-            )
-        if decision.grid != "uniform" and decision.w_bits not in GRIDS.get(decision.grid, ()):
-            raise BadInput(
-                f"layer {op.name!r}: {decision.w_bits}-bit weights have no grid {decision.grid!r} ({_other_grids()})"
-            )
-        if decision.pattern is not None and not _has_zero(decision):
-            raise BadInput(
-                f"layer {op.name!r}: {decision.w_bits}-bit weights ({decision.grid}) have no zero to be sparse by"
+                f"layer {op.name!r}: {bits.weight.bits}-bit weights ({bits.weight.grid}) have no zero to be sparse by"
             )
         given = [what for what in (decision.rank, decision.pattern, decision.sharing) if what is not None]
         if len(given) > 1:
@@ -422,7 +376,7 @@ class Space:
         for text, kind in ((decision.pattern, "pattern"), (decision.sharing, "sharing")):
             if text is not None:
                 form = parse_form(text)
-                if form.kind != kind or not applies(form, op):
+                if form.kind != kind or op.weight is None or not form.applies(op):
                     raise BadInput(f"layer {op.name!r} cannot have the {kind} {text!r}")
         if decision.rank is not None:
             chosen = FACTORISATIONS.get(decision.factorisation)
@@ -516,28 +470,14 @@ class Space:
     def _kept_width(self, name: str, group: str, kept: int) -> int:
         return int(self._kept_widths[name, group][kept])
 
-    def _rank(self, op: Op, layer: Geometry, form: Form) -> int | None:
-        """The rank that a form gives a layer of this geometry; None where the dense layer costs no more."""
-        rank = FACTORISATIONS[form.name].rank_at(layer, form.amount)
-        return rank if pays(layer, form.name, rank, self.network.shape_of(op.inputs[0])) else None
-
-    def _decision(self, op: Op, widths: Mapping[str, int], bits: Bits, text: str) -> LayerDecision:
-        """A layer's decision; dropped are a rank that costs no less than the dense layer, and zeros that bits lack."""
+    def _decision(self, op: Op, widths: Mapping[str, int], bits: LayerFormat, text: str) -> LayerDecision:
+        """A layer's decision, without a rank that costs no less than the dense layer, and zeros that bits lack."""
         key = (op.name, widths[op.inputs[0]], widths[op.name], bits, text)
         decision = self._known_decisions.get(key)
         if decision is None:
-            decision = self._known_decisions[key] = self._decide(op, *key[1:3], bits, text)
+            layer, in_shape = Geometry.of(op, *key[1:3]), self.network.shape_of(op.inputs[0])
+            decision = self._known_decisions[key] = parse_form(text).decision(bits, layer, in_shape)
         return decision
-
-    def _decide(self, op: Op, inputs: int, outputs: int, bits: Bits, text: str) -> LayerDecision:
-        form = parse_form(text)
-        decision = LayerDecision(*bits[:2], grid=bits[2] if len(bits) > 2 else "uniform")
-        if form.kind == "factorisation":
-            rank = self._rank(op, Geometry.of(op, inputs, outputs), form)
-            return decision if rank is None else replace(decision, rank=rank, factorisation=form.name)
-        if form.kind == "pattern":
-            return replace(decision, pattern=form.text) if _has_zero(decision) else decision
-        return replace(decision, sharing=form.text) if form.kind == "sharing" else decision
 
     @cached_property
     def _known_widths(self) -> dict[tuple[int, ...], Mapping[str, int]]:
@@ -548,37 +488,18 @@ class Space:
         return {}
 
     @cached_property
-    def _bits(self) -> tuple[Bits, ...]:
-        """The bits offered, narrowest first, of equal ones the uniform grid last."""
-        return tuple(
-            sorted(
-                set(map(_as_bits, self.options.bits)), key=lambda bits: (BITS.index(bits[:2]), len(bits) == 2, bits[2:])
-            )
-        )
+    def _formats(self) -> tuple[LayerFormat, ...]:
+        """The formats offered, narrowest first."""
+        return tuple(sorted(set(self.options.bits), key=lambda bits: bits.order))
 
-    def _default_bits(self, layer: str) -> Bits:
-        return (32, 32) if layer in self.options.fixed else self._settled_bits.get(layer, (32, 32))
+    def _default_format(self, layer: str) -> LayerFormat:
+        return FLOAT if layer in self.options.fixed else self._settled_formats.get(layer, FLOAT)
 
     @cached_property
-    def _settled_bits(self) -> dict[str, Bits]:
-        """The bits of layers that have one choice left, and so no knob."""
+    def _settled_formats(self) -> dict[str, LayerFormat]:
+        """The formats of layers that have one choice left, and so no knob."""
         knobs = [self._without_removed(knob) for knob in self._layer_knobs() if knob.kind == "bits"]
         return {knob.target: knob.choices[0] for knob in knobs if len(knob.choices) == 1}  # type: ignore[misc]
-
-
-def _has_zero(decision: LayerDecision) -> bool:
-    """Whether the values that a layer's weights may have contain zero."""
-    return decision.w_bits > 1 and decision.grid in ("uniform", "power2")
-
-
-def _as_bits(bits: Sequence[Any]) -> Bits:
-    weights, activations, *grid = bits
-    return (weights, activations, grid[0]) if grid else (weights, activations)
-
-
-def _bits_of(decision: LayerDecision) -> Bits:
-    bits = (decision.w_bits, decision.a_bits)
-    return bits if decision.grid == "uniform" else (*bits, decision.grid)
 
 
 def channel_steps(size: int, choices: int, min_keep: float) -> tuple[int, ...]:
@@ -594,19 +515,6 @@ def channel_steps(size: int, choices: int, min_keep: float) -> tuple[int, ...]:
     lowest = max(1, math.ceil(size * min_keep))
     counts = [count for count in range(size, 0, -step) if count >= lowest]
     return tuple(sorted(counts))
-
-
-def check_bits(bits: Bits) -> None:
-    """Raise `BadInput` unless these are bits that a layer can have."""
-    if tuple(bits[:2]) not in BITS:
-        raise BadInput(f"bits {list(bits)} are not offered (offered: {', '.join(f'{w}/{a}' for w, a in BITS)})")
-    if len(bits) > 2 and (bits[2] == "uniform" or bits[0] not in GRIDS.get(bits[2], ())):
-        raise BadInput(f"bits {list(bits)}: not a grid of these bits ({_other_grids()})")
-
-
-def _other_grids() -> str:
-    others = [f"{grid}: {', '.join(map(str, bits))} bits" for grid, bits in GRIDS.items() if grid != "uniform"]
-    return f"beside the uniform one there are {'; '.join(others)}"
 
 
 def _difference(policy: Policy, decoded: Policy) -> str:

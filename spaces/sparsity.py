@@ -1,15 +1,7 @@
 """Sparsity within a layer: which of its weights are zero, and what the others become to make up for them.
 
-A pattern says which weights go together. `rows` output channels that share their zeros, and `blocks` of inputs that
-are zero together, describe all of them:
-
-| pattern | zeros |
-| --- | --- |
-| `weights 0.5` | half of the weights, each on its own |
-| `2:4` | of 4 input channels in sequence, at one tap of one filter, 2 stay (Mishra et al. 2021, arXiv:2104.08378) |
-| `block 0.5` | half of the blocks of 4 input channels at one tap by 16 output channels, which the engine leaves out |
-| `filters 0.5` | half of the (input channel, tap) positions, the same ones in all filters (Group-wise Brain Damage; |
-|  | Lebedev and Lempitsky 2016, arXiv:1506.02515) |
+A pattern says which weights go together: output channels that share their zeros, and inputs that are zero together. A
+new one is one class here, and its place in `PATTERNS`.
 
 With the moments of the layer's inputs, Optimal Brain Surgeon chooses, and the remaining weights make up for the others
 (Frantar and Alistarh 2022, arXiv:2208.11580); without them, the smallest weights go.
@@ -20,13 +12,14 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from scipy.linalg.blas import dger
 
 from trimtab.errors import BadInput
-from trimtab.spaces.network import Array
+from trimtab.spaces.network import Array, Op
 from trimtab.threads import one_blas_thread
 
 __all__ = [
@@ -42,14 +35,6 @@ __all__ = [
 #: (64 output channels at AVX-512) leave out less of it.
 BLOCK_OUTPUTS, BLOCK_INPUTS = 16, 4
 
-#: Name -> what is zero together. `n:m` is written as its two numbers.
-PATTERNS: Mapping[str, str] = {
-    "weights": "single weights",
-    "n:m": "all but n of m input channels in sequence, at one tap of one filter",
-    "block": f"blocks of {BLOCK_INPUTS} input channels at one tap by {BLOCK_OUTPUTS} output channels",
-    "filters": "the same (input channel, tap) positions of all filters",
-}
-
 #: Layers with more inputs than this get all of their zeros at once: one by one takes their third power in time.
 SURGEON_INPUTS = 300
 
@@ -59,32 +44,136 @@ CONJUGATE_STEPS = 40
 #: Ridge that keeps the moments invertible, relative to their mean diagonal.
 RIDGE = 1e-6
 
+_SHARE = re.compile(r"0?\.\d+")
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Cells of weights that go together: every panel of output channels by every block of inputs.
+
+    `panels` are slices of output channels, `blocks` arrays of inputs, `sequence` (blocks,) numbers the sequence that
+    each block belongs to, `quota` (sequences,) says how many blocks of each may go, and `gone` how many cells go in
+    all; None: in every panel the whole quota.
+    """
+
+    panels: list[slice]
+    blocks: list[Array]
+    sequence: Array
+    quota: Array
+    gone: int | None
+
+    def means(self, rows: Array) -> Array:
+        """Return the means of (O, I) over cells, (panels, blocks): those at the edge have fewer weights."""
+        by_block = np.stack([rows[:, block].mean(axis=1) for block in self.blocks], axis=1)
+        return np.stack([by_block[panel].mean(axis=0) for panel in self.panels])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of panels and of blocks."""
+        return len(self.panels), len(self.blocks)
+
 
 @dataclass(frozen=True)
 class Pattern:
-    """`name` is one of `PATTERNS`, `zeros` the share of weights that are zero; of `of` weights in sequence all but
-    `zeros * of` stay where `of` is given."""
+    """A pattern of zeros, `zeros` being the share of weights that are zero; written as its name and that share."""
 
-    name: str
     zeros: float
-    of: int | None = None
+
+    name: ClassVar[str]
+    #: Input channels in sequence that are zero together at one tap.
+    inputs: ClassVar[int] = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern | None:
+        """Read the pattern's text; None where it is not this pattern's, or its numbers make no sense."""
+        name, _, share = text.partition(" ")
+        fits = name == cls.name and _SHARE.fullmatch(share) is not None and 0 < float(share) < 1
+        return cls(float(share)) if fits else None
+
+    def applies(self, op: Op) -> bool:
+        """Whether a layer can have it. What it gains is another question, which measurement answers."""
+        return op.groups == 1
+
+    def outputs(self, all_outputs: int) -> int:
+        """Return how many output channels in sequence share their zeros."""
+        return 1
+
+    def cells(self, shape: tuple[int, ...]) -> Cells:
+        """Return what of a weight (O, I, ...) goes together, and how much of it goes."""
+        outputs, channels = shape[:2]
+        taps = int(np.prod(shape[2:]))
+        height, width = self.outputs(outputs), self.inputs
+        panels = [slice(start, min(start + height, outputs)) for start in range(0, outputs, height)]
+        places = [(start, tap) for start in range(0, channels, width) for tap in range(taps)]
+        blocks = [np.arange(start, min(start + width, channels)) * taps + tap for start, tap in places]
+        gone = round(self.zeros * len(panels) * len(blocks))
+        return Cells(panels, blocks, np.zeros(len(blocks), int), np.array([len(blocks)]), gone)
+
+
+class Weights(Pattern):
+    """Single weights, each on its own."""
+
+    name = "weights"
+
+
+@dataclass(frozen=True)
+class NOfM(Pattern):
+    """All but n of m input channels in sequence, at one tap of one filter (Mishra et al. 2021, arXiv:2104.08378);
+    written "2:4", with m = `of`."""
+
+    of: int
+
+    name = "n:m"
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern | None:
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        kept, of = (int(match[1]), int(match[2])) if match else (0, 0)
+        return cls(1 - kept / of, of) if 0 < kept < of else None
+
+    def cells(self, shape: tuple[int, ...]) -> Cells:
+        cells, taps = super().cells(shape), int(np.prod(shape[2:]))
+        position = np.concatenate(cells.blocks)
+        sequence = position // taps // self.of * taps + position % taps
+        kept = round((1 - self.zeros) * self.of)
+        return replace(cells, sequence=sequence, quota=np.maximum(np.bincount(sequence) - kept, 0), gone=None)
+
+
+class Blocks(Pattern):
+    """Blocks of 4 input channels at one tap by 16 output channels, which the engine leaves out."""
+
+    name = "block"
+    inputs = BLOCK_INPUTS
+
+    def outputs(self, all_outputs: int) -> int:
+        return BLOCK_OUTPUTS
+
+
+class Filters(Pattern):
+    """The same (input channel, tap) positions of all filters (Group-wise Brain Damage; Lebedev and Lempitsky 2016,
+    arXiv:1506.02515)."""
+
+    name = "filters"
+
+    def outputs(self, all_outputs: int) -> int:
+        return all_outputs
+
+
+#: By the name that texts give; "n:m" is written as its two numbers.
+PATTERNS: Mapping[str, type[Pattern]] = {each.name: each for each in (Weights, NOfM, Blocks, Filters)}
 
 
 def parse_pattern(text: str) -> Pattern:
     """Read "weights 0.5", "block 0.5", "filters 0.5" or "2:4"; anything else is a `BadInput`."""
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if match:
-        kept, of = int(match[1]), int(match[2])
-        if 0 < kept < of:
-            return Pattern("n:m", 1 - kept / of, of)
-    match = re.fullmatch(r"([a-z]+) (0?\.\d+)", text)
-    if match and match[1] in PATTERNS and 0 < float(match[2]) < 1:
-        return Pattern(match[1], float(match[2]))
-    names = ", ".join(name for name in PATTERNS if name != "n:m")
-    raise BadInput(
-        f"{text!r} is no sparsity pattern: write one of {names} and the share of zeros, like 'block 0.5', or N:M, like "
-        "'2:4'"
-    )
+    found = (each.parse(text) for each in PATTERNS.values())
+    pattern = next((each for each in found if each is not None), None)
+    if pattern is None:
+        names = ", ".join(name for name in PATTERNS if name != NOfM.name)
+        raise BadInput(
+            f"{text!r} is no sparsity pattern: write one of {names} and the share of zeros, like 'block 0.5', or N:M, "
+            "like '2:4'"
+        )
+    return pattern
 
 
 def sparsify(weight: Array, pattern: str, gram: Array | None = None) -> Array:
@@ -97,21 +186,21 @@ def sparsify(weight: Array, pattern: str, gram: Array | None = None) -> Array:
     if gram is None:
         return np.where(pattern_mask(weight.astype(np.float64) ** 2, parsed), weight, 0).astype(weight.dtype)
     rows = weight.reshape(weight.shape[0], -1).astype(np.float64)
-    cells = _cells(weight.shape, parsed)
+    cells = parsed.cells(weight.shape)
     with one_blas_thread():
         moments = _invertible(gram)
         if rows.shape[1] > SURGEON_INPUTS:
-            found = _at_once(rows, moments, parsed, cells)
+            found = _at_once(rows, moments, cells)
         else:
-            found = refit(rows, _surgeons_mask(rows, moments, parsed, cells), moments)
+            found = refit(rows, _surgeons_mask(rows, moments, cells), moments)
     return found.reshape(weight.shape).astype(weight.dtype)
 
 
 def pattern_mask(saliency: Array, pattern: Pattern) -> Array:
     """Return which weights stay, bool, where those of the least saliency (O, I, ...) go, as the pattern lets them."""
     rows = saliency.reshape(saliency.shape[0], -1).astype(np.float64)
-    cells = _cells(saliency.shape, pattern)
-    return _mask(cells, _smallest(cells.means(rows), pattern, cells)).reshape(saliency.shape)
+    cells = pattern.cells(saliency.shape)
+    return _mask(cells, _smallest(cells.means(rows), cells)).reshape(saliency.shape)
 
 
 def refit(rows: Array, mask: Array, gram: Array) -> Array:
@@ -129,48 +218,10 @@ def refit(rows: Array, mask: Array, gram: Array) -> Array:
     return found
 
 
-# which weights hang together
+# which cells go
 
 
-@dataclass(frozen=True, eq=False)
-class _Cells:
-    """Cells of weights that go together: every panel of output channels by every block of inputs.
-
-    `panels` are slices of output channels, `blocks` arrays of inputs, `sequence` (blocks,) numbers the sequence that
-    each block belongs to, and `quota` (sequences,) says how many blocks of each may go.
-    """
-
-    panels: list[slice]
-    blocks: list[Array]
-    sequence: Array
-    quota: Array
-
-    def means(self, rows: Array) -> Array:
-        """Return the means of (O, I) over cells, (panels, blocks): those at the edge have fewer weights."""
-        by_block = np.stack([rows[:, block].mean(axis=1) for block in self.blocks], axis=1)
-        return np.stack([by_block[panel].mean(axis=0) for panel in self.panels])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.panels), len(self.blocks)
-
-
-def _cells(shape: tuple[int, ...], pattern: Pattern) -> _Cells:
-    outputs, channels = shape[:2]
-    taps = int(np.prod(shape[2:]))
-    height = {"block": BLOCK_OUTPUTS, "filters": outputs}.get(pattern.name, 1)
-    width = BLOCK_INPUTS if pattern.name == "block" else 1
-    panels = [slice(start, min(start + height, outputs)) for start in range(0, outputs, height)]
-    places = [(start, tap) for start in range(0, channels, width) for tap in range(taps)]
-    blocks = [np.arange(start, min(start + width, channels)) * taps + tap for start, tap in places]
-    if pattern.of is None:
-        return _Cells(panels, blocks, np.zeros(len(blocks), int), np.array([len(blocks)]))
-    sequence = np.array([start // pattern.of * taps + tap for start, tap in places])
-    kept = round((1 - pattern.zeros) * pattern.of)
-    return _Cells(panels, blocks, sequence, np.maximum(np.bincount(sequence) - kept, 0))
-
-
-def _mask(cells: _Cells, gone: Array) -> Array:
+def _mask(cells: Cells, gone: Array) -> Array:
     """Which weights stay, (O, I), when these cells (panels, blocks) go."""
     mask = np.ones((cells.panels[-1].stop, sum(len(block) for block in cells.blocks)), dtype=bool)
     for panel, block in np.argwhere(gone).tolist():
@@ -178,11 +229,11 @@ def _mask(cells: _Cells, gone: Array) -> Array:
     return mask
 
 
-def _smallest(costs: Array, pattern: Pattern, cells: _Cells) -> Array:
+def _smallest(costs: Array, cells: Cells) -> Array:
     """Which cells go when each costs (panels, blocks) by itself."""
     gone = np.zeros(costs.shape, dtype=bool)
-    if pattern.of is None:
-        gone.flat[np.argsort(costs, axis=None, kind="stable")[: round(pattern.zeros * costs.size)]] = True
+    if cells.gone is not None:
+        gone.flat[np.argsort(costs, axis=None, kind="stable")[: cells.gone]] = True
         return gone
     for number, quota in enumerate(cells.quota.tolist()):
         blocks = np.flatnonzero(cells.sequence == number)
@@ -200,7 +251,7 @@ def _invertible(gram: Array) -> Array:
     return np.asarray(moments + ridge * np.eye(len(moments)))
 
 
-def _surgeons_mask(rows: Array, gram: Array, pattern: Pattern, cells: _Cells) -> Array:
+def _surgeons_mask(rows: Array, gram: Array, cells: Cells) -> Array:
     """Each panel loses blocks one by one; of all panels' next blocks, the cheapest goes, until the share is reached.
 
     OBC's algorithms 1 and 2: what a block costs depends on those that its panel has already lost.
@@ -208,13 +259,13 @@ def _surgeons_mask(rows: Array, gram: Array, pattern: Pattern, cells: _Cells) ->
     inverse = np.linalg.inv(gram)
     traces = [_trace(rows[panel], inverse, cells) for panel in cells.panels]
     gone = np.zeros(cells.shape, dtype=bool)
-    if pattern.of is not None:
+    if cells.gone is None:
         for panel, trace in enumerate(traces):
             gone[panel, [block for _, block in trace]] = True
         return _mask(cells, gone)
     heap = [(trace[0][0], panel, 0) for panel, trace in enumerate(traces)]
     heapq.heapify(heap)
-    for _ in range(round(pattern.zeros * gone.size)):
+    for _ in range(cells.gone):
         _, panel, step = heapq.heappop(heap)
         gone[panel, traces[panel][step][1]] = True
         if step + 1 < len(traces[panel]):
@@ -222,7 +273,7 @@ def _surgeons_mask(rows: Array, gram: Array, pattern: Pattern, cells: _Cells) ->
     return _mask(cells, gone)
 
 
-def _trace(rows: Array, inverse: Array, cells: _Cells) -> list[tuple[float, int]]:
+def _trace(rows: Array, inverse: Array, cells: Cells) -> list[tuple[float, int]]:
     """The blocks that a panel loses, in order, each with what each of its weights adds to the squared error."""
     rows, inverse = rows.copy(), np.array(inverse, order="F")
     left, quota = np.ones(len(cells.blocks), dtype=bool), cells.quota.copy()
@@ -260,13 +311,13 @@ def _costs(rows: Array, inverse: Array, blocks: list[Array]) -> Array:
     return costs
 
 
-def _at_once(rows: Array, gram: Array, pattern: Pattern, cells: _Cells) -> Array:
+def _at_once(rows: Array, gram: Array, cells: Cells) -> Array:
     """All zeros at once, where weight times input is smallest (Wanda; Sun et al. 2024, arXiv:2306.11695, eq. 1).
 
     The others are fitted as `refit` does, by conjugate gradients: some products of O I^2 in place of O times I^3.
     """
     diagonal = np.diagonal(gram)
-    mask = _mask(cells, _smallest(cells.means(rows**2 * diagonal), pattern, cells))
+    mask = _mask(cells, _smallest(cells.means(rows**2 * diagonal), cells))
     found = np.where(mask, rows, 0)
     residual = mask * ((rows - found) @ gram)
     direction = residual / diagonal

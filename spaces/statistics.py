@@ -15,17 +15,15 @@ from torch import Tensor
 
 from trimtab.spaces.criteria import BATCH, drawn_loss
 from trimtab.spaces.execute import layer_gradients, run
+from trimtab.spaces.formats import ACTIVATION_BITS
 from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.ranges import note_ranges
 from trimtab.spaces.reconstruct import draw_positions, receptive_fields
 
-__all__ = ["STORED_BITS", "LayerStatistics", "NetworkRanges", "layer_statistics", "network_ranges"]
+__all__ = ["LayerStatistics", "NetworkRanges", "layer_statistics", "network_ranges"]
 
 #: Receptive fields that are kept of every layer, for the ranges of tensors inside a factorised layer.
 KEPT_FIELDS = 256
-
-#: The bits in which activations may be stored.
-STORED_BITS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +65,7 @@ class NetworkRanges:
 def network_ranges(network: Network, images: Tensor, method: str) -> NetworkRanges:
     """Return the ranges of every tensor for images (N, C, H, W), chosen by one of `trimtab.spaces.ranges.RANGES`."""
     whole: dict[str, tuple[float, float]] = {}
-    stored: dict[int, dict[str, tuple[float, float]]] = {bits: {} for bits in STORED_BITS}
+    stored: dict[int, dict[str, tuple[float, float]]] = {bits: {} for bits in ACTIVATION_BITS}
 
     def note(tensor: str, values: Tensor) -> None:
         note_ranges(tensor, values, whole, stored, method)

@@ -22,9 +22,10 @@ from trimtab.search.progress import ConsoleProgress
 from trimtab.search.setup.config import Config
 from trimtab.search.setup.problem import Problem, load_problem, open_database
 from trimtab.spaces.candidate import Candidate
+from trimtab.spaces.formats import FLOAT, LayerFormat
 from trimtab.spaces.layer_forms import DENSE, parse_form
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.space import Bits, Space, check_bits
+from trimtab.spaces.space import Space
 
 __all__ = ["Case", "bench_methods", "parse_case"]
 
@@ -44,7 +45,7 @@ class Case:
     """
 
     text: str
-    bits: Bits = (32, 32)
+    bits: LayerFormat = FLOAT
     form: str = DENSE
     keep: float = 1.0
     macs: float | None = None
@@ -86,11 +87,10 @@ def parse_case(text: str) -> Case:
     """
     given: dict[str, Any] = {}
     for part in (part.strip() for part in text.split("+")):
-        bits = re.fullmatch(r"(\d+)/(\d+)(?: ([a-z0-9]+))?", part)
+        bits = LayerFormat.parse(part)
         share = re.fullmatch(r"(keep|macs) (0?\.\d+|1)", part)
-        if bits:
-            given["bits"] = (int(bits[1]), int(bits[2]), *bits.groups()[2:][: bits[3] is not None])
-            check_bits(given["bits"])
+        if bits is not None:
+            given["bits"] = bits
         elif share:
             given[share[1]] = float(share[2])
         elif part == "allocated":

@@ -22,8 +22,9 @@ from trimtab.evaluators.engines.torch_operators import to_bf16
 from trimtab.kernels.graph import Quant
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import apply_layer, apply_op
+from trimtab.spaces.formats import WeightFormat
 from trimtab.spaces.network import Array, Op
-from trimtab.spaces.quantise import dequantise, round_to_bf16
+from trimtab.spaces.quantise import dequantise
 from trimtab.threads import torch_threads
 
 __all__ = ["Schedule", "finetune"]
@@ -127,7 +128,7 @@ class _Trainable:
             if decision.pattern is not None:
                 self.masks[op.name] = (weight.detach() != 0).float()
         self.levels = {
-            name: (torch.from_numpy(_levels(values, candidate.decisions[name].w_bits)), torch.from_numpy(scale))
+            name: (torch.from_numpy(_levels(values, candidate.decisions[name].format.weight)), torch.from_numpy(scale))
             for name, (values, scale) in candidate.int8.items()
         }
         self.norms: dict[str, _Norm] = {}
@@ -173,9 +174,8 @@ class _Trainable:
                     int8[op.name] = values.to(torch.int8).numpy(), scale.numpy()
                     folded = dequantise(*int8[op.name])
                 else:
-                    folded = (weight * column).numpy()
-                    if self.original.decisions[op.name].w_bits == 16:
-                        folded = round_to_bf16(folded)
+                    stored = self.original.decisions[op.name].format.weight
+                    folded = stored.round_floats((weight * column).numpy())
                 op = replace(op, weight=folded, bias=bias.numpy())
             ops.append(op)
         return replace(self.original, network=replace(self.original.network, ops=tuple(ops)), int8=int8)
@@ -189,7 +189,7 @@ class _Trainable:
         weight = self.weights[name]
         if name in self.masks:
             weight = weight * self.masks[name]
-        if self.original.decisions[name].w_bits == 16:
+        if self.original.decisions[name].format.weight.is_bf16:
             return weight + (to_bf16(weight) - weight).detach()
         if name not in self.levels:
             return weight
@@ -208,7 +208,7 @@ class _Trainable:
         return inside + (torch.round(inside / quant.scale) * quant.scale - inside).detach()
 
 
-def _levels(values: Array, bits: int) -> Array:
-    """The integers that a layer's weights may have, ascending, float32: with 8 bits all, else those that it has."""
-    found = np.arange(-127, 128) if bits == 8 else np.unique(values)
-    return found.astype(np.float32)
+def _levels(values: Array, to: WeightFormat) -> Array:
+    """The integers that a layer's weights may have, ascending, float32: of narrow ones those that it has, else all."""
+    every = None if to.is_narrow else to.levels
+    return (np.unique(values) if every is None else every).astype(np.float32)

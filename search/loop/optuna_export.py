@@ -16,7 +16,7 @@ from trimtab.search.progress import Progress
 from trimtab.search.setup.config import check_storage
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting, recall_setting
-from trimtab.spaces.space import Knob, Space, choice_text
+from trimtab.spaces.space import Knob, Space
 
 __all__ = ["OptunaExport", "export_study", "optuna_export_for"]
 
@@ -91,7 +91,7 @@ class OptunaExport:
         seconds = sum(evaluation.seconds.values())
         trial = optuna.trial.create_trial(
             value=evaluation.accuracy,
-            params={name: c if isinstance(c, int) else choice_text(c) for name, c in chosen.items()},
+            params={name: c if isinstance(c, int) else str(c) for name, c in chosen.items()},
             distributions=self._distributions,
             constraints=dict(evaluation.violations),
             user_attrs={**self._attributes(evaluation), "seconds": seconds},
@@ -158,4 +158,4 @@ def _distribution(knob: Knob) -> Any:
     counts = [choice for choice in knob.choices if isinstance(choice, int)]
     if counts:
         return IntDistribution(min(counts), max(counts))
-    return CategoricalDistribution([choice_text(choice) for choice in knob.choices])
+    return CategoricalDistribution([str(choice) for choice in knob.choices])

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from trimtab.spaces.formats import FLOAT, LayerFormat
+from trimtab.spaces.grids import UNIFORM
+
 __all__ = [
     "SERIES",
     "Axis",
@@ -349,20 +352,22 @@ def policy_figure(layers: Sequence[Values]) -> str:
 
 def _layer(layer: Values) -> str:
     kept, before, form = int(layer["outputs"]), int(layer["outputs_of"]), _form(layer)
-    w_bits, a_bits = int(layer["w_bits"]), int(layer["a_bits"])
+    numbers = LayerFormat.of(int(layer["w_bits"]), int(layer["a_bits"]), str(layer.get("grid", UNIFORM)))
+    weight, activation_bits = numbers.weight, numbers.activation_bits
+    grid = "" if weight.grid == UNIFORM else f" ({escape(weight.grid)})"
     kernel = "×".join(f"{int(k)}" for k in layer["kernel"])
     text = tip(
         f"{layer['layer']} · {layer['kind']}" + (f" {kernel}" if kernel else ""),
         f"outputs {kept} of {before} ({kept / before:.1%}), inputs {int(layer['inputs'])} of {int(layer['inputs_of'])}",
-        f"weights {w_bits} bits{_grid(layer)}, activations {a_bits} bits",
+        f"weights {weight.bits} bits{grid}, activations {activation_bits} bits",
         form,
         *([f"runs as {layer['runs_as']}"] if layer["runs_as"] else []),
     )
-    look = _look(w_bits, a_bits) + (" low" if form != "dense" else "")
+    look = _look(numbers) + (" low" if form != "dense" else "")
     return (
         f'<li tabindex="0" {text}><span class="name">{escape(layer["layer"])}</span><span class="track">'
         f'<span class="fill {look}" style="width:{100 * kept / before:.2f}%"></span></span>'
-        f'<span class="num">{kept} of {before}</span><span class="bits">{w_bits}/{a_bits}'
+        f'<span class="num">{kept} of {before}</span><span class="bits">{weight.bits}/{activation_bits}'
         + (f" · {escape(form)}" if form != "dense" else "")
         + "</span></li>"
     )
@@ -374,16 +379,15 @@ def _form(layer: Values) -> str:
     return str(layer.get("form", "dense" if rank is None else f"rank {int(rank)}"))
 
 
-def _grid(layer: Values) -> str:
-    grid = layer.get("grid", "uniform")
-    return "" if grid == "uniform" else f" ({escape(str(grid))})"
+#: The most bits of integer weights -> their colour class.
+_LOOKS = {2: "b2", 6: "b4", 8: "b8"}
 
 
-def _look(w_bits: int, a_bits: int) -> str:
-    """The colour class of a layer's bits."""
-    if a_bits > 8:
-        return "b32" if w_bits == 32 else "bmix"
-    return "b8" if w_bits == 8 else "b4" if w_bits > 2 else "b2"
+def _look(numbers: LayerFormat) -> str:
+    """The colour class of a layer's numbers."""
+    if not numbers.is_integer:
+        return "b32" if numbers == FLOAT else "bmix"
+    return next(look for most, look in _LOOKS.items() if numbers.weight.bits <= most)
 
 
 def time_figure(profile: Mapping[str, Sequence[Values]]) -> str:

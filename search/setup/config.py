@@ -6,10 +6,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from trimtab.agents.registry import label
 from trimtab.errors import BadInput, unknown_name
@@ -17,6 +26,7 @@ from trimtab.evaluators.data import DATASETS
 from trimtab.evaluators.engines import check_engine
 from trimtab.search.setup.budgets import BUDGETS, Budget, parse_budget
 from trimtab.search.setup.durations import parse_duration
+from trimtab.spaces.formats import DEFAULT_FORMATS, LayerFormat
 from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.repair import Repairs
 from trimtab.spaces.space import Options
@@ -40,6 +50,16 @@ __all__ = [
 
 #: What stands for the network and the data in the configuration of a run that was started from Python.
 GIVEN_NETWORK, GIVEN_DATA = "python:model", "python"
+
+
+def _read_format(entry: object) -> LayerFormat:
+    try:
+        return LayerFormat.read(entry)
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+
+
+_Format = Annotated[LayerFormat, BeforeValidator(_read_format), PlainSerializer(LayerFormat.to_list)]
 
 
 class _Section(BaseModel):
@@ -131,8 +151,10 @@ class EngineConfig(_Section):
 
 @dataclass(frozen=True)
 class SpaceConfig(Options):
-    """Options of the space; with `drop_pointless`, choices that measurement finds to gain nothing are not offered."""
+    """Options of the space, `bits` written [w_bits, a_bits] or [w_bits, a_bits, grid]; with `drop_pointless`, choices
+    that measurement finds to gain nothing are not offered."""
 
+    bits: tuple[_Format, ...] = DEFAULT_FORMATS
     drop_pointless: bool = True
 
 

@@ -11,6 +11,7 @@ from trimtab.evaluators.latency import Link
 from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import Budget
 from trimtab.search.setup.config import Config
+from trimtab.spaces.formats import INT8
 from trimtab.spaces.policy import Policy
 
 __all__ = ["find_yardstick", "latency_limit", "tie"]
@@ -56,11 +57,11 @@ def find_yardstick(bench: LatencyBench, budgets: Sequence[Budget], seconds: floa
     link = bench.tie(space.int8(), look)
     limit = latency_limit(budgets, link)
     if limit is None:
-        return space.uniform(MIDDLE, (8, 8))
+        return space.uniform(MIDDLE, INT8)
     nearest = math.log(limit.middle)
     times = {
         policy: bench.measure(policy, link, look / 4, least=4).to_yardstick.middle
-        for policy in dict.fromkeys(space.uniform(width, (8, 8)) for width in WIDTHS)
+        for policy in dict.fromkeys(space.uniform(width, INT8) for width in WIDTHS)
     }
     return min(times, key=lambda policy: abs(math.log(times[policy]) - nearest))
 

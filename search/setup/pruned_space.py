@@ -14,9 +14,11 @@ from trimtab.evaluators.plan import Step
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem
+from trimtab.spaces.formats import INT8, LayerFormat
+from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.network import Op
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.space import Bits, Choice, Knob, Removal, Space, choice_text
+from trimtab.spaces.space import Choice, Knob, Removal, Space
 
 __all__ = ["PricedChoice", "describe_space", "find_removals", "price_choices", "removals"]
 
@@ -124,14 +126,14 @@ class _Pricer:
             finer = policies[-1] if knob.kind == "form" else policies[min(i + 1, len(policies) - 1)]
             why = "" if choice == knob.choices[-1] else self._why_pointless(knob, i, policies)
             seconds, size = self.model.get(policy, "latency"), int(self.model.get(policy, "size"))
-            found.append(PricedChoice(knob.name, choice_text(choice), seconds, size, self._gain(policy, finer), why))
+            found.append(PricedChoice(knob.name, str(choice), seconds, size, self._gain(policy, finer), why))
         return found
 
-    def _usual_bits(self) -> Bits:
+    def _usual_bits(self) -> LayerFormat:
         """Those of the uniform int8 form where they are offered, else the widest: what all else is compared under."""
         offered = [knob.choices for knob in self.space.knobs if knob.kind == "bits"]
-        usual = (8, 8)
-        return usual if not offered or any(usual in choices for choices in offered) else offered[0][-1]  # type: ignore[return-value]
+        int8 = not offered or any(INT8 in choices for choices in offered)
+        return INT8 if int8 else offered[0][-1]  # type: ignore[return-value]
 
     def _with(self, knob: Knob, choice: Choice, keep: float = 1.0) -> Policy:
         vector = list(self.vectors[keep])
@@ -139,7 +141,7 @@ class _Pricer:
         return self.space.decode(vector)
 
     def _why_pointless(self, knob: Knob, i: int, policies: Sequence[Policy]) -> str:
-        if knob.kind == "form" and str(knob.choices[i]).split()[0] in self.space.options.factorisations:
+        if knob.kind == "form" and parse_form(str(knob.choices[i])).kind == "factorisation":
             return self._why_no_rank(knob, knob.choices[i]) if "latency" in self.costs else ""
         last = len(policies) - 1
         # Of a layer's forms only the dense one takes less away.
@@ -147,7 +149,7 @@ class _Pricer:
             if knob.kind == "bits" and not _finer(knob.choices[j], knob.choices[i]):
                 continue
             if why := self._why_not_cheaper(policies[i], policies[j]):
-                return f"{why} than {choice_text(knob.choices[j])}"
+                return f"{why} than {knob.choices[j]}"
         return ""
 
     def _why_no_rank(self, knob: Knob, choice: Choice) -> str:
@@ -186,7 +188,4 @@ class _Pricer:
 
 
 def _finer(bits: Choice, than: Choice) -> bool:
-    """Whether bits are wider in weights or activations, and narrower in neither; grids of one width take turns."""
-    if not isinstance(bits, tuple) or not isinstance(than, tuple) or bits[:2] == than[:2]:
-        return False
-    return bits[0] >= than[0] and bits[1] >= than[1]
+    return isinstance(bits, LayerFormat) and isinstance(than, LayerFormat) and bits.is_finer_than(than)

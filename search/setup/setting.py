@@ -20,7 +20,8 @@ from trimtab.search.setup.baseline import Baseline, measure_baseline
 from trimtab.search.setup.budgets import BudgetLimits
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.pruned_space import find_removals
-from trimtab.spaces.space import BF16, Removal
+from trimtab.spaces.formats import BF16
+from trimtab.spaces.space import Removal
 
 __all__ = [
     "Setting",
@@ -156,7 +157,7 @@ def _check_offered(problem: Problem, engine: Engine) -> None:
     """Refuse a space with arithmetic that the engine could only imitate, never in less time than float32 takes."""
     if BF16 in problem.config.space.bits and not engine.has_bf16:
         raise BadInput(
-            f"space.bits: {engine.signature} has no bf16 arithmetic for {list(BF16)}: leave it out, or take "
+            f"space.bits: {engine.signature} has no bf16 arithmetic for {BF16.to_list()}: leave it out, or take "
             "[16, 32], which stores weights in bf16 and computes in float32"
         )
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from trimtab.agents.additive import AdditiveModel, Planner, Solver
 from trimtab.agents.milp import optimise
 from trimtab.spaces import Options, Space
+from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
 from trimtab.testing.agents import ToyEstimates, ToyLimits, toy_space
 
-SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))
+SPACE = toy_space(Options(channels=4, bits=(LayerFormat.of(4, 8), INT8, FLOAT), ranks=(0.25,)))
 ESTIMATES = ToyEstimates(SPACE)
 MODEL = AdditiveModel(SPACE, ToyLimits(SPACE), ESTIMATES)
 SOLVER = Solver(MODEL)
@@ -117,14 +118,14 @@ def test_tables_that_would_be_too_large_become_increments(monkeypatch: pytest.Mo
     model = AdditiveModel(SPACE, ToyLimits(SPACE), ESTIMATES)
     assert max(factor.size for factor in model.factors) <= 50
     assert len(model.factors) > len(SPACE.scopes)
-    home = np.array(SPACE.encode(SPACE.uniform(0.5, (8, 8))))
+    home = np.array(SPACE.encode(SPACE.uniform(0.5, INT8)))
     for vector in model.neighbours(home):
         np.testing.assert_allclose(model.totals([vector])[0], directly(SPACE, ToyLimits(SPACE), vector))
     assert Planner(SPACE, ToyLimits(SPACE), ESTIMATES).policy(model.values[:, 0])[1]
 
 
 @pytest.mark.parametrize(
-    "options", [Options(channels=1), Options(bits=((8, 8),), ranks=()), Options(channels=2, ranks=())]
+    "options", [Options(channels=1), Options(bits=(INT8,), ranks=()), Options(channels=2, ranks=())]
 )
 def test_spaces_without_some_kind_of_knob(options: Options) -> None:
     space = toy_space(options)

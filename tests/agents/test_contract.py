@@ -10,6 +10,7 @@ import pytest
 from trimtab.agents import AGENTS, make
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.spaces import Options, Policy, Space
+from trimtab.spaces.formats import INT8
 from trimtab.testing.agents import LIMITS, SPACE, TINY, AgentContract, ToyEstimates, ToyLimits, ids, python, toy_space
 
 
@@ -56,7 +57,7 @@ def spaces_without_some_kind() -> list[Space]:
     return [
         TINY,
         toy_space(Options(channels=1, ranks=())),
-        toy_space(Options(channels=1, bits=((8, 8),))),
+        toy_space(Options(channels=1, bits=(INT8,))),
     ]
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from trimtab.agents.decision_process import DecisionProcess, Episode, choice_of, level_of
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Options, Policy, build_space
+from trimtab.spaces.formats import INT8, LayerFormat
 from trimtab.testing.agents import ToyLimits, toy_space
 
 SPACE = toy_space()
@@ -121,7 +122,9 @@ def test_a_policy_is_replayed_as_the_episode_that_made_it(seed: int) -> None:
     np.testing.assert_array_equal(executed, actions)
 
 
-@pytest.mark.parametrize("policy", [SPACE.base(), SPACE.uniform(0.5, (8, 8)), SPACE.uniform(0.25, (2, 8), "svd 0.5")])
+@pytest.mark.parametrize(
+    "policy", [SPACE.base(), SPACE.uniform(0.5, INT8), SPACE.uniform(0.25, LayerFormat.of(2, 8), "svd 0.5")]
+)
 def test_states_lie_between_0_and_1_whatever_the_policy(policy: Policy) -> None:
     states, actions = WALK.replay(policy)
     assert states.shape == (len(WALK.steps) + 1, len(WALK.features))
@@ -154,7 +157,7 @@ def test_the_state_of_a_tiny_network_by_hand() -> None:
     """A 3x3 convolution of stride 2 from 1 to 4 channels, 8x8 to 4x4, then a linear layer from 4 to 2."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    space = build_space(net.eval(), torch.zeros(1, 1, 8, 8), Options(channels=4, bits=((8, 8),), ranks=()))
+    space = build_space(net.eval(), torch.zeros(1, 1, 8, 8), Options(channels=4, bits=(INT8,), ranks=()))
     process = DecisionProcess(space, ToyLimits(space, size=1.0, macs=0.6))
     assert [knob.choices for knob in space.knobs] == [(1, 2, 3, 4)]
     assert process.features == (

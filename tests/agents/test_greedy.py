@@ -9,9 +9,10 @@ from trimtab.agents import Greedy, Random
 from trimtab.agents.additive import AdditiveModel
 from trimtab.agents.greedy import STEPS, shrink
 from trimtab.spaces import Options
+from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
 from trimtab.testing.agents import ToyEstimates, ToyLimits, best, damage, distance_to, toy_space
 
-SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))
+SPACE = toy_space(Options(channels=4, bits=(LayerFormat.of(4, 8), INT8, FLOAT), ranks=(0.25,)))
 LIMITS = ToyLimits(SPACE)
 DAMAGE = damage(SPACE)
 MODEL = AdditiveModel(SPACE, LIMITS, ToyEstimates(SPACE))

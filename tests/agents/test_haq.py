@@ -6,6 +6,7 @@ import pytest
 from trimtab.agents import Haq
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Options
+from trimtab.spaces.formats import INT8, LayerFormat
 from trimtab.testing.agents import ToyLimits, ToyScore, toy_space
 
 SPACE = toy_space()
@@ -34,12 +35,12 @@ def test_bits_are_narrowed_from_the_last_layer_to_the_first_and_around_until_the
 
 def test_what_meets_the_budget_is_not_narrowed() -> None:
     levels = [0.3] * len(BITS)  # the second of four
-    assert Haq(SPACE, LIMITS, 0)._narrowed(levels) == SPACE.uniform(1.0, (4, 8))
+    assert Haq(SPACE, LIMITS, 0)._narrowed(levels) == SPACE.uniform(1.0, LayerFormat.of(4, 8))
 
 
 def test_a_policy_is_replayed_by_its_bits() -> None:
     agent = Haq(SPACE, LIMITS, 0)
-    episode = agent._replay(SPACE.uniform(1.0, (4, 8)))
+    episode = agent._replay(SPACE.uniform(1.0, LayerFormat.of(4, 8)))
     assert episode is not None
     states, actions = episode
     np.testing.assert_allclose(actions, np.full((len(BITS), 1), 0.375))
@@ -50,7 +51,7 @@ def test_a_policy_is_replayed_by_its_bits() -> None:
 
 def test_pruned_policies_are_not_its_episodes() -> None:
     agent = Haq(SPACE, LIMITS, 0)
-    agent.tell(SPACE.uniform(0.5, (8, 8)), ToyScore(0.9))
+    agent.tell(SPACE.uniform(0.5, INT8), ToyScore(0.9))
     assert agent._told == 0
 
 
@@ -61,6 +62,6 @@ def test_budgets_that_bits_alone_cannot_meet_are_told_apart() -> None:
 
 
 def test_a_space_without_bits_is_refused() -> None:
-    space = toy_space(Options(bits=((8, 8),)))
+    space = toy_space(Options(bits=(INT8,)))
     with pytest.raises(BadInput, match="decides bits only"):
         Haq(space, ToyLimits(space), 0)

@@ -10,10 +10,11 @@ from trimtab.agents.additive import AdditiveModel, Solver
 from trimtab.agents.milp import Milp, optimise
 from trimtab.errors import InfeasibleBudget
 from trimtab.spaces import LayerDecision, Options, Policy
+from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
 from trimtab.testing.agents import ToyEstimates, ToyLimits, ToyScore, damage, toy_space
 
-TINY = toy_space(Options(channels=3, bits=((4, 8), (8, 8)), ranks=(), fixed=("conv1", "linear")))
-SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))
+TINY = toy_space(Options(channels=3, bits=(LayerFormat.of(4, 8), INT8), ranks=(), fixed=("conv1", "linear")))
+SPACE = toy_space(Options(channels=4, bits=(LayerFormat.of(4, 8), INT8, FLOAT), ranks=(0.25,)))
 LIMITS = ToyLimits(SPACE)
 EVERY = np.array(list(product(*(range(len(knob.choices)) for knob in TINY.knobs))))
 
@@ -56,7 +57,9 @@ def test_impossible_budgets_are_named_with_the_least_violation() -> None:
 
 def test_layers_without_any_choice_are_left_alone() -> None:
     """Their tables have one entry, which no knob reaches."""
-    space = toy_space(Options(channels=1, bits=((4, 8), (8, 8)), fixed=("conv1", "layer1.0.conv1", "linear")))
+    space = toy_space(
+        Options(channels=1, bits=(LayerFormat.of(4, 8), INT8), fixed=("conv1", "layer1.0.conv1", "linear"))
+    )
     assert () in space.scopes.values()
     limits = ToyLimits(space, 0.25, 1.0)
     agent = Milp(space, limits, 0, ToyEstimates(space))
@@ -93,6 +96,6 @@ def test_where_estimates_are_wrong_it_learns_from_what_is_told() -> None:
 def test_a_policy_outside_the_space_is_known_but_not_learned_from() -> None:
     agent = Milp(SPACE, LIMITS, 0, ToyEstimates(SPACE))
     agent.tell(SPACE.int8(), ToyScore(0.9))
-    odd = {**SPACE.base().layers, "linear": LayerDecision(3, 8)}
+    odd = {**SPACE.base().layers, "linear": LayerDecision(LayerFormat.of(3, 8))}
     agent.tell(Policy(SPACE.fingerprint, SPACE.base().channels, odd), ToyScore(0.99))
     assert len(agent.ask(3)) == 3

@@ -11,10 +11,11 @@ from scipy import stats
 from trimtab.agents import Random
 from trimtab.agents.random import BLOCK, draw, walk
 from trimtab.spaces import Options, Policy
+from trimtab.spaces.formats import INT8
 from trimtab.testing.agents import ToyLimits, toy_space
 
 SPACE = toy_space()
-TINY = toy_space(Options(channels=3, min_keep=0.3, bits=((8, 8),), ranks=()))
+TINY = toy_space(Options(channels=3, min_keep=0.3, bits=(INT8,), ranks=()))
 
 
 class KnownLimits(ToyLimits):

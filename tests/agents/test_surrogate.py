@@ -6,9 +6,10 @@ from scipy.stats import spearmanr
 from trimtab.agents.additive import AdditiveModel
 from trimtab.agents.surrogate import LearnedErrors
 from trimtab.spaces import Options
+from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
 from trimtab.testing.agents import ToyEstimates, ToyLimits, toy_space
 
-SPACE = toy_space(Options(channels=4, bits=((4, 8), (8, 8), (32, 32)), ranks=(0.25,)))
+SPACE = toy_space(Options(channels=4, bits=(LayerFormat.of(4, 8), INT8, FLOAT), ranks=(0.25,)))
 MODEL = AdditiveModel(SPACE, ToyLimits(SPACE), ToyEstimates(SPACE))
 WEIGHTS = np.random.default_rng(3).exponential(size=len(MODEL.factors)) ** 2
 

@@ -10,6 +10,7 @@ from trimtab.agents import Agent, Random, Tpe
 from trimtab.agents.random import draw
 from trimtab.agents.tpe import TpeParameters
 from trimtab.spaces import LayerDecision, Options, Policy
+from trimtab.spaces.formats import FLOAT, LayerFormat
 from trimtab.testing.agents import ToyLimits, ToyScore, best, damage, distance_to, python, toy_space
 
 SPACE = toy_space()
@@ -49,7 +50,7 @@ def test_what_violates_a_budget_when_measured_is_avoided() -> None:
 
 
 def test_a_policy_outside_the_choices_is_known_but_not_modelled() -> None:
-    space = toy_space(Options(bits=((4, 8), (32, 32))))
+    space = toy_space(Options(bits=(LayerFormat.of(4, 8), FLOAT)))
     agent = Tpe(space, ToyLimits(space, 1.0, 1.0), 0)
     agent.tell(space.int8(), ToyScore(0.9))
     narrow = Policy(space.fingerprint, {**space.base().channels, "conv1": 1}, space.base().layers)

@@ -3,16 +3,17 @@ from __future__ import annotations
 import pytest
 
 from trimtab.agents import Uniform
-from trimtab.spaces import DEFAULT_BITS, Options, Policy
+from trimtab.spaces import DEFAULT_FORMATS, LayerFormat, Options, Policy
+from trimtab.spaces.formats import INT8
 from trimtab.testing.agents import ToyLimits, ToyScore, toy_space
 
 SPACE = toy_space()
-PAIRS = list(reversed(DEFAULT_BITS))
+PAIRS = list(reversed(DEFAULT_FORMATS))
 
 
-def combination(policy: Policy) -> tuple[tuple[int, int], bool]:
+def combination(policy: Policy) -> tuple[LayerFormat, bool]:
     """The bits of all layers, which must agree, and whether any layer is factorised."""
-    bits = {(layer.w_bits, layer.a_bits) for layer in policy.layers.values()}
+    bits = {layer.format for layer in policy.layers.values()}
     assert len(bits) == 1
     return bits.pop(), any(layer.rank is not None for layer in policy.layers.values())
 
@@ -29,7 +30,7 @@ def test_the_combinations_take_turns_nearest_to_the_network_as_given_first() -> 
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_the_largest_keep_ratio_that_fits_comes_first(pair: tuple[int, int]) -> None:
+def test_the_largest_keep_ratio_that_fits_comes_first(pair: LayerFormat) -> None:
     limits = ToyLimits(SPACE, 0.2, 0.5)
     policies = Uniform(SPACE, limits, 0).ask(1000)
     dense = [policy for policy in policies if combination(policy) == (pair, False)]
@@ -67,6 +68,6 @@ def test_one_ratio_scales_every_group() -> None:
 
 
 def test_groups_of_uneven_choices_are_scaled_in_every_way_that_differs() -> None:
-    space = toy_space(Options(channels=5, min_keep=0.2, bits=((8, 8),), ranks=()))
+    space = toy_space(Options(channels=5, min_keep=0.2, bits=(INT8,), ranks=()))
     proposed = Uniform(space, ToyLimits(space, 1.0, 1.0), 0).ask(1000)
-    assert proposed == list(dict.fromkeys(space.uniform(keep / 5000, (8, 8)) for keep in range(5000, 0, -1)))
+    assert proposed == list(dict.fromkeys(space.uniform(keep / 5000, INT8) for keep in range(5000, 0, -1)))

@@ -10,13 +10,29 @@ from tests.spaces.conftest import TOYS, images, randomise_norms
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trimtab.spaces import BITS, Calibration, Candidate, Options, Policy, Space, build_space, compress
+from trimtab.spaces import (
+    FORMATS,
+    Calibration,
+    Candidate,
+    LayerFormat,
+    Options,
+    Policy,
+    Space,
+    WeightFormat,
+    build_space,
+    compress,
+)
 from trimtab.spaces.factorisation import FACTORISATIONS
 from trimtab.spaces.grids import GRIDS
 from trimtab.spaces.zoo import build
 
 #: Every grid of weights at every number of bits that a space can offer.
-GRID_BITS = tuple((grid, bits) for grid, offered in GRIDS.items() for bits in offered if (bits, 8) in BITS)
+GRID_FORMATS = tuple(
+    WeightFormat(bits, grid.name)
+    for grid in GRIDS.values()
+    for bits in grid.offered
+    if LayerFormat.of(bits, 8) in FORMATS
+)
 
 
 class ResidualLinear(nn.Module):
@@ -58,7 +74,12 @@ MADE = {**TINY, "values": ByValues}
 NETS = tuple(TINY)
 
 #: What the space of each of them offers.
-OFFERED = (*BITS, (2, 8, "codebook"), (3, 8, "power2"), (4, 4, "bases"))
+OFFERED = (
+    *FORMATS,
+    LayerFormat.of(2, 8, "codebook"),
+    LayerFormat.of(3, 8, "power2"),
+    LayerFormat.of(4, 4, "bases"),
+)
 
 
 @cache

@@ -22,6 +22,7 @@ from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Calibration, Options, Policy, Space, build_space
 from trimtab.spaces.candidate import Candidate
+from trimtab.spaces.formats import INT8, LayerFormat
 from trimtab.spaces.repair import compress
 
 
@@ -40,7 +41,10 @@ def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
     for policy in random_policies(space_of(name), 4):
         # One value on a tie moves a network of narrow activations a long way, and one of narrow weights further than
         # one of 8 bits; every factor rounds once more.
-        layers = {op: replace(d, a_bits=max(d.a_bits, 8)) for op, d in policy.layers.items()}
+        layers = {
+            op: replace(d, format=LayerFormat(d.format.weight, max(d.format.activation_bits, 8)))
+            for op, d in policy.layers.items()
+        }
         candidate = candidate_of(name, replace(policy, layers=layers))
         assert distance(torch_logits(candidate, x), native_logits(candidate, x)) < 0.2, policy.to_json()
 
@@ -48,7 +52,7 @@ def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
 @pytest.mark.parametrize("name", ["residual-a", "concat"])
 def test_without_integers_the_simulation_is_the_engine(name: str) -> None:
     space, x = space_of(name), pictures(8)
-    for policy in (space.base(), space.uniform(0.5, (8, 32))):
+    for policy in (space.base(), space.uniform(0.5, LayerFormat.of(8, 32))):
         candidate = candidate_of(name, policy)
         expected = native_logits(candidate, x)
         np.testing.assert_allclose(
@@ -101,7 +105,7 @@ def trained() -> tuple[nn.Module, Space, Judge]:
 
 def policies() -> list[Policy]:
     space = trained()[1]
-    return [space.base(), space.int8(), space.uniform(0.75, (8, 8)), *random_policies(space, 3)[2:]]
+    return [space.base(), space.int8(), space.uniform(0.75, INT8), *random_policies(space, 3)[2:]]
 
 
 def test_the_judge_counts_right_answers() -> None:

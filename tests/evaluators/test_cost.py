@@ -24,7 +24,8 @@ from trimtab.kernels.packing import estimate
 from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.validate import check_graph
 from trimtab.spaces import Candidate, LayerDecision, Policy, Space, build_space
-from trimtab.spaces.layer_forms import applies, parse_form
+from trimtab.spaces.formats import FLOAT, LayerFormat, WeightFormat
+from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.quantise import quantise_weight
 
 
@@ -38,7 +39,11 @@ def model_for(space: Space, fit: TableFit | None = None) -> CostModel:
 @pytest.mark.parametrize("name", NETS)
 def test_size_is_what_the_repaired_candidate_stores(name: str) -> None:
     space = space_of(name)
-    for policy in [*random_policies(space, 3), space.uniform(1.0, (8, 32)), space.uniform(0.5, (32, 32), "svd 0.25")]:
+    for policy in [
+        *random_policies(space, 3),
+        space.uniform(1.0, LayerFormat.of(8, 32)),
+        space.uniform(0.5, FLOAT, "svd 0.25"),
+    ]:
         candidate = candidate_of(name, policy)
         size = model_for(space).size(policy)
         assert size == nominal_bytes(candidate)
@@ -49,7 +54,7 @@ def nominal_bytes(candidate: Candidate) -> int:
     """The bytes of a candidate whose layers use every value that their bits allow."""
     total = sum(array.nbytes for op in candidate.network for array in op.constants.values())
     for op in candidate.network.layers:
-        bits, weights = candidate.decisions[op.name].w_bits, op.weight.size
+        bits, weights = candidate.decisions[op.name].format.weight.bits, op.weight.size
         packed = bits * math.ceil(weights / 8) + 2**bits if bits < 8 else weights * bits // 8
         total += min(packed, weights) if bits < 8 else packed
         total += 4 * (op.bias is not None) * op.shape[0]
@@ -75,7 +80,7 @@ def test_size_is_exact_without_coding_for_layers_that_use_their_bits(data: st.Da
 @pytest.mark.parametrize("bits", [(1, 8), (2, 8), (4, 8), (8, 8), (16, 32), (32, 32)])
 def test_coded_size_is_about_what_is_stored(bits: tuple[int, int]) -> None:
     space = space_of("resnet20")
-    policy = replace(space.base(), layers={name: LayerDecision(*bits) for name in space.base().layers})
+    policy = replace(space.base(), layers={name: LayerDecision(LayerFormat.of(*bits)) for name in space.base().layers})
     model, stored = model_for(space), stored_bytes(lower(timing_candidate(space, policy)))
     assert stored <= model.coded_size(policy) <= min(1.03 * stored, model.size(policy))
     assert model.get(policy, "size") == model.cost(policy).size == model.coded_size(policy)
@@ -86,18 +91,18 @@ def test_what_coding_leaves_of_a_sparse_layer(bits: int, grid: str) -> None:
     op = max(space_of("resnet20").network.layers, key=lambda op: op.weight.size)
     weight = op.folded().weight
     sparse = np.where(np.abs(weight) < np.median(np.abs(weight)), np.float32(0), weight)
-    stored = estimate(sparse if bits == 32 else quantise_weight(sparse, bits, grid)[0])
-    predicted = Coded.of(op, bits, "weights 0.5", grid).bytes(weight.size)
+    stored = estimate(sparse if bits == 32 else quantise_weight(sparse, WeightFormat(bits, grid))[0])
+    predicted = Coded.of(op, WeightFormat(bits, grid), "weights 0.5").bytes(weight.size)
     assert predicted == pytest.approx(stored, rel=0.03)
-    assert predicted <= Coded.of(op, bits, grid=grid).bytes(weight.size)
+    assert predicted <= Coded.of(op, WeightFormat(bits, grid)).bytes(weight.size)
 
 
 @pytest.mark.parametrize("how", ["hashed 0.25", "circulant 4", "kernels 32", "product 8"])
 @pytest.mark.parametrize("w_bits", [8, 4, 1])
 def test_weights_that_are_shared_take_fewer_bytes(how: str, w_bits: int) -> None:
     space = space_of("resnet8")
-    narrow, form = LayerDecision(w_bits, 8), parse_form(how)
-    layers = {op.name: replace(narrow, sharing=how) if applies(form, op) else narrow for op in space.network.layers}
+    narrow, form = LayerDecision(LayerFormat.of(w_bits, 8)), parse_form(how)
+    layers = {op.name: replace(narrow, sharing=how) if form.applies(op) else narrow for op in space.network.layers}
     shared, plain = replace(space.base(), layers=layers), replace(space.base(), layers=dict.fromkeys(layers, narrow))
     space.check(shared)
     stored = {policy: stored_bytes(lower(timing_candidate(space, policy))) for policy in (shared, plain)}

@@ -17,6 +17,7 @@ from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.rounds import LEAST_RECORDED
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Policy
+from trimtab.spaces.formats import INT8
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_the_link_is_the_yardstick_s_ratio_to_the_network_as_given(bench: Latenc
 
 
 def test_another_yardstick_is_tied_to_int8_too(bench: LatencyBench) -> None:
-    small = bench.space.uniform(0.25, (8, 8))
+    small = bench.space.uniform(0.25, INT8)
     link = bench.tie(small, 0.5)
     assert link.yardstick == small
     assert link.to_int8.middle < 0.9
@@ -70,7 +71,7 @@ def test_a_quarter_of_the_channels_is_faster(bench: LatencyBench, link: Link) ->
 
 
 def test_a_finished_candidate_is_measured_like_its_policy(bench: LatencyBench, link: Link) -> None:
-    policy = bench.space.uniform(0.5, (8, 8))
+    policy = bench.space.uniform(0.5, INT8)
     of_policy = bench.measure(policy, link, 0.5)
     finished = bench.measure(candidate_of("resnet8", policy), link, 0.5)
     assert finished.ratio == pytest.approx(of_policy.ratio, rel=0.3)

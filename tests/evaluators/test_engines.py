@@ -18,6 +18,7 @@ from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.plan import STEP, StepPlan, step_graph
 from trimtab.kernels import levels
 from trimtab.kernels.graph import Graph
+from trimtab.spaces.formats import LayerFormat
 from trimtab.testing.engines import EngineContract
 
 NAME = "residual-b"
@@ -43,7 +44,7 @@ class TestContract(EngineContract):
         kinds = {}
         for name in ("concat-flatten", "inverted", "pre-activation", "residual-a", "linear"):
             space = space_of(name)
-            for policy in (space.base(), space.int8(), space.uniform(0.5, (8, 32), "svd 0.25")):
+            for policy in (space.base(), space.int8(), space.uniform(0.5, LayerFormat.of(8, 32), "svd 0.25")):
                 kinds.update(
                     {(step.kind, step.out_int8, step.residual): step for step in StepPlan(space).steps(policy)}
                 )

@@ -19,6 +19,7 @@ from trimtab.evaluators.table import LatencyTable
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Calibration, LayerDecision, Options, Policy, Space, build_space, compress
 from trimtab.spaces.database import LayerDatabase
+from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
 from trimtab.spaces.sparsity import parse_pattern, pattern_mask
 from trimtab.spaces.zoo import CifarResNet
 
@@ -30,7 +31,9 @@ IMAGES = np.random.default_rng(0).normal(size=(32, 3, 16, 16)).astype(np.float32
 def space() -> Space:
     torch.manual_seed(0)
     model = CifarResNet(8, width=16).eval()
-    return build_space(model, torch.zeros(1, 3, 16, 16), Options(patterns=PATTERNS, bits=((4, 8), (8, 8), (32, 32))))
+    return build_space(
+        model, torch.zeros(1, 3, 16, 16), Options(patterns=PATTERNS, bits=(LayerFormat.of(4, 8), INT8, FLOAT))
+    )
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -57,7 +60,7 @@ def test_a_pattern_s_zeros_are_in_what_runs(space: Space, pattern: str, bits: tu
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_step_is_timed_with_the_zeros_of_its_pattern(space: Space, pattern: str) -> None:
-    for name, step in StepPlan(space).named_steps(space.uniform(1.0, (8, 8), pattern)):
+    for name, step in StepPlan(space).named_steps(space.uniform(1.0, INT8, pattern)):
         if step.kind in ("conv2d", "linear"):
             assert step.pattern == pattern, name
             weight = step_graph(step).nodes[-1].weights["weight"]
@@ -66,9 +69,9 @@ def test_a_step_is_timed_with_the_zeros_of_its_pattern(space: Space, pattern: st
 
 def test_zeros_cost_fewer_bytes_and_blocks_of_them_less_time_by_the_table(space: Space) -> None:
     model = CostModel(space, LatencyTable(make_engine("native", 1), space))
-    dense = space.uniform(1.0, (8, 8))
+    dense = space.uniform(1.0, INT8)
     for pattern in PATTERNS:
-        policy = space.uniform(1.0, (8, 8), pattern)
+        policy = space.uniform(1.0, INT8, pattern)
         assert model.coded_size(policy) < 0.75 * model.coded_size(dense)
         stored = stored_bytes(lower(compress(space, policy, Calibration.of(space, IMAGES))))
         assert stored == pytest.approx(model.coded_size(policy), rel=0.05)
@@ -76,7 +79,7 @@ def test_zeros_cost_fewer_bytes_and_blocks_of_them_less_time_by_the_table(space:
 
 def test_a_layer_database_makes_sparse_layers_too(space: Space, tmp_path: Path) -> None:
     base = LayerDatabase(space, IMAGES, tmp_path)
-    dense, sparse = space.uniform(0.75, (8, 8)), space.uniform(0.75, (8, 8), "2:4")
+    dense, sparse = space.uniform(0.75, INT8), space.uniform(0.75, INT8, "2:4")
     assert sum(base.errors(sparse).values()) > sum(base.errors(dense).values())
     for op in base.stitch(sparse).network.layers[1:]:
         assert op.weight is not None
@@ -85,10 +88,10 @@ def test_a_layer_database_makes_sparse_layers_too(space: Space, tmp_path: Path) 
 
 def test_bits_without_a_zero_have_no_pattern(space: Space) -> None:
     base = space.base()
-    layers = {**base.layers, "linear": LayerDecision(1, 8, pattern="2:4")}
+    layers = {**base.layers, "linear": LayerDecision(LayerFormat.of(1, 8), pattern="2:4")}
     with pytest.raises(BadInput, match="no zero"):
         space.check(Policy(base.network, base.channels, layers))
-    assert space.decision("linear", base.channels, (1, 8), "2:4") == LayerDecision(1, 8)
+    assert space.decision("linear", base.channels, LayerFormat.of(1, 8), "2:4") == LayerDecision(LayerFormat.of(1, 8))
 
 
 def test_depthwise_layers_have_no_pattern() -> None:

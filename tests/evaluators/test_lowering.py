@@ -16,12 +16,13 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import Storage, storage
 from trimtab.kernels import Graph
-from trimtab.spaces import BITS, Calibration, Candidate, LayerDecision, build_space, compress
+from trimtab.spaces import FORMATS, Calibration, Candidate, LayerDecision, build_space, compress
+from trimtab.spaces.formats import LayerFormat
 from trimtab.spaces.network import Network, Op
 from trimtab.spaces.ranges import activation_quant
 
 Array = Any
-INT8, WEIGHT_ONLY, FLOAT = LayerDecision(8, 8), LayerDecision(8, 32), LayerDecision()
+INT8, WEIGHT_ONLY, FLOAT = (LayerDecision(LayerFormat.of(*bits)) for bits in ((8, 8), (8, 32), (32, 32)))
 
 
 def run(graph: Graph, x: Array) -> Array:
@@ -47,12 +48,12 @@ def test_integer_programs_give_the_reference_s_integers(name: str) -> None:
 def test_narrow_programs_give_the_reference_s_integers(name: str) -> None:
     space, x = space_of(name), pictures(3)
     for bits in ((4, 4), (1, 2), (3, 1), (6, 8)):
-        candidate = candidate_of(name, space.uniform(1.0, bits))
+        candidate = candidate_of(name, space.uniform(1.0, LayerFormat.of(*bits)))
         graph = lower(candidate)
         np.testing.assert_array_equal(run(graph, x), reference.output(graph, x))
     rng = np.random.default_rng(4)
-    integers = [pair for pair in BITS if max(pair) <= 8]
-    layers = {op.name: LayerDecision(*integers[rng.integers(len(integers))]) for op in space.network.layers}
+    integers = [each for each in FORMATS if max(each.weight.bits, each.activation_bits) <= 8]
+    layers = {op.name: LayerDecision(integers[rng.integers(len(integers))]) for op in space.network.layers}
     graph = lower(candidate_of(name, replace(space.base(), layers=layers)))
     np.testing.assert_array_equal(run(graph, x), reference.output(graph, x))
 
@@ -193,7 +194,7 @@ def lowered(ops: list[Op], decisions: dict[str, LayerDecision]) -> Graph:
     int8 = {
         name: (np.ones((4, 4, 1, 1), np.int8), np.ones(4, np.float32))
         for name, decision in all_decisions.items()
-        if decision.w_bits <= 8
+        if decision.format.weight.bits <= 8
     }
     ranges = dict.fromkeys(["x", *(found.name for found in network)], (-1.0, 1.0))
     policy = space_of("concat").base()  # not looked at
@@ -218,7 +219,7 @@ def test_integer_layers_share_one_quantised_copy() -> None:
     assert "a/int8" in graph.quant
 
 
-W4A4, W8A4, W1A1 = LayerDecision(4, 4), LayerDecision(8, 4), LayerDecision(1, 1)
+W4A4, W8A4, W1A1 = (LayerDecision(LayerFormat.of(*bits)) for bits in ((4, 4), (8, 4), (1, 1)))
 
 
 def bits_of(ops: list[Op], decisions: dict[str, LayerDecision]) -> dict[str, int]:
@@ -262,12 +263,12 @@ def test_layers_compute_in_the_bits_that_were_decided(name: str) -> None:
         for node in graph.nodes:
             if node.op in ("conv2d", "linear"):
                 decision = candidate.decisions[node.name]
-                assert (node.weights["weight"].dtype == np.int8) == (decision.w_bits <= 8)
-                assert (node.inputs[0] in graph.quant) == (decision.a_bits <= 8)
+                assert (node.weights["weight"].dtype == np.int8) == (decision.format.weight.bits <= 8)
+                assert (node.inputs[0] in graph.quant) == (decision.format.activation_bits <= 8)
                 depthwise = candidate.network.op(node.name).is_depthwise
-                bf16 = (decision.w_bits, decision.a_bits) == (16, 16)
+                bf16 = (decision.format.weight.bits, decision.format.activation_bits) == (16, 16)
                 assert ("precision" in node.attrs) == (bf16 and not depthwise)
-                if decision.w_bits < 8:
-                    assert len(np.unique(node.weights["weight"])) <= 2**decision.w_bits
-                if decision.a_bits <= 8:
-                    assert graph.quant[node.inputs[0]].bits == decision.a_bits
+                if decision.format.weight.bits < 8:
+                    assert len(np.unique(node.weights["weight"])) <= 2**decision.format.weight.bits
+                if decision.format.activation_bits <= 8:
+                    assert graph.quant[node.inputs[0]].bits == decision.format.activation_bits

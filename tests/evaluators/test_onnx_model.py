@@ -20,6 +20,7 @@ from trimtab.evaluators.onnx_model import product_name, save_onnx, to_onnx
 from trimtab.kernels.graph import OPERATORS, Graph, Node, Quant
 from trimtab.spaces import Calibration, Candidate, Options, Space, build_space, compress
 from trimtab.spaces.execute import run
+from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
 from trimtab.spaces.zoo import ChannelPad, CifarResNet
 
 Array = Any
@@ -213,7 +214,7 @@ NETWORKS = {"A": lambda: CifarResNet(8, "A", width=8), "B": lambda: CifarResNet(
 @pytest.fixture(scope="module", params=list(NETWORKS))
 def spaces(request: pytest.FixtureRequest) -> tuple[Space, Calibration]:
     torch.manual_seed(0)
-    options = Options(bits=((3, 8), (8, 8), (8, 32), (16, 32), (32, 32)))
+    options = Options(bits=(LayerFormat.of(3, 8), INT8, LayerFormat.of(8, 32), LayerFormat.of(16, 32), FLOAT))
     space = build_space(NETWORKS[request.param](), torch.randn(1, 3, 16, 16), options)
     return space, Calibration.of(space, images(np.random.default_rng(0), 32, 3, 16, 16))
 

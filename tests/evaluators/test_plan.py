@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.evaluators.nets import GRID_BITS, NETS, candidate_of, random_policies, space_of
+from tests.evaluators.nets import GRID_FORMATS, NETS, candidate_of, random_policies, space_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,14 +14,17 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.plan import STEP, Step, StepPlan, step_graph
+from trimtab.evaluators.size import Coded
 from trimtab.kernels import Graph, Session, emulated_levels, levels
 from trimtab.kernels.graph import Node
+from trimtab.kernels.packing import packed_size
 from trimtab.kernels.passes import fuse, legalise
 from trimtab.kernels.validate import check_graph
 from trimtab.spaces import LayerDecision, Policy, Space
 from trimtab.spaces.candidate import reshape_network
 from trimtab.spaces.execute import run
-from trimtab.spaces.layer_forms import applies, parse_form
+from trimtab.spaces.formats import INT8, LayerFormat, WeightFormat
+from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.quantise import quantise_weight
 
 Line = tuple[object, ...]
@@ -63,11 +66,9 @@ def predicted(space: Space, policy: Policy) -> list[Line]:
         attrs = dict(step.attrs)
         kernel = attrs.get("kernel") if step.kind == "conv2d" else None
         named = tuple(attrs.get(name) for name in ("activation", "stride", "padding", "dilation", "groups"))
-        stored = (step.in_int8, step.out_int8)
+        stored, bits = (step.in_int8, step.out_int8), step.format.activation_bits
         shapes = (step.in_shape, step.out_shape)
-        lines.append(
-            (call.tensor, set(call.reads), step.kind, *shapes, *stored, step.residual, step.a_bits, kernel, named)
-        )
+        lines.append((call.tensor, set(call.reads), step.kind, *shapes, *stored, step.residual, bits, kernel, named))
     return lines
 
 
@@ -90,13 +91,13 @@ def weights_of(step: Step) -> np.ndarray:
     return next(node for node in step_graph(step).nodes if node.name == STEP).weights["weight"]
 
 
-@pytest.mark.parametrize(("grid", "bits"), GRID_BITS)
-def test_step_weights_take_the_values_of_a_real_layer(grid: str, bits: int) -> None:
-    step = Step("linear", (500,), (160,), (("activation", "none"),), bits, 8, True, grid=grid)
+@pytest.mark.parametrize("weight", GRID_FORMATS, ids=str)
+def test_step_weights_take_the_values_of_a_real_layer(weight: WeightFormat) -> None:
+    step = Step("linear", (500,), (160,), (("activation", "none"),), LayerFormat(weight, 8), True)
     made = weights_of(step)
-    real, _ = quantise_weight(np.random.default_rng(7).normal(size=made.shape), bits, grid)
-    assert len(np.unique(made)) == pytest.approx(len(np.unique(real)), abs=3 * (bits == 8))
-    if grid in ("uniform", "power2"):  # one set of values for all layers
+    real, _ = quantise_weight(np.random.default_rng(7).normal(size=made.shape), weight)
+    assert len(np.unique(made)) == pytest.approx(len(np.unique(real)), abs=3 * (weight.bits == 8))
+    if weight.grid in ("uniform", "power2"):  # one set of values for all layers
         assert np.abs(made).max() == np.abs(real).max()
     assert np.abs(made.astype(int)).mean() == pytest.approx(np.abs(real.astype(int)).mean(), rel=0.1)
 
@@ -115,17 +116,17 @@ def assert_timed_on_the_kernels_that_run(space: Space, policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("a_bits", [8, 4])
-@pytest.mark.parametrize(("grid", "bits"), GRID_BITS)
-def test_a_grid_is_timed_on_the_kernels_that_run_it(grid: str, bits: int, a_bits: int) -> None:
+@pytest.mark.parametrize("weight", GRID_FORMATS, ids=str)
+def test_a_grid_is_timed_on_the_kernels_that_run_it(weight: WeightFormat, a_bits: int) -> None:
     space = space_of("values")
-    assert_timed_on_the_kernels_that_run(space, decided(space, LayerDecision(bits, a_bits, grid=grid)))
+    assert_timed_on_the_kernels_that_run(space, decided(space, LayerDecision(LayerFormat(weight, a_bits))))
 
 
 @pytest.mark.parametrize("pattern", ["weights 0.75", "2:4", "block 0.75", "filters 0.75"])
 @pytest.mark.parametrize(("grid", "bits"), [("uniform", 2), ("uniform", 4), ("uniform", 8), ("power2", 3)])
 def test_zeros_are_timed_on_the_kernels_that_run_them(grid: str, bits: int, pattern: str) -> None:
     space = space_of("values")
-    dense = decided(space, LayerDecision(bits, 8, grid=grid))
+    dense = decided(space, LayerDecision(LayerFormat.of(bits, 8, grid)))
     layers = {
         op.name: dense.layers[op.name] if op.groups > 1 else replace(dense.layers[op.name], pattern=pattern)
         for op in space.network.layers
@@ -139,7 +140,7 @@ def test_zeros_are_timed_on_the_kernels_that_run_them(grid: str, bits: int, patt
 def test_shared_weights_are_timed_on_the_kernels_that_run_them(grid: str, bits: int, how: str, a_bits: int) -> None:
     space, form = space_of("values"), parse_form(how)
     layers = {
-        op.name: LayerDecision(bits, a_bits, grid=grid, sharing=how if applies(form, op) else None)
+        op.name: LayerDecision(LayerFormat.of(bits, a_bits, grid), sharing=how if form.applies(op) else None)
         for op in space.network.layers
     }
     assert_timed_on_the_kernels_that_run(space, replace(space.base(), layers=layers))
@@ -153,16 +154,35 @@ def entries(*decisions: LayerDecision) -> int:
 
 
 def test_only_what_changes_the_values_is_an_entry_of_its_own() -> None:
-    ternary, codebook = LayerDecision(2, 8), LayerDecision(2, 8, grid="codebook")
+    ternary, codebook = LayerDecision(LayerFormat.of(2, 8)), LayerDecision(LayerFormat.of(2, 8, "codebook"))
     assert entries(ternary, codebook) == 2
     assert entries(ternary, *(replace(ternary, sharing=how) for how in ("hashed 0.25", "circulant 4"))) == 1
     assert entries(codebook, *(replace(codebook, sharing=how) for how in ("hashed 0.25", "circulant 4"))) == 2
-    assert entries(LayerDecision(16, 32), LayerDecision(16, 32, sharing="hashed 0.25")) == 1
+    half = LayerDecision(LayerFormat.of(16, 32))
+    assert entries(half, replace(half, sharing="hashed 0.25")) == 1
+
+
+@pytest.mark.parametrize("weight", [each for each in GRID_FORMATS if each.grid != "uniform"], ids=str)
+def test_a_grid_has_a_price_of_its_own_where_its_levels_are_its_own(weight: WeightFormat) -> None:
+    even, op = WeightFormat(weight.bits), space_of("resnet20").network.op("layer3.1.conv2")
+    rows = op.weight.reshape(len(op.weight), -1)
+    assert set(weight.fit(rows)[0].tolist()) != set(even.fit(rows)[0].tolist())
+    assert entries(LayerDecision(LayerFormat(weight, 8)), LayerDecision(LayerFormat(even, 8))) == 2
+    predicted, stored = (
+        {each: size(each) for each in (weight, even)}
+        for size in (
+            lambda each: Coded.of(op, each).bytes(op.weight.size),
+            lambda each: packed_size(quantise_weight(op.weight, each)[0]),
+        )
+    )
+    assert predicted == pytest.approx(stored, rel=0.03)
+    if weight.bits > 1:  # of two levels, whichever they are, every weight takes one bit
+        assert predicted[weight] != predicted[even]
 
 
 def test_both_factors_carry_their_layer_s_name() -> None:
     space = space_of("resnet8")
-    policy = space.uniform(1.0, (8, 8), "svd 0.25")
+    policy = space.uniform(1.0, INT8, "svd 0.25")
     named = StepPlan(space).named_steps(policy)
     ranked = [name for name, decision in policy.layers.items() if decision.rank is not None]
     assert ranked
@@ -211,14 +231,14 @@ def test_every_step_s_program_holds_just_that_step(name: str) -> None:
         assert line[2:8] == expected
         node = next(node for node in graph.nodes if node.name == STEP)
         if step.kind in LAYERS and step.in_int8:
-            assert graph.quant[node.inputs[0]].bits == step.a_bits
+            assert graph.quant[node.inputs[0]].bits == step.format.activation_bits
         if node.op in LAYERS:
-            if step.w_bits < 8:
-                assert len(np.unique(node.weights["weight"])) <= 2**step.w_bits
-            if step.w_bits == 16:
+            if step.format.weight.bits < 8:
+                assert len(np.unique(node.weights["weight"])) <= 2**step.format.weight.bits
+            if step.format.weight.bits == 16:
                 assert not (node.weights["weight"].view(np.uint32) & 0xFFFF).any()
-            assert (node.weights["weight"].dtype == "int8") == (step.w_bits <= 8)
-            assert (node.attrs["precision"] == "bf16") == (step.a_bits == 16)
+            assert (node.weights["weight"].dtype == "int8") == (step.format.weight.bits <= 8)
+            assert (node.attrs["precision"] == "bf16") == (step.format.activation_bits == 16)
 
 
 def test_keys_tell_steps_apart() -> None:
@@ -270,7 +290,7 @@ def test_chains_are_predicted_as_they_are_compiled(name: str, monkeypatch: pytes
     space = space_of(name)
     plan = StepPlan(space)
     chains = 0
-    for policy in [*random_policies(space, 2), space.uniform(1.0, (8, 8), "svd 0.25")]:
+    for policy in [*random_policies(space, 2), space.uniform(1.0, INT8, "svd 0.25")]:
         calls = plan.calls(policy)
         session = NativeEngine().compile(lower(timing_candidate(space, policy))).session
         assert [call.tensor for call in calls] == session.steps

@@ -14,6 +14,7 @@ from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.evaluators.cost import CostModel
 from trimtab.search.setup.budgets import BUDGETS, Budget, BudgetLimits, describe, parse_budget, resolve
 from trimtab.spaces import Options, Policy, Space, build_space
+from trimtab.spaces.formats import FLOAT, INT8
 from trimtab.spaces.zoo import CifarResNet
 
 
@@ -30,7 +31,7 @@ class Pricing:
             weight = shape.op.weight
             assert weight is not None
             inputs, area = shape.inputs * int(np.prod(weight.shape[2:])), int(np.prod(shape.op.shape[1:]))
-            rank, bits = shape.decision.rank, shape.decision.w_bits
+            rank, bits = shape.decision.rank, shape.decision.format.weight.bits
             elements = inputs * shape.outputs if rank is None else rank * (inputs + shape.outputs)
             total += {
                 "size": elements * bits / 8,
@@ -52,8 +53,8 @@ def make_space(width: int = 16, **options: Any) -> Space:
 
 SPACE = make_space()
 PRICES = Pricing(SPACE)
-TINY = make_space(8, channels=2, min_keep=0.5, bits=((8, 8), (32, 32)), ranks=(), fixed=("conv1", "linear"))
-RANKS = make_space(8, channels=1, bits=((8, 8),), ranks=(0.1, 0.4), fixed=())
+TINY = make_space(8, channels=2, min_keep=0.5, bits=(INT8, FLOAT), ranks=(), fixed=("conv1", "linear"))
+RANKS = make_space(8, channels=1, bits=(INT8,), ranks=(0.1, 0.4), fixed=())
 
 
 def limits_of(pricing: Pricing, limits: Mapping[str, float], **options: Any) -> BudgetLimits:

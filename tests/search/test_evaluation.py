@@ -18,6 +18,7 @@ from trimtab.search.loop.evaluation import Evaluation, pareto, violations
 from trimtab.search.loop.journal import Journal
 from trimtab.search.loop.loop import Ledger, Spent
 from trimtab.spaces import LayerDecision, Policy
+from trimtab.spaces.formats import INT8
 
 LATENCY = Latency(
     *(0.25, 0.24, 0.265), Interval(0.5, 0.49, 0.51), Interval(0.5, 0.48, 0.52), 1e-3, 8, 40, 1, 1.5, "decision"
@@ -26,7 +27,7 @@ LIMITS = {"latency": 1.0, "size": 100.0}
 
 
 def make_policy(number: int) -> Policy:
-    return Policy("net", {"a": number + 1}, {"a": LayerDecision(8, 8, None)})
+    return Policy("net", {"a": number + 1}, {"a": LayerDecision(INT8, None)})
 
 
 def make_evaluation(number: int, latency: float, accuracy: float, size: int = 50) -> Evaluation:

@@ -13,6 +13,7 @@ from trimtab.search.bench.proxy import rank_correlation
 from trimtab.search.finish.finetune import Schedule, finetune
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem, load_problem
+from trimtab.spaces.formats import INT8, LayerFormat
 from trimtab.spaces.policy import Policy
 
 
@@ -26,10 +27,10 @@ def policies(problem: Problem) -> list[Policy]:
     space = problem.space
     return [
         space.base(),
-        space.uniform(0.5, (8, 8)),
-        space.uniform(1.0, (2, 8)),
-        space.uniform(0.5, (16, 32), "svd 0.5"),
-        space.uniform(1.0, (8, 8), "2:4"),
+        space.uniform(0.5, INT8),
+        space.uniform(1.0, LayerFormat.of(2, 8)),
+        space.uniform(0.5, LayerFormat.of(16, 32), "svd 0.5"),
+        space.uniform(1.0, INT8, "2:4"),
     ]
 
 
@@ -54,7 +55,7 @@ def test_tuning_gains_and_keeps_bits_and_zeros(problem: Problem) -> None:
         assert [(op.name, op.shape) for op in tuned.network] == [(op.name, op.shape) for op in candidate.network]
         for name, (weight, scale) in tuned.int8.items():
             assert set(np.unique(np.abs(weight))) <= set(np.unique(np.abs(candidate.int8[name][0]))) or (
-                candidate.decisions[name].w_bits == 8
+                candidate.decisions[name].format.weight.bits == 8
             )
             assert (scale > 0).all()
         for op in tuned.network.layers:
@@ -62,7 +63,7 @@ def test_tuning_gains_and_keeps_bits_and_zeros(problem: Problem) -> None:
             assert weight is not None
             if tuned.decisions[op.name].pattern:
                 assert not weight[candidate.network.op(op.name).weight == 0].any()
-            if tuned.decisions[op.name].w_bits == 16:
+            if tuned.decisions[op.name].format.weight.bits == 16:
                 assert not (np.ascontiguousarray(weight).view(np.uint32) & 0xFFFF).any()
     assert np.mean(gained) > 0
 

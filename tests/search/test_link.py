@@ -14,9 +14,10 @@ from trimtab.search.setup.budgets import parse_budget
 from trimtab.search.setup.config import default_config
 from trimtab.search.setup.link import WIDTHS, find_yardstick, latency_limit, tie
 from trimtab.spaces import Policy
+from trimtab.spaces.formats import INT8
 
 SPACE = space_of("resnet8")
-UNIFORM = {width: SPACE.uniform(width, (8, 8)) for width in WIDTHS}
+UNIFORM = {width: SPACE.uniform(width, INT8) for width in WIDTHS}
 
 #: int8 takes 0.4 of the base's time, and every network as much of int8's as it has channels.
 INT8 = 0.4

@@ -19,6 +19,7 @@ from trimtab.evaluators.timing import timing_cores, worker_cores
 from trimtab.search.loop.pool import RETRIES, LocalPool, RayPool, make_pool
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces import LayerDecision, Policy
+from trimtab.spaces.formats import INT8
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves its log files open
 
@@ -172,7 +173,7 @@ def test_latency_is_the_same_beside_a_busy_worker(problem: Problem) -> None:
     from threading import Event, Thread
 
     bench = LatencyBench(make_engine("native", 1), problem.space, problem.judge.images)
-    link, policy, policies = bench.tie(problem.space.int8(), 3.0), problem.space.uniform(0.5, (8, 8)), draws(problem, 6)
+    link, policy, policies = bench.tie(problem.space.int8(), 3.0), problem.space.uniform(0.5, INT8), draws(problem, 6)
     pool = RayPool(problem.judge, 1)
     done = Event()
     judged: list[tuple[Policy, Judgement]] = []

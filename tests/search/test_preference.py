@@ -22,6 +22,7 @@ from trimtab.search.loop.preference import ERRORS, preferred, ranked, tie
 from trimtab.search.loop.verify import TRIES, contenders
 from trimtab.search.report.summary import Winner, best_of, verdict_on_images
 from trimtab.spaces import LayerDecision, Policy
+from trimtab.spaces.formats import INT8
 
 IMAGES = 24
 
@@ -29,7 +30,7 @@ IMAGES = 24
 def evaluation(name: int, right: int | np.ndarray, loss: float = 0.5, size: int = 50, over: bool = False) -> Evaluation:
     """An evaluation of policy `name`, with so many right answers, from the first image on, or those given."""
     answers = Answers.of(np.arange(1000) < right if isinstance(right, int) else right)
-    policy = Policy("net", {"a": name + 1}, {"a": LayerDecision(8, 8, None)})
+    policy = Policy("net", {"a": name + 1}, {"a": LayerDecision(INT8, None)})
     return Evaluation(policy, answers, loss, Cost(1.0, size, 1000, 10), {"size": 0.1 if over else -0.1}, {})
 
 

@@ -13,6 +13,7 @@ from trimtab.evaluators.plan import Call, Step
 from trimtab.evaluators.table import LatencyTable
 from trimtab.search.setup.pruned_space import PricedChoice, price_choices, removals
 from trimtab.spaces import Options, Policy, Space, build_space
+from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
 from trimtab.spaces.zoo import CifarResNet
 
 Clock = Callable[[Step], float]
@@ -46,7 +47,7 @@ def by_macs(step: Step) -> float:
 
 
 def test_where_every_choice_saves_time_every_choice_is_offered() -> None:
-    priced = offers_of(space_of(), lambda step: by_macs(step) * step.w_bits, "latency")
+    priced = offers_of(space_of(), lambda step: by_macs(step) * step.format.weight.bits, "latency")
     assert not [offer for offer in priced if offer.why and offer.knob != "form:linear"]
 
 
@@ -68,10 +69,11 @@ def test_a_rank_that_takes_more_time_than_the_dense_layer_is_not_offered() -> No
 
 
 def test_bits_that_are_neither_faster_nor_smaller_are_not_offered() -> None:
-    space = space_of(bits=((4, 2), (4, 8), (8, 8), (32, 32)))
+    space = space_of(bits=(LayerFormat.of(4, 2), LayerFormat.of(4, 8), INT8, FLOAT))
     assert pointless(offers_of(space, by_macs, "latency", "size"), "bits") == {"4/2"}
     assert pointless(offers_of(space, by_macs, "latency"), "bits") == {"4/2", "4/8", "8/8"}
-    assert not pointless(offers_of(space, lambda step: by_macs(step) * step.a_bits, "latency"), "bits") - {"4/8"}
+    by_bits = offers_of(space, lambda step: by_macs(step) * step.format.activation_bits, "latency")
+    assert not pointless(by_bits, "bits") - {"4/8"}
 
 
 def test_channel_counts_between_two_cliffs_are_not_offered_for_time() -> None:
@@ -92,7 +94,7 @@ def test_without_a_budget_on_time_or_bytes_nothing_is_removed() -> None:
 
 
 def test_what_is_removed_is_gone_from_the_space_and_the_rest_decodes_as_before() -> None:
-    space = space_of(bits=((4, 2), (4, 8), (8, 8), (32, 32)))
+    space = space_of(bits=(LayerFormat.of(4, 2), LayerFormat.of(4, 8), INT8, FLOAT))
     found = removals(offers_of(space, by_macs, "latency", "size"))
     smaller = space.without(found)
     assert smaller.size < space.size
@@ -104,18 +106,18 @@ def test_what_is_removed_is_gone_from_the_space_and_the_rest_decodes_as_before()
 
 
 def test_a_layer_with_one_choice_left_has_that_one() -> None:
-    space = space_of(bits=((4, 8), (8, 8)))
+    space = space_of(bits=(LayerFormat.of(4, 8), INT8))
     found = [removal for removal in removals(offers_of(space, by_macs, "latency")) if removal.choice == "4/8"]
     smaller = space.without(found)
     assert not [knob for knob in smaller.knobs if knob.kind == "bits"]
-    assert {decision.w_bits for decision in smaller.decode([0] * len(smaller.knobs)).layers.values()} == {8}
+    assert {decision.format.weight.bits for decision in smaller.decode([0] * len(smaller.knobs)).layers.values()} == {8}
 
 
 @pytest.mark.parametrize("budgets", [("latency",), ("latency", "size")])
 def test_on_the_engine_what_is_offered_is_cheaper_by_the_table(budgets: tuple[str, ...]) -> None:
     from trimtab.evaluators.engines import make_engine
 
-    space = space_of(channels=2, ranks=(0.5,), bits=((8, 8), (32, 32)))
+    space = space_of(channels=2, ranks=(0.5,), bits=(INT8, FLOAT))
     model = CostModel(space, LatencyTable(make_engine("native", 1), space))
     widest = {knob.name: int(str(knob.choices[-1])) for knob in space.knobs if knob.kind == "channels"}
     priced = {(offer.knob, offer.choice): offer for offer in price_choices(model, budgets)}

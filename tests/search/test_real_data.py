@@ -11,6 +11,7 @@ from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.search.progress import Progress
 from trimtab.search.setup.config import load_config
 from trimtab.search.setup.problem import Problem, load_problem
+from trimtab.spaces.formats import INT8
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -51,6 +52,6 @@ def test_the_engine_has_the_published_accuracy_in_fp32_and_int8(name: str) -> No
 
 def test_reconstruction_keeps_most_of_what_three_quarters_of_the_channels_can_hold() -> None:
     problem = problem_of("resnet20")
-    policy = problem.space.uniform(0.75, (8, 8))
+    policy = problem.space.uniform(0.75, INT8)
     session = judging_session(problem.judge.candidate(policy))
     assert accuracy_of(session, *problem.splits.selection) > 0.65

@@ -26,6 +26,7 @@ from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting
 from trimtab.spaces import Policy
 from trimtab.spaces.candidate import Candidate
+from trimtab.spaces.formats import INT8
 
 ONE = Interval.exactly(1.0)
 COST = Cost(1.0, 10**6, 10**6, 10**4)
@@ -124,7 +125,7 @@ def test_an_exported_file_that_is_over_refutes_its_network(problem: Problem, jou
 
 
 def test_a_network_is_opened_from_its_file_and_not_built_again(problem: Problem, tmp_path: Path) -> None:
-    policy, folder = problem.space.uniform(0.5, (8, 8)), CandidateFolder(tmp_path)
+    policy, folder = problem.space.uniform(0.5, INT8), CandidateFolder(tmp_path)
     built = folder.repaired(problem.judge, policy)
 
     class NoJudge:

@@ -14,6 +14,7 @@ from trimtab.spaces import Calibration, LayerDecision, Policy, Repairs, Space, c
 from trimtab.spaces.block_reconstruction import block_of, run_block, tune
 from trimtab.spaces.candidate import reshape_network
 from trimtab.spaces.execute import run
+from trimtab.spaces.formats import INT8
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
@@ -76,7 +77,7 @@ def test_fitting_a_block_as_a_whole_brings_its_sum_nearer(name: str, space_of: S
 def test_blocks_with_a_layer_in_few_bits_are_left_to_their_layers(space_of: SpaceOf, image: Image) -> None:
     space, images = space_of("residual-a"), image(32, 1).numpy()
     pruned = space.uniform(0.5)
-    layers = {name: LayerDecision(8, 8) if name.endswith("conv2") else d for name, d in pruned.layers.items()}
+    layers = {name: LayerDecision(INT8) if name.endswith("conv2") else d for name, d in pruned.layers.items()}
     policy = Policy(pruned.network, pruned.channels, layers)
     found = [
         compress(space, policy, Calibration.of(space, images, Repairs(block_steps=steps))).network.weights_hash()

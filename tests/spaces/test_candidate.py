@@ -25,6 +25,7 @@ from trimtab.spaces import (
     compress,
 )
 from trimtab.spaces.execute import run
+from trimtab.spaces.formats import INT8, LayerFormat
 from trimtab.spaces.network import Array
 from trimtab.spaces.repair import LARGEST_RESCALE
 
@@ -48,7 +49,7 @@ def built() -> str:
     torch.manual_seed(0)
     space = build_space(CifarResNet(8, width=6), torch.zeros(1, 3, 16, 16))
     images = np.random.default_rng(0).normal(size=(20, 3, 16, 16)).astype(np.float32)
-    candidate = compress(space, space.uniform(0.6, (8, 8), "svd 0.5"), Calibration.of(space, images))
+    candidate = compress(space, space.uniform(0.6, INT8, "svd 0.5"), Calibration.of(space, images))
     ranges = hashlib.sha256(repr(candidate.ranges).encode()).hexdigest()
     return f"{candidate.policy.id} {candidate.network.weights_hash()} {ranges}"
 
@@ -59,7 +60,7 @@ def mixed(space: Space, keep: float = 0.7) -> Policy:
     pruned = space.uniform(keep, form="svd 0.5")
     for i, (name, decision) in enumerate(pruned.layers.items()):
         bits = ((8, 8), (32, 32), (8, 32))[i % 3]
-        layers[name] = LayerDecision(*bits, decision.rank if i % 2 else None)
+        layers[name] = LayerDecision(LayerFormat.of(*bits), decision.rank if i % 2 else None)
     return Policy(pruned.network, pruned.channels, layers)
 
 
@@ -175,7 +176,7 @@ def test_a_repaired_layer_has_the_means_of_the_untouched_network(name: str, spac
 @pytest.mark.parametrize("name", TOYS)
 def test_the_repair_reduces_the_error_on_fresh_images(name: str, space_of: SpaceOf, image: Image) -> None:
     space = space_of(name)
-    policy = space.uniform(0.75, (8, 8))
+    policy = space.uniform(0.75, INT8)
     fresh = image(64, 11)
     expected = run(space.network, fresh)
     bare = run(apply(space, policy).network, fresh)
@@ -188,7 +189,7 @@ def test_float_weights_are_what_the_int8_weights_stand_for(name: str, space_of: 
     space = space_of(name)
     policy = mixed(space)
     for candidate in (apply(space, policy), compress(space, policy, calibrated(space, image(8)))):
-        narrow = {op.name for op in candidate.network.layers if candidate.decisions[op.name].w_bits <= 8}
+        narrow = {op.name for op in candidate.network.layers if candidate.decisions[op.name].format.weight.bits <= 8}
         assert set(candidate.int8) == narrow
         assert narrow
         for layer, (quantised, scale) in candidate.int8.items():
@@ -238,7 +239,7 @@ def test_a_dead_channel_is_not_blown_up(image: Image) -> None:
     with torch.no_grad():
         model[3].weight[0] = 0
     space = build_space(nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)), image(1))
-    policy = space.uniform(0.5, (8, 8))
+    policy = space.uniform(0.5, INT8)
     bare, repaired = apply(space, policy), compress(space, policy, moments_only(space, image(8)))
     for op in bare.network.layers:
         weight = repaired.network.op(op.name).weight

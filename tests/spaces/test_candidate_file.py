@@ -18,27 +18,28 @@ from trimtab.kernels import save
 from trimtab.spaces import LayerDecision, Policy
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.candidate_file import Provenance, load_candidate, save_candidate
+from trimtab.spaces.formats import INT8, LayerFormat
 
 SPACE = space_of("resnet8")
 PROVENANCE = Provenance("repaired", {"images": 32, "repairs": {"bias": True}})
 
 
-def decided(**changes: object) -> Policy:
+def decided(numbers: LayerFormat, **changes: object) -> Policy:
     """The int8 form, with one layer decided otherwise."""
     policy = SPACE.int8()
     layer = SPACE.network.layers[3].name
-    return replace(policy, layers={**policy.layers, layer: LayerDecision(**changes)})  # type: ignore[arg-type]
+    return replace(policy, layers={**policy.layers, layer: LayerDecision(numbers, **changes)})  # type: ignore[arg-type]
 
 
 POLICIES = {
     "as given": SPACE.base(),
     "int8": SPACE.int8(),
-    "pruned": SPACE.uniform(0.5, (8, 8)),
-    "few bits": decided(w_bits=2, a_bits=8, grid="codebook"),
-    "bf16": decided(w_bits=16, a_bits=32),
-    "binary": decided(w_bits=1, a_bits=8),
-    "factorised": decided(w_bits=8, a_bits=8, rank=4, factorisation="svd"),
-    "sparse": decided(w_bits=8, a_bits=8, pattern="2:4"),
+    "pruned": SPACE.uniform(0.5, INT8),
+    "few bits": decided(LayerFormat.of(2, 8, "codebook")),
+    "bf16": decided(LayerFormat.of(16, 32)),
+    "binary": decided(LayerFormat.of(1, 8)),
+    "factorised": decided(INT8, rank=4, factorisation="svd"),
+    "sparse": decided(INT8, pattern="2:4"),
 }
 
 

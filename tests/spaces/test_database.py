@@ -22,6 +22,7 @@ from trimtab.spaces.candidate import prune_network
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import layer_of
+from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
 from trimtab.spaces.network import Array, Op
 from trimtab.spaces.reconstruct import RIDGE, draw_positions, receptive_fields, target_tensors
 from trimtab.spaces.repair import settle
@@ -123,11 +124,11 @@ def test_inputs_that_are_gone_are_made_up_for_by_least_squares(
 
 
 @pytest.mark.parametrize("name", ["residual-b", "inverted", "grouped", "concat-flatten"])
-@pytest.mark.parametrize("bits", [(8, 32), (32, 32)])
+@pytest.mark.parametrize("bits", [LayerFormat.of(8, 32), FLOAT], ids=str)
 def test_an_entry_s_error_is_that_of_its_outputs_weighted_by_sensitivity(
-    name: str, bits: tuple[int, int], space_of: SpaceOf, image: Image, tmp_path: Path
+    name: str, bits: LayerFormat, space_of: SpaceOf, image: Image, tmp_path: Path
 ) -> None:
-    space, x = space_of(name, bits=((8, 32), (32, 32))), image(4)
+    space, x = space_of(name, bits=(LayerFormat.of(8, 32), FLOAT)), image(4)
     base, policy = database(space, x, tmp_path), space.uniform(0.6, bits, "svd 0.5")
     network, errors = base.stitch(policy).network, base.errors(policy)
     sensitivity = {layer: found.sensitivity for layer, found in layer_statistics(space.network, x).items()}
@@ -146,11 +147,10 @@ def test_an_entry_s_error_is_that_of_its_outputs_weighted_by_sensitivity(
 
 
 def test_fewer_bits_of_activations_or_weights_cost_more(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
-    space = space_of("residual-a", bits=tuple(itertools.product((2, 4, 8), (2, 4, 8))))
+    offered = {pair: LayerFormat.of(*pair) for pair in itertools.product((2, 4, 8), (2, 4, 8))}
+    space = space_of("residual-a", bits=tuple(offered.values()))
     base = database(space, image(8), tmp_path)
-    total = {
-        bits: sum(base.errors(space.uniform(1.0, bits)).values()) for bits in itertools.product((2, 4, 8), (2, 4, 8))
-    }
+    total = {pair: sum(base.errors(space.uniform(1.0, bits)).values()) for pair, bits in offered.items()}
     for w, a in itertools.product((2, 4), (2, 4)):
         assert total[w, a] > total[2 * w, a]
         assert total[w, a] > total[w, 2 * a]
@@ -160,7 +160,7 @@ def test_fewer_bits_of_activations_or_weights_cost_more(space_of: SpaceOf, image
 def test_one_entry_serves_all_counts_of_output_channels(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
     space, x = space_of("residual-a"), image(4)
     base = database(space, x, tmp_path)
-    policy = space.uniform(0.5, (4, 8))
+    policy = space.uniform(0.5, LayerFormat.of(4, 8))
     base.stitch(policy)
     entries = len(list(base.folder.glob("*.safetensors")))
     for group in space.groups:  # narrower outputs of the layers whose inputs stay need no new entry
@@ -175,7 +175,7 @@ def test_one_entry_serves_all_counts_of_output_channels(space_of: SpaceOf, image
 
 
 def test_filling_makes_every_entry_once(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
-    space = space_of("residual-b", channels=2, bits=((8, 8), (32, 32)), ranks=(0.5,))
+    space = space_of("residual-b", channels=2, bits=(INT8, FLOAT), ranks=(0.5,))
     base = database(space, image(4), tmp_path)
     tasks = base.tasks()
     assert base.missing(tasks) == tasks
@@ -244,7 +244,7 @@ def stitched_hash(folder: str) -> str:
     torch.manual_seed(0)
     space = build_space(CifarResNet(8, width=6), torch.zeros(1, 3, 16, 16))
     images = np.random.default_rng(0).normal(size=(20, 3, 16, 16)).astype(np.float32)
-    candidate = LayerDatabase(space, images, Path(folder)).stitch(space.uniform(0.6, (4, 8), "svd 0.5"))
+    candidate = LayerDatabase(space, images, Path(folder)).stitch(space.uniform(0.6, LayerFormat.of(4, 8), "svd 0.5"))
     ranges = hashlib.sha256(repr((candidate.ranges, candidate.stored)).encode()).hexdigest()
     return f"{candidate.policy.id} {candidate.network.weights_hash()} {ranges}"
 
@@ -273,7 +273,7 @@ def test_settling_gives_every_layer_the_untouched_means(space_of: SpaceOf, image
     calibration = Calibration.of(space, x.numpy(), Repairs(reconstruct=False))
     base = database(space, x, tmp_path)
     assert settle(space, base.stitch(space.base()), calibration).network.weights_hash() == space.network.weights_hash()
-    policy = space.uniform(0.6, (4, 8), "svd 0.5")
+    policy = space.uniform(0.6, LayerFormat.of(4, 8), "svd 0.5")
     stitched = base.stitch(policy)
     settled = settle(space, stitched, calibration)
     assert settled.ranges == stitched.ranges
@@ -289,7 +289,7 @@ def test_settled_layers_vary_as_far_as_they_agree(space_of: SpaceOf, image: Imag
     """Behind every sum and layer the untouched means, and the untouched deviation times the root of the correlation."""
     space, x = space_of("residual-b"), image(4)  # so few that the samples are all positions
     calibration = Calibration.of(space, x.numpy(), Repairs(samples=1))
-    policy = space.uniform(0.6, (8, 8), "svd 0.5")
+    policy = space.uniform(0.6, INT8, "svd 0.5")
     settled = settle(space, database(space, x, tmp_path).stitch(policy), calibration)
     _, channels = prune_network(space, policy)
     before, after = ({"x": x}, {"x": x})
@@ -314,13 +314,13 @@ def test_settled_layers_vary_as_far_as_they_agree(space_of: SpaceOf, image: Imag
 def test_what_is_decided_is_in_the_address(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
     base = database(space_of("residual-a"), image(4), tmp_path)
     task = base.tasks()[0]
-    others = [replace(task, decision=LayerDecision(4, 8)), replace(task, inputs=task.inputs[:-1])]
+    others = [replace(task, decision=LayerDecision(LayerFormat.of(4, 8))), replace(task, inputs=task.inputs[:-1])]
     assert len({base._path(t).name for t in (task, *others)}) == 3
 
 
 def test_entries_in_memory_and_on_disk_are_the_same(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
     space, x = space_of("residual-a"), image(4)
-    base, policy = database(space, x, tmp_path), space.uniform(0.75, (4, 8))
+    base, policy = database(space, x, tmp_path), space.uniform(0.75, LayerFormat.of(4, 8))
     made, remembered = base.stitch(policy), base.stitch(policy)
     read = database(space, x, tmp_path).stitch(policy)
     assert made.network.weights_hash() == remembered.network.weights_hash() == read.network.weights_hash()

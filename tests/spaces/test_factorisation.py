@@ -33,6 +33,7 @@ from trimtab.spaces.factorisation import (
     pays,
 )
 from trimtab.spaces.factorisation.geometry import total_macs
+from trimtab.spaces.formats import LayerFormat
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
@@ -258,9 +259,9 @@ def test_factors_in_integers_stay_near_those_in_float(name: str, space_of: Space
     logits = []
     for bits in ((32, 32), (8, 8)):
         layers = {
-            op.name: LayerDecision(*bits, rank=4, factorisation=name)
+            op.name: LayerDecision(LayerFormat.of(*bits), rank=4, factorisation=name)
             if FACTORISATIONS[name].applies(Geometry.of(op)) and FACTORISATIONS[name].full_rank(Geometry.of(op)) > 4
-            else LayerDecision(*bits)
+            else LayerDecision(LayerFormat.of(*bits))
             for op in space.network.layers
         }
         assert sum(layer.rank is not None for layer in layers.values()) >= 5

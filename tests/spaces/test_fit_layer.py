@@ -23,6 +23,7 @@ from trimtab.spaces.factorisation import (
     fit_rectified,
 )
 from trimtab.spaces.factorisation.fit import _auxiliary
+from trimtab.spaces.formats import LayerFormat
 from trimtab.spaces.network import Op
 
 SpaceOf = Callable[..., Space]
@@ -195,9 +196,9 @@ def test_every_fit_takes_every_layer_pruned_and_in_few_bits(
         space = space_of(toy)
         drawn = space.uniform(0.7)
         layers = {
-            op.name: LayerDecision(*bits, rank=2, factorisation=name)
+            op.name: LayerDecision(LayerFormat.of(*bits), rank=2, factorisation=name)
             if FACTORISATIONS[name].applies(Geometry.of(op)) and op.shape[0] > 5 and op.weight.shape[1] > 5  # type: ignore[union-attr]
-            else LayerDecision(*bits)
+            else LayerDecision(LayerFormat.of(*bits))
             for op, name in zip(space.network.layers, NAMES * 99, strict=False)
         }
         policy = Policy(space.fingerprint, drawn.channels, layers)

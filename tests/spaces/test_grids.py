@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
 from trimtab.spaces import grids
-from trimtab.spaces.grids import GRIDS, fit_grid, nearest
+from trimtab.spaces.formats import WeightFormat
+from trimtab.spaces.grids import GRIDS, nearest
 from trimtab.spaces.network import Array
 
 ROWS = np.random.default_rng(5).normal(size=(6, 40)).astype(np.float32)
@@ -24,13 +25,13 @@ def error_of(rows: Array, levels: Array, scale: Array) -> float:
 
 
 def test_powers_of_two_are_inq_s() -> None:
-    assert fit_grid(ROWS, 3, "power2")[0].tolist() == [-4, -2, -1, 0, 1, 2, 4]
-    assert fit_grid(ROWS, 4, "power2")[0].tolist() == [-64, -32, -16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16, 32, 64]
+    assert WeightFormat(3, "power2").fit(ROWS)[0].tolist() == [-4, -2, -1, 0, 1, 2, 4]
+    assert WeightFormat(4, "power2").fit(ROWS)[0].tolist() == [-64, -32, -16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16, 32, 64]
 
 
 def test_powers_of_two_round_to_the_nearest() -> None:
     """Zhou et al. 2017, equation 3: +-beta where (alpha + beta) / 2 <= |w| < 3 beta / 2, of neighbours alpha < beta."""
-    levels = fit_grid(ROWS, 4, "power2")[0]
+    levels = WeightFormat(4, "power2").fit(ROWS)[0]
     for ratio in np.random.default_rng(0).uniform(-70, 70, 500).astype(np.float32):
         magnitudes = [0, 1, 2, 4, 8, 16, 32, 64]
         expected = max((beta for alpha, beta in pairwise(magnitudes) if abs(ratio) >= (alpha + beta) / 2), default=0)
@@ -38,7 +39,7 @@ def test_powers_of_two_round_to_the_nearest() -> None:
 
 
 def test_powers_of_two_have_nearly_the_best_scale() -> None:
-    levels, scale = fit_grid(ROWS, 3, "power2")
+    levels, scale = WeightFormat(3, "power2").fit(ROWS)
     for row, s in zip(ROWS, scale, strict=True):
         tried = [error_of(row[None], levels, np.array([x])) for x in np.linspace(0.02, 0.5, 1000) * np.abs(row).max()]
         assert error_of(row[None], levels, np.array([s])) <= 1.05 * min(tried)
@@ -74,7 +75,7 @@ def test_a_codebook_is_at_least_as_good_as_k_means_with_rounded_centres(bits: in
     from sklearn.cluster import KMeans
 
     rows = np.random.default_rng(7).standard_t(4, size=(8, 60)).astype(np.float32)
-    levels, scale = fit_grid(rows, bits, "codebook")
+    levels, scale = WeightFormat(bits, "codebook").fit(rows)
     largest = np.abs(rows).max(axis=1) / 127
     ratios = (rows / largest[:, None]).reshape(-1, 1)
     weights = np.repeat(largest**2, rows.shape[1])
@@ -85,13 +86,13 @@ def test_a_codebook_is_at_least_as_good_as_k_means_with_rounded_centres(bits: in
 
 def test_a_codebook_of_all_values_is_exact() -> None:
     rows = np.array([[-8.0, 2.0, 6.0, 2.0], [-4.0, 1.0, 3.0, 3.0]], np.float32)
-    levels, scale = fit_grid(rows, 2, "codebook")
+    levels, scale = WeightFormat(2, "codebook").fit(rows)
     assert error_of(rows, levels, scale) <= 1e-3 * np.square(rows).sum()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_levels_of_bases_are_all_signed_sums(bits: int) -> None:
-    levels = fit_grid(ROWS, bits, "bases")[0].astype(int)
+    levels = WeightFormat(bits, "bases").fit(ROWS)[0].astype(int)
     assert len(levels) <= 2**bits
     assert (levels == -levels[::-1]).all()
     assert levels[-1] == 127
@@ -106,7 +107,7 @@ def test_levels_of_bases_are_all_signed_sums(bits: int) -> None:
 def test_bases_are_nearly_the_best_of_all_ratios_and_signs(bits: int) -> None:
     """Every ratio of real alphas on a fine lattice, every sign of every weight, the best scale for each channel."""
     rows = ROWS[:1, :12]
-    levels, scale = fit_grid(rows, bits, "bases")
+    levels, scale = WeightFormat(bits, "bases").fit(rows)
     signs = np.array(list(product((-1, 1), repeat=bits)))
     lattice = np.linspace(0.05, 2.5, 60 if bits == 2 else 36)
     best = min(
@@ -119,7 +120,7 @@ def test_bases_are_nearly_the_best_of_all_ratios_and_signs(bits: int) -> None:
 
 def test_bases_are_better_than_bits_of_evenly_spaced_signs() -> None:
     """Alphas of 4, 2 and 1 are an evenly spaced grid without zero: one of the choices."""
-    levels, scale = fit_grid(ROWS, 3, "bases")
+    levels, scale = WeightFormat(3, "bases").fit(ROWS)
     even = np.array([-7, -5, -3, -1, 1, 3, 5, 7])
     best = sum(
         min(error_of(row[None], even, np.array([x])) for x in np.linspace(0.03, 0.2, 200) * np.abs(row).max())
@@ -138,14 +139,14 @@ def test_nearest_is_nearest(ratios: list[float], levels: set[int]) -> None:
 
 def test_what_int8_cannot_hold_is_refused() -> None:
     with pytest.raises(BadInput, match="'power2' has no form of 5 bits"):
-        fit_grid(ROWS, 5, "power2")
+        WeightFormat(5, "power2").fit(ROWS)
     with pytest.raises(BadInput, match="did you mean 'codebook'"):
-        fit_grid(ROWS, 4, "codebok")
+        WeightFormat(4, "codebok").fit(ROWS)
 
 
-@pytest.mark.parametrize(("grid", "bits"), [(grid, max(bits)) for grid, bits in GRIDS.items()])
+@pytest.mark.parametrize(("grid", "bits"), [(grid.name, max(grid.offered)) for grid in GRIDS.values()])
 def test_levels_are_sorted_and_distinct(grid: str, bits: int) -> None:
-    levels, scale = fit_grid(ROWS, bits, grid)
+    levels, scale = WeightFormat(bits, grid).fit(ROWS)
     assert levels.dtype == np.int8
     assert scale.shape == (6,)
     assert (np.diff(levels.astype(int)) > 0).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trimtab.errors import BadInput
-from trimtab.spaces.layer_forms import DENSE, Form, parse_form
+from trimtab.spaces.layer_forms import DENSE, parse_form
 
 
 def test_a_form_is_read_from_its_text() -> None:
@@ -24,6 +24,7 @@ def test_what_is_not_a_form_is_bad_input(text: str) -> None:
 
 
 def test_patterns_and_ways_of_sharing_are_forms() -> None:
-    assert parse_form("2:4") == Form("pattern", "n:m", 0.5, "2:4")
+    form = parse_form("2:4")
+    assert (form.kind, form.name, form.amount, form.text) == ("pattern", "n:m", 0.5, "2:4")
     assert parse_form("block 0.75").kind == "pattern"
     assert parse_form("hashed 0.25").kind == "sharing"

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
 from trimtab.spaces import LayerDecision, Policy
+from trimtab.spaces.formats import INT8, LayerFormat
 
 NAMES = st.text(min_size=1, max_size=5)
 COUNTS = st.integers(1, 512)
-DECISIONS = st.builds(LayerDecision, st.sampled_from([8, 32]), st.sampled_from([8, 32]), st.none() | COUNTS)
+DECISIONS = st.builds(LayerDecision, st.builds(LayerFormat.of, *[st.sampled_from([8, 32])] * 2), st.none() | COUNTS)
 POLICIES = st.builds(
     Policy, NAMES, st.dictionaries(NAMES, COUNTS, max_size=4), st.dictionaries(NAMES, DECISIONS, max_size=4)
 )
@@ -30,7 +31,7 @@ JSON = st.recursive(
 
 
 def sample() -> Policy:
-    layers = {"conv": LayerDecision(8, 8, 4), "fc": LayerDecision()}
+    layers = {"conv": LayerDecision(INT8, 4), "fc": LayerDecision()}
     return Policy("0123456789abcdef", {"conv": 12, "stem": 3}, layers)
 
 
@@ -91,8 +92,8 @@ def test_the_id_is_the_same_in_every_process_and_version() -> None:
 
 
 def test_every_decision_changes_the_id() -> None:
-    layers = [LayerDecision(), LayerDecision(8), LayerDecision(8, 8), LayerDecision(rank=3)]
-    layers += [LayerDecision(rank=3, factorisation="cp"), LayerDecision(4, 8, grid="codebook")]
+    layers = [LayerDecision(), LayerDecision(LayerFormat.of(8, 32)), LayerDecision(INT8), LayerDecision(rank=3)]
+    layers += [LayerDecision(rank=3, factorisation="cp"), LayerDecision(LayerFormat.of(4, 8, "codebook"))]
     layers += [LayerDecision(pattern="2:4"), LayerDecision(sharing="circulant 4")]
     policies = [Policy("n", {"g": 2}, {"l": layer}) for layer in layers]
     policies += [Policy("m", {"g": 2}, {"l": layers[0]}), Policy("n", {"g": 3}, {"l": layers[0]})]
@@ -102,7 +103,7 @@ def test_every_decision_changes_the_id() -> None:
 def test_a_policy_of_schema_1_reads_as_it_did() -> None:
     layer = {"w_bits": 8, "a_bits": 8, "rank": None}
     policy = Policy.from_json({"schema": 1, "network": "n", "channels": {}, "layers": {"l": layer}})
-    assert policy == Policy("n", {}, {"l": LayerDecision(8, 8)})
+    assert policy == Policy("n", {}, {"l": LayerDecision(INT8)})
     assert Policy.from_json(policy.to_json()) == policy
 
 

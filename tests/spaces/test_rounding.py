@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trimtab.spaces import rounding
-from trimtab.spaces.grids import fit_grid, largest_integer, nearest
+from trimtab.spaces.formats import WeightFormat
+from trimtab.spaces.grids import nearest
 from trimtab.spaces.network import Array
 from trimtab.spaces.quantise import dequantise, quantise_weight
 from trimtab.spaces.rounding import adaround, descent, gptq
@@ -28,9 +29,9 @@ def test_rounding_makes_up_for_each_error_as_well_as_the_inputs_left_can(bits: i
     """The weights left after each rounding are the least-squares solution given those that are fixed."""
     gram = covariance(inputs)
     weight = np.random.default_rng(3).normal(size=(3, inputs)).astype(np.float32)
-    found, scale = quantise_weight(weight, bits, gram=gram, rounding="gptq")
-    assert (scale == quantise_weight(weight, bits)[1]).all()
-    top, exact = largest_integer(bits), gram.astype(np.float64)
+    found, scale = quantise_weight(weight, WeightFormat(bits), gram=gram, rounding="gptq")
+    assert (scale == quantise_weight(weight, WeightFormat(bits))[1]).all()
+    top, exact = max(1, 2 ** (bits - 1) - 1), gram.astype(np.float64)
     for row, integers, s in zip(weight.astype(np.float64), found, scale.astype(np.float64), strict=True):
         left = row.copy()
         for i in range(inputs):
@@ -52,15 +53,15 @@ def test_compensated_rounding_brings_the_output_nearer(bits: int) -> None:
         error = (dequantise(*found) - weight).astype(np.float64)
         return float(np.einsum("oi,ij,oj->", error, gram, error))
 
-    assert output_error(quantise_weight(weight, bits, gram=gram, rounding="gptq")) < 0.85 * output_error(
-        quantise_weight(weight, bits)
+    assert output_error(quantise_weight(weight, WeightFormat(bits), gram=gram, rounding="gptq")) < 0.85 * output_error(
+        quantise_weight(weight, WeightFormat(bits))
     )
 
 
 def layer(outputs: int, inputs: int, bits: int, grid: str = "uniform") -> tuple[Array, Array, Array, Array]:
     """Weights, scales, levels and the covariance of the inputs."""
     rows = np.random.default_rng(4).normal(size=(outputs, inputs)).astype(np.float32)
-    levels, scale = fit_grid(rows, bits, grid)
+    levels, scale = WeightFormat(bits, grid).fit(rows)
     return rows, scale, levels, covariance(inputs)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
 from trimtab.sharing import expand, find, hashed_index
+from trimtab.spaces.formats import WeightFormat
 from trimtab.spaces.layer_forms import parse_form
 from trimtab.spaces.sharing import parameters, share, share_integers
 
@@ -53,7 +54,8 @@ def test_no_change_of_the_values_is_nearer(how: str, shape: tuple[int, ...], rng
 @pytest.mark.parametrize(("how", "shape"), CASES)
 def test_what_is_shared_is_found_again(how: str, shape: tuple[int, ...], rng: np.random.Generator) -> None:
     weight = normal(rng, shape)
-    for shared in (dense(how, weight), share_integers(weight, how, 8)[0], share_integers(weight, how, 2)[0]):
+    integers = (share_integers(weight, how, WeightFormat(bits))[0] for bits in (8, 2))
+    for shared in (dense(how, weight), *integers):
         found = find(how, shared)
         assert found is not None
         again = expand(found[0], found[1], shape)
@@ -124,7 +126,7 @@ def _spread(vectors: np.ndarray) -> float:
 
 def test_integers_are_those_of_one_scale(rng: np.random.Generator) -> None:
     weight = normal(rng, (8, 4, 3, 3))
-    integers, scale = share_integers(weight, "circulant 2", 8)
+    integers, scale = share_integers(weight, "circulant 2", WeightFormat(8))
     assert integers.dtype == np.int8
     assert len(set(scale)) == 1
     np.testing.assert_allclose(integers * scale[0], dense("circulant 2", weight), atol=0.51 * scale[0])

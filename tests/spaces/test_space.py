@@ -19,6 +19,7 @@ from trimtab.errors import BadInput
 from trimtab.spaces import LayerDecision, Options, Policy, Space, apply, build_space
 from trimtab.spaces.execute import run
 from trimtab.spaces.factorisation import FACTORISATIONS, layer_of
+from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
 from trimtab.spaces.space import channel_steps
 
 SpaceOf = Callable[..., Space]
@@ -140,31 +141,31 @@ def test_channel_steps_of_common_widths(size: int, choices: int, expected: tuple
 
 def test_uniform_takes_the_nearest_choices(space_of: SpaceOf) -> None:
     space = space_of("resnet20", channels=8)
-    policy = space.uniform(0.5, (8, 8), "svd 0.5")
+    policy = space.uniform(0.5, INT8, "svd 0.5")
     assert policy.channels == {group.name: group.size // 2 for group in space.groups}
-    assert {(d.w_bits, d.a_bits) for d in policy.layers.values()} == {(8, 8)}
+    assert {d.format for d in policy.layers.values()} == {INT8}
     assert policy.layers["layer1.0.conv1"].rank == 4
     assert space.decode(space.encode(policy)) == policy
 
 
 def test_bits_that_are_not_offered_stay(space_of: SpaceOf) -> None:
-    space = space_of("residual-a", bits=((8, 8), (32, 32)))
-    assert {d.w_bits for d in space.uniform(bits=(8, 32)).layers.values()} == {32}
+    space = space_of("residual-a", bits=(INT8, FLOAT))
+    assert {d.format for d in space.uniform(bits=LayerFormat.of(8, 32)).layers.values()} == {FLOAT}
 
 
 def test_a_single_width_is_taken_by_every_layer(space_of: SpaceOf) -> None:
-    space = space_of("residual-a", bits=((8, 32),), fixed=("conv1",))
+    space = space_of("residual-a", bits=(LayerFormat.of(8, 32),), fixed=("conv1",))
     assert not [knob for knob in space.knobs if knob.kind == "bits"]
     policy = space.uniform()
-    assert policy.layers["conv1"].w_bits == 32
-    assert {(d.w_bits, d.a_bits) for name, d in policy.layers.items() if name != "conv1"} == {(8, 32)}
+    assert policy.layers["conv1"].format == FLOAT
+    assert {str(d.format) for name, d in policy.layers.items() if name != "conv1"} == {"8/32"}
 
 
 def test_int8_changes_only_the_bits(space_of: SpaceOf) -> None:
     space = space_of("inverted")
     policy = space.int8()
     assert policy.channels == space.base().channels
-    assert set(policy.layers.values()) == {LayerDecision(8, 8)}
+    assert set(policy.layers.values()) == {LayerDecision(INT8)}
     assert space.decode(space.encode(policy)) == policy
 
 
@@ -193,7 +194,7 @@ def test_an_unknown_fixed_layer_is_bad_input_with_the_nearest_name(space_of: Spa
         {"min_keep": 0.0},
         {"min_keep": 1.5},
         {"bits": ()},
-        {"bits": ((4, 5),)},
+        {"bits": (LayerFormat.of(4, 5),)},
         {"ranks": (0.0,)},
         {"ranks": (2.0,)},
         {"criterion": "l3"},
@@ -215,7 +216,7 @@ def test_a_form_of_another_kind_is_bad_input(options: dict[str, Any]) -> None:
 
 def test_a_space_without_decisions_is_bad_input(space_of: SpaceOf) -> None:
     with pytest.raises(BadInput, match="the space is empty"):
-        space_of("residual-a", channels=1, bits=((32, 32),), ranks=())
+        space_of("residual-a", channels=1, bits=(FLOAT,), ranks=())
 
 
 def test_every_knob_has_something_to_decide(space_of: SpaceOf) -> None:
@@ -248,8 +249,8 @@ def test_the_fingerprint_is_of_the_structure_not_of_the_weights() -> None:
         (lambda p: changed(p, {"conv1": 7}), "keeps 7 of 6"),
         (lambda p: changed(p, {"nothing": 1}), "groups are not the network's: 'nothing'"),
         (lambda p: changed(p, nothing=LayerDecision()), "layers are not the network's: 'nothing'"),
-        (lambda p: changed(p, conv1=LayerDecision(4, 5)), "'conv1': 4-bit weights with 5-bit"),
-        (lambda p: changed(p, conv1=LayerDecision(32, 8)), "'conv1': 32-bit weights with 8-bit"),
+        (lambda p: changed(p, conv1=LayerDecision(LayerFormat.of(4, 5))), "'conv1': 4-bit weights with 5-bit"),
+        (lambda p: changed(p, conv1=LayerDecision(LayerFormat.of(32, 8))), "'conv1': 32-bit weights with 8-bit"),
         (lambda p: changed(p, conv1=LayerDecision(rank=7)), "'conv1': rank 7 is not between 1 and 6"),
         (lambda p: changed(p, {"conv1": 3}, conv1=LayerDecision(rank=4)), "rank 4 is not between 1 and 3"),
     ],
@@ -273,14 +274,14 @@ def test_a_policy_that_empties_a_layer_is_bad_input(space_of: SpaceOf) -> None:
 
 
 def test_encoding_a_policy_outside_the_space_is_bad_input(space_of: SpaceOf) -> None:
-    space = space_of("residual-a", fixed=("conv1",), bits=((8, 8), (32, 32)))
+    space = space_of("residual-a", fixed=("conv1",), bits=(INT8, FLOAT))
     base = space.base()
     outside = [
         space.int8(),  # decides about a fixed layer
         changed(base, {"conv1": 5}),
         changed(base, conv1=LayerDecision(rank=2)),
         changed(base, {"layer3.0.conv1": 23}),
-        changed(base, **{"layer3.0.conv1": LayerDecision(8, 32)}),
+        changed(base, **{"layer3.0.conv1": LayerDecision(LayerFormat.of(8, 32))}),
     ]
     for policy in outside:
         space.check(policy)
@@ -295,12 +296,6 @@ def test_a_choice_out_of_range_is_bad_input(wrong: int, space_of: SpaceOf) -> No
         space.decode([wrong] * len(space.knobs))
     with pytest.raises(BadInput, match="entries"):
         space.decode([0])
-
-
-def test_bits_as_lists_are_understood() -> None:
-    options = Options(bits=[[8, 8], [32, 32]])  # type: ignore[arg-type]
-    space = build_space(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)), torch.zeros(1, 3, 8, 8), options)
-    assert {knob.choices for knob in space.knobs if knob.kind == "bits"} == {((8, 8), (32, 32))}
 
 
 @pytest.mark.parametrize("name", TOYS)

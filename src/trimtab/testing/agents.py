@@ -29,6 +29,7 @@ import torch
 from trimtab.agents import Agent, chosen, make
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Options, Policy, Space, build_space
+from trimtab.spaces.formats import INT8, LayerFormat
 from trimtab.spaces.network import Array
 from trimtab.spaces.zoo import CifarResNet
 
@@ -67,7 +68,7 @@ class ToyLimits:
             weights = shape.inputs * shape.outputs * taps // shape.op.groups
             if shape.decision.rank is not None:
                 weights = shape.decision.rank * (shape.inputs * taps + shape.outputs)
-            size[shape.op.name] = weights * shape.decision.w_bits
+            size[shape.op.name] = weights * shape.decision.format.weight.bits
             macs[shape.op.name] = weights * area
         return {"size": size, "macs": macs}
 
@@ -162,11 +163,16 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 SPACE = toy_space()
 LIMITS = ToyLimits(SPACE)
-TINY = toy_space(Options(channels=2, min_keep=0.5, bits=((8, 8),), ranks=()))
+TINY = toy_space(Options(channels=2, min_keep=0.5, bits=(INT8,), ranks=()))
 #: For agents that decide bits only: of the same layers, five are left to decide, and no bits change the MACs.
 BITS_ONLY = ToyLimits(SPACE, macs=1.0)
 TINY_BITS = toy_space(
-    Options(channels=1, bits=((4, 8), (8, 8)), ranks=(), fixed=tuple(op.name for op in SPACE.network.layers[5:]))
+    Options(
+        channels=1,
+        bits=(LayerFormat.of(4, 8), INT8),
+        ranks=(),
+        fixed=tuple(op.name for op in SPACE.network.layers[5:]),
+    )
 )
 ACCURACY = damage(SPACE)
 ESTIMATES = ToyEstimates(SPACE)
