@@ -10,6 +10,7 @@ copy for as long as its tests run. The exit status is 1 where a mutant survives.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -346,16 +347,17 @@ def killer(python: Path, tests: tuple[str, ...], number: int = -1) -> str | None
             cwd=COPY, env=environment, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
     except subprocess.TimeoutExpired as ended:
-        return f"{last_test(str(ended.stdout))} (did not end)"
+        output = ended.stdout.decode() if isinstance(ended.stdout, bytes) else ended.stdout or ""
+        return f"{last_test(output)} (did not end)"
     if ran.returncode == 0:
         return None
-    failed = [line.split(" ")[1] for line in ran.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return failed[0] if failed else f"{last_test(ran.stdout)} (crashed)"
+    failed = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - |$)", ran.stdout, re.MULTILINE)
+    return failed[1] if failed else f"{last_test(ran.stdout)} (crashed)"
 
 
 def last_test(output: str) -> str:
-    started = [line.split(" ")[0] for line in output.splitlines() if line.startswith("tests/") and "::" in line]
-    return started[-1] if started else "?"
+    started = re.findall(r"^(tests/\S+::.*?)(?: [A-Z]+ +\[.*)?$", output, re.MULTILINE)
+    return started[-1].rstrip() if started else "?"
 
 
 def chosen(words: list[str]) -> list[tuple[int, Mutant]]:

@@ -22,4 +22,4 @@ case $compiler in
 esac
 preload="$("$compiler" -print-file-name="$runtime") $("$compiler" -print-file-name=libstdc++.so.6)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
-LD_PRELOAD=$preload "$interpreter" -m pytest -q --capture=sys --deselect tests/kernels/test_session.py::test_bench "${@:-tests/kernels}"
+LD_PRELOAD=$preload "$interpreter" -m pytest -q --capture=sys "${@:-tests/kernels}"

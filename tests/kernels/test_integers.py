@@ -123,6 +123,18 @@ def test_extremes_do_not_saturate(weight: int, zero: int, groups: int, level: st
         agree(graph, np.full((1, 64, 5, 5), value, np.float32), level)
 
 
+@pairwise(largest=[1, 7, 31], bits=[1, 4, 8], kernel=[(1, 1), (5, 5)], level=LEVELS)
+def test_sums_of_small_operands_at_their_limits(
+    largest: int, bits: int, kernel: tuple[int, int], level: str, rng: np.random.Generator
+) -> None:
+    node = build.conv(rng, "x", 70, 6, kernel)
+    node.weights["weight"][:] = largest * np.array([-1, 1, 1, -1, 1, -1]).reshape(-1, 1, 1, 1)
+    for zero in (0, 2**bits - 1):
+        graph = build.graph((70, 6, 5), node, quant={"x": Quant(1.0, zero, bits)})
+        for value in (-1e9, 1e9):
+            agree(graph, np.full((1, 70, 6, 5), value, np.float32), level)
+
+
 def test_weights_that_overflow_the_cache(level: str, rng: np.random.Generator) -> None:
     linear = build.graph((515,), build.linear(rng, "x", 515, 301), quant={"x": IN, "linear": OUT})
     for batch in (1, 7):
@@ -214,8 +226,9 @@ def test_small_operands(
     rng = np.random.default_rng(seed)
     channels, out = channels * groups, out * groups
     node = build.conv(rng, "x", channels, out, kernel, stride=(stride, stride), padding=(1, 1, 1, 1), groups=groups)
-    limits = np.array([-largest, largest]) if extreme else np.arange(-largest, largest + 1)
-    node.weights["weight"][:] = rng.choice(limits, node.weights["weight"].shape)
+    weight = node.weights["weight"]
+    signs = rng.choice([-1, 1], (out, 1, 1, 1))  # of whole channels: their sums are as far from zero as any can be
+    weight[:] = largest * signs if extreme else rng.integers(-largest, largest + 1, weight.shape)
     top = 2**bits - 1
     quant = {"x": Quant(1 / top, rng.integers(0, top + 1).item(), bits)}
     x = rng.uniform(-1, 1, (2, channels, 7, 6)).astype(np.float32)

@@ -27,10 +27,10 @@ def test_caches_have_sizes() -> None:
 def test_what_is_measured_is_positive_and_ordered(threads: int) -> None:
     found = measure_roofline(levels()[0], threads, 0.005)
     assert (found.level, found.threads) == (levels()[0], threads)
-    assert found.float_peak > 1e8
-    assert found.int_peak > 1e8
+    assert found.float_peak > 0
+    assert found.int_peak > 0
     assert [size for size, _ in found.streams] == sorted(size for size, _ in found.streams)
-    assert all(rate > 1e7 for _, rate in found.streams)
+    assert all(rate > 0 for _, rate in found.streams)
 
 
 def test_input_is_checked() -> None:
