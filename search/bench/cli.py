@@ -60,7 +60,10 @@ def kernels(
     markdown: Markdown = False,
     as_json: Json = False,
 ) -> None:
-    """Time the kernels layer by layer, against the machine's roofline and other engines."""
+    """Time the kernels layer by layer.
+
+    Each is compared with the machine's roofline, with int8, and with other engines.
+    """
     from trimtab.search.bench.layers import bench_kernels
 
     rows = bench_kernels(layers, _several("engine", engines), _counts(threads), seconds, level)
@@ -80,7 +83,10 @@ def measure(
     markdown: Markdown = False,
     as_json: Json = False,
 ) -> None:
-    """Say how far measurements of seconds lie off, and whether their intervals say so."""
+    """Say how far measurements of seconds lie off.
+
+    All blocks of so many minutes are the truth; it also says whether the intervals cover it.
+    """
     from trimtab.search.bench.coverage import bench_coverage
 
     _show(bench_coverage(network, engine, threads, minutes, load, run), markdown, as_json)
@@ -94,7 +100,10 @@ def table(
     markdown: Markdown = False,
     as_json: Json = False,
 ) -> None:
-    """Say how long a latency table takes to fill, and how far it is off."""
+    """Say how far a latency table is off.
+
+    A fresh one is filled, which is timed, and compared with random policies end to end.
+    """
     from trimtab.search.bench.table import bench_table
 
     _show(bench_table(config_of(config, set_), policies), markdown, as_json)
@@ -115,7 +124,10 @@ def methods(
     markdown: Markdown = False,
     as_json: Json = False,
 ) -> None:
-    """Say what single methods do to a network: accuracy, MACs and bytes."""
+    """Say what single methods do to a network.
+
+    Policies are judged: accuracy, MACs and bytes beside those of the network as given.
+    """
     from trimtab.search.bench.methods import bench_methods
 
     asked = [case for case in cases.split(";") if case.strip()]
@@ -134,7 +146,10 @@ def proxy(
     markdown: Markdown = False,
     as_json: Json = False,
 ) -> None:
-    """Say how well the proxy ranks policies: correlate it with the accuracy after fine-tuning."""
+    """Say how well the proxy ranks policies.
+
+    It is correlated with the accuracy after fine-tuning.
+    """
     from trimtab.search.bench.proxy import bench_proxy
 
     _show(bench_proxy(config_of(config, set_), policies, steps, workers), markdown, as_json)
