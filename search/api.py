@@ -15,6 +15,7 @@ from torch import nn
 from trimtab.agents.base import Agent
 from trimtab.errors import BadInput
 from trimtab.evaluators.data import Splits
+from trimtab.files import check_folder
 from trimtab.search.finish.export import ExportCheck, export_candidate
 from trimtab.search.finish.run_link import measured_link
 from trimtab.search.loop.candidates import candidate_of
@@ -99,6 +100,7 @@ class Result:
             if self.best is None:
                 raise BadInput("there is no winner to export: no candidate met every budget when it was measured")
             policy = self.best.policy
+        check_folder(Path(path))
         candidate = candidate_of(self._problem, policy, self.folder)
         link, limit = measured_link(self._problem, bench_of(self._problem), self.folder, Progress())
         return export_candidate(self._problem, candidate, Path(path), link, limit)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trimtab.errors import BadInput, TrimtabError
+from trimtab.errors import BadInput, InfeasibleBudget, TrimtabError
 from trimtab.search.bench.cli import app as bench
 from trimtab.search.options import Download, Json, Setting, config_of, names_of, print_json
 
@@ -90,6 +90,8 @@ def search(
         print_summary(outcome.summary, folder)
     if outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
+    if outcome.winner is None:
+        raise typer.Exit(InfeasibleBudget.exit_code)
 
 
 @app.command()
@@ -240,6 +242,8 @@ def evaluate(
 
     loaded, progress = Policy.load(policy), ConsoleProgress()
     beside = _beside(policy) if config is None else config
+    if beside is None:
+        progress.line("no run's config.yaml lies beside the policy: it is taken for one of the embedded example")
     problem = load_problem(config_of(beside, set_), progress, download)
     found = evaluate_policy(problem, loaded, progress, None if beside is None else beside.parent)
     print_json(found) if as_json else print_evaluation(found)
@@ -255,6 +259,7 @@ def export(
     """Export a run's best policy again (native artefact and ONNX), run both back and compare."""
     from dataclasses import asdict
 
+    from trimtab.files import check_folder
     from trimtab.search.finish.export import export_candidate
     from trimtab.search.finish.run_link import measured_link
     from trimtab.search.loop.candidates import candidate_of
@@ -267,6 +272,7 @@ def export(
     config = open_run(run)
     if not (run / "policy.json").is_file():
         raise BadInput(f"{run} has no policy.json: its search has not finished, or nothing met the budgets")
+    check_folder(out or run / "export")
     policy = Policy.load(run / "policy.json")
     progress = ConsoleProgress()
     problem = load_problem(config, progress, download)
@@ -332,16 +338,18 @@ def doctor(as_json: Json = False) -> None:
 def main() -> None:
     """Run the command line; an error that the user can mend is one line and its exit code."""
     try:
-        # Typer hands the code of an interruption back instead of raising it.
-        if app(standalone_mode=False) == INTERRUPTED:
+        # Typer hands the code of an exit back instead of raising it.
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
+        sys.exit(code)
     except TrimtabError as error:
         print(f"trimtab: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        print("trimtab: interrupted; a run goes on with --resume --out DIR", file=sys.stderr)
+        print("trimtab: interrupted; a run that has begun to search goes on with --resume --out DIR", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         # Usage errors of the command line know how to show themselves and which code to exit with.

@@ -75,7 +75,7 @@ def measure(
     network: Annotated[str, typer.Option("--network", "--networks", help="A zoo or torchvision name.")] = "resnet20",
     engine: Annotated[str, typer.Option("--engine", "--engines", help=f"One of {ENGINE_NAMES}.")] = "native",
     threads: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 1,
-    minutes: Annotated[float, typer.Option(min=1.0, help="Measure for so many minutes.")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=2.0, help="Measure for so many minutes.")] = 10.0,
     load: Annotated[bool, typer.Option("--load", help="Keep all cores busy in bursts meanwhile.")] = False,
     run: Annotated[
         Path | None, typer.Option(help="A run directory, whose winner is measured; a small network without it.")

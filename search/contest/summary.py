@@ -143,7 +143,7 @@ def _winner(setting: Setting, winner: Evaluation, accuracy: float | None) -> Val
         "proxy_accuracy": winner.accuracy,
         "accuracy": accuracy,
         "loss": winner.loss,
-        "latency": None if latency is None else list(latency.to_yardstick),
+        "latency": None if latency is None else list(latency.to_yardstick.times(setting.baseline.link.to_int8)),
         "size": winner.cost.size / int8.size,
         "violations": dict(winner.violations),
     }

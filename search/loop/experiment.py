@@ -6,7 +6,6 @@ A search is an experiment with one setting; a contest has many. Both begin, and 
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import cpu_name
 from trimtab.evaluators.table import LatencyTable
-from trimtab.files import write_text
+from trimtab.files import check_folder, write_text
 from trimtab.search.loop.candidates import CandidateFolder
 from trimtab.search.loop.journal import Journal, Record
 from trimtab.search.loop.verify import Verifier
@@ -65,9 +64,8 @@ def prepare_folder(folder: Path, resume: bool) -> None:
     """Check that an experiment may be written to (or resumed from) a folder, without creating it."""
     if resume and not any((folder / name).is_file() for name in ("journal", "config.yaml")):
         raise BadInput(f"there is no run to resume in {folder}: it has no journal")
-    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if above != folder and not (above.is_dir() and os.access(above, os.W_OK)):
-        raise BadInput(f"{folder} cannot be made: {above} is not a folder that may be written to")
+    if not folder.exists():
+        check_folder(folder)
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} exists already: choose another --out, or pass --resume to go on with the run in it")
 

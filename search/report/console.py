@@ -109,12 +109,13 @@ def _agents(summary: Mapping[str, Any]) -> Table:
         )
     table.add_section()
     for row in summary["agents"]:
-        table.add_row(*_agent(row))
+        table.add_row(*_agent(row, summary["winner"]))
     return table
 
 
-def _agent(row: Mapping[str, Any]) -> list[str]:
-    name = f"{row['agent']} (chosen)" if row["chosen"] else row["agent"]
+def _agent(row: Mapping[str, Any], winner: Mapping[str, Any] | None) -> list[str]:
+    remarks = ["asked for"] * row["chosen"] + ["winner"] * (winner is not None and winner["agent"] == row["agent"])
+    name = f"{row['agent']} ({', '.join(remarks)})" if remarks else row["agent"]
     best = row["best"]
     if best is None:
         return [name, str(row["evaluations"]), "none feasible"]

@@ -160,7 +160,7 @@ def _agents(summary: Values) -> str:
     head = ("", "evaluated", "feasible", "proxy", "loss", "final", "latency / fp32", "ms", "KiB", "MMAC")
     base, colours = summary["base"], series(summary)
     rows = [_form_row("fp32 base", base, base), _form_row("int8 base", summary["int8"], base)]
-    rows += [_agent_row(row, colours[row["agent"]]) for row in summary["agents"]]
+    rows += [_agent_row(row, colours[row["agent"]], summary["winner"]) for row in summary["agents"]]
     return (
         f'<p class="verdict">{escape(summary["verdict"])}</p>{table(head, rows)}<p class="note">Accuracies are of '
         "each agent's best network that met every budget: <em>proxy</em> on the selection images, <em>final</em> on "
@@ -176,8 +176,9 @@ def _form_row(name: str, form: Values, base: Values) -> list[str]:
     return [name, "", "", *accuracies, ratio, *_costs(form, "latency")]
 
 
-def _agent_row(row: Values, colour: int) -> list[str]:
-    remarks = ["chosen"] * row["chosen"] + ["no winner"] * (row["best"] is None)
+def _agent_row(row: Values, colour: int, winner: Values | None) -> list[str]:
+    remarks = ["asked for"] * row["chosen"] + ["no winner"] * (row["best"] is None)
+    remarks += ["winner"] * (winner is not None and winner["agent"] == row["agent"])
     name = f'<i class="key s{colour}"></i>{escape(row["agent"])} <small>{", ".join(remarks)}</small>'
     start = [name, f"{row['evaluations']:d}", f"{row['feasible']:d}"]
     best = row["best"]
@@ -235,9 +236,16 @@ def _export(check: Values) -> list[str]:
 def _method(summary: Values) -> str:
     error, rates = summary["table_error"], summary["candidates_per_second"]
     pairs = [
-        ("noise floor", f"{_share(summary['noise_floor'])}: the largest deviation of int8 measured against itself"),
+        (
+            "noise floor",
+            f"{_share(summary['noise_floor'])}: the largest deviation of the yardstick measured against itself, five times shortly",
+        ),
         ("error of the table", _table_error(error)),
-        ("margin", f"{_share(summary['margin'])} of the latency limit was kept free for that error and the next two"),
+        (
+            "margin",
+            f"{_share(summary['margin'])} of the latency limit was kept free for what the table, the yardstick's tie and the deciding "
+            "measurement may be off by",
+        ),
         ("yardstick", _link(summary["link"])),
         (
             "latency",
@@ -262,8 +270,9 @@ def _method(summary: Values) -> str:
         measured = row["best"]["latency_seconds"]
         stop = STOPS[latency["stopped_by"]]
         text = (
-            f"{measured * 1e3:.4g} ms measured, {predicted * 1e3:.4g} ms predicted ({predicted / measured - 1:+.1%}); "
-            f"{latency['blocks']:d} blocks of {latency['slices']:d} slices, {latency['dropped']:d} dropped, stopped "
+            f"{latency['seconds'] * 1e3:.4g} ms when it was measured, {measured * 1e3:.4g} ms by its ratio to fp32, "
+            f"{predicted * 1e3:.4g} ms predicted ({predicted / measured - 1:+.1%}); "
+            f"{latency['blocks']:d} blocks with {latency['slices']:d} slices in all, {latency['dropped']:d} dropped, stopped "
             f"because {stop}"
         )
         pairs.insert(4, ("the winner's latency", text))
@@ -274,9 +283,13 @@ def _method(summary: Values) -> str:
 
 
 def _link(link: Values) -> str:
-    ratio, low, high = link["ratio"]
-    interval = f"{ratio:.4f}× the time of fp32 [{low:.4f}, {high:.4f}]"
-    return f"uniform int8 takes {interval}, measured once for {link['took']:.0f} s"
+    text = "uniform int8 takes {:.4f}× the time of fp32 [{:.4f}, {:.4f}]".format(*link["int8"])
+    text += f", measured once for {link['took']:.0f} s"
+    if link["to_int8"][0] == 1:
+        return text
+    return text + "; the yardstick, a uniform network near the budget, {:.4f}× of int8's [{:.4f}, {:.4f}]".format(
+        *link["to_int8"]
+    )
 
 
 def _table_error(error: Values) -> str:

@@ -108,7 +108,7 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
         ],
         "base": _form(baseline.base, baseline.base_accuracy, finals["base"].accuracy),
         "int8": _form(baseline.int8, baseline.int8_accuracy, finals["int8"].accuracy),
-        "link": baseline.link.to_json(),
+        "link": {**baseline.link.to_json(), "int8": baseline.link.int8},
         "noise_floor": baseline.noise_floor,
         "table_error": _table_error(found.table_error),
         "margin": baseline.margin,
@@ -116,7 +116,7 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
             _agent(run, found.winners[run.agent], run.agent == config.agent, baseline, finals) for run in found.runs
         ],
         "winner": None if best is None else {"agent": best.agent, "policy": best.evaluation.policy.to_json()},
-        "verdict": verdict_on_images(config.agent, found.winners),
+        "verdict": _verdict(config.agent, found),
         "candidates_per_second": dict(found.judging),
         "exports": [asdict(check) for check in found.checks],
         "refused": list(found.refused),
@@ -126,6 +126,12 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
         "points": [_point(run.agent, e) for run in found.runs for e in run.evaluations],
         "pareto": [e.policy.id for e in found.front],
     }
+
+
+def _verdict(agent: str, found: Findings) -> str:
+    if not any(run.evaluations for run in found.runs if run.agent == agent):
+        return f"{agent} evaluated nothing: the search ended before its turn."
+    return verdict_on_images(agent, found.winners)
 
 
 def verdict_on_images(agent: str, winners: Mapping[str, Winner | None]) -> str:

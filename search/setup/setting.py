@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
@@ -122,8 +123,11 @@ def budget_name(problem: Problem) -> str:
 
 
 def engine_of(problem: Problem) -> Engine:
-    """Return the engine that a problem's budgets are meant for."""
-    return make_engine(problem.config.engine.name, problem.config.engine.threads)
+    """Return the engine that a problem's budgets are meant for; more threads than there are cores are a `BadInput`."""
+    engine, cores = problem.config.engine, len(os.sched_getaffinity(0))
+    if engine.threads > cores:
+        raise BadInput(f"engine.threads: {engine.threads} threads would share {cores} cores: take {cores} at most")
+    return make_engine(engine.name, engine.threads)
 
 
 def bench_of(problem: Problem) -> LatencyBench:

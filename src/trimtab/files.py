@@ -7,7 +7,9 @@ import re
 import secrets
 from pathlib import Path
 
-__all__ = ["cache_dir", "file_name", "write_bytes", "write_text"]
+from trimtab.errors import BadInput
+
+__all__ = ["cache_dir", "check_folder", "file_name", "write_bytes", "write_text"]
 
 
 def cache_dir() -> Path:
@@ -16,6 +18,13 @@ def cache_dir() -> Path:
     if root:
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `BadInput` unless files may be written into a folder, which is not made yet where it does not exist."""
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise BadInput(f"{folder} cannot be made: {above} is not a folder that may be written to")
 
 
 def file_name(text: str) -> str:

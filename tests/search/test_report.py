@@ -65,7 +65,12 @@ def make_summary(
         ],
         "base": {**base, "accuracy": 0.925, "final_accuracy": 0.9262},
         "int8": {**int8, "accuracy": 0.924, "final_accuracy": 0.9248},
-        "link": {"ratio": [0.32, 0.3172, 0.3228], "took": 12.3},
+        "link": {
+            "ratio": [0.19, 0.18, 0.2],
+            "int8": [0.32, 0.3172, 0.3228],
+            "to_int8": [0.6, 0.59, 0.61],
+            "took": 12.3,
+        },
         "noise_floor": 0.0041,
         "measuring": {"end_to_end": 61.4, "table": 14.2},
         "refused": [],
@@ -350,7 +355,7 @@ def test_a_run_without_a_winner_says_so() -> None:
     assert "No winner: no network met every budget when it was measured. 240 were evaluated" in found.words
     assert "Nothing was exported" in found.words
     assert "There is no winner to show" in found.words
-    assert "tpe chosen, no winner" in found.words
+    assert "tpe asked for, no winner" in found.words
     assert found.words.count("not met") == len(summary["budgets"])
     assert found.all("span", "fill now") == []
 
