@@ -17,7 +17,7 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines import ENGINES, Engine, cpu_name, make_engine
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.plan import STEP, StepPlan, step_graph
-from trimtab.kernels import isa as levels
+from trimtab.kernels import levels
 from trimtab.kernels.graph import Graph
 from trimtab.spaces.formats import LayerFormat
 

@@ -15,8 +15,7 @@ from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.plan import STEP, Step, StepPlan, step_graph
 from trimtab.evaluators.size import Coded
-from trimtab.kernels import Graph, Session, emulated_levels
-from trimtab.kernels import isa as levels
+from trimtab.kernels import Graph, Session, emulated_levels, levels
 from trimtab.kernels.graph import Node
 from trimtab.kernels.packing import packed_size
 from trimtab.kernels.passes import fuse, legalise
