@@ -139,9 +139,9 @@ class LayerFormat:
 
     @classmethod
     def read(cls, entry: Any) -> LayerFormat:
-        """Read an entry of the configuration, [4, 8] or [2, 8, codebook]; what is not offered is a `BadInput`."""
+        """Read an entry of the configuration, [4, 8] or [2, 8, codebook], or a format; others are a `BadInput`."""
         if isinstance(entry, LayerFormat):
-            return entry
+            return _offered(entry)
         numbers = isinstance(entry, Sequence) and len(entry) in (2, 3) and all(type(bits) is int for bits in entry[:2])
         if not numbers or any(not isinstance(grid, str) or grid == UNIFORM for grid in entry[2:]):
             raise BadInput(f"{entry!r}: write weight bits, activation bits and, where it is not the even one, the grid")

@@ -318,13 +318,13 @@ class Space:
         layers = {op.name: LayerDecision() for op in self.network.layers}
         return Policy(self.fingerprint, {group.name: group.size for group in self.groups}, layers)
 
-    def uniform(self, keep: float = 1.0, bits: LayerFormat = FLOAT, form: str = DENSE) -> Policy:
+    def uniform(self, keep: float = 1.0, bits: LayerFormat | tuple[int, int] = FLOAT, form: str = DENSE) -> Policy:
         """Return the policy with the same keep ratio, format and form everywhere they are offered.
 
         Each group takes the count nearest to the ratio; formats and forms that a layer's knob does not offer stay as
-        they are.
+        they are. `bits` may also be an entry of the configuration, (4, 8); anything else is a `BadInput`.
         """
-        vector = []
+        bits, vector = LayerFormat.read(bits), []
         for knob in self.knobs:
             if knob.kind == "channels":
                 target = keep * int(knob.choices[-1])  # type: ignore[arg-type]

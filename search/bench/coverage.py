@@ -26,7 +26,6 @@ from trimtab.search.progress import Progress
 from trimtab.search.setup.config import default_config, load_config
 from trimtab.search.setup.link import find_yardstick
 from trimtab.search.setup.problem import load_problem
-from trimtab.spaces.formats import INT8
 from trimtab.spaces.policy import Policy
 
 __all__ = ["LENGTHS", "bench_coverage", "coverage_rows"]
@@ -155,7 +154,7 @@ def _block(setting: _Setting) -> Floats:
 def _of_network(engine: Engine, name: str) -> _Setting:
     space, images = load_network(name)
     bench = LatencyBench(engine, space, images)
-    forms = bench.compiles(space.base()), bench.compiles(space.int8()), bench.compiles(space.uniform(0.5, INT8))
+    forms = bench.compiles(space.base()), bench.compiles(space.int8()), bench.compiles(space.uniform(0.5, (8, 8)))
     return _Setting(name, "int8", "half the channels", bench.inputs, forms)
 
 
@@ -164,7 +163,7 @@ def _of_run(engine: Engine, run: Path | None) -> _Setting:
     problem = load_problem(config, Progress())
     space, bench = problem.space, LatencyBench(engine, problem.space, problem.judge.images)
     if run is None:
-        small, policy = "a quarter of the channels", space.uniform(0.25, INT8)
+        small, policy = "a quarter of the channels", space.uniform(0.25, (8, 8))
     elif (run / "policy.json").is_file():
         small, policy = "winner", Policy.load(run / "policy.json")
     else:

@@ -22,7 +22,6 @@ from trimtab.search.bench.child import run_in_child
 from trimtab.search.bench.rows import empty_network, named
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import run
-from trimtab.spaces.formats import INT8
 from trimtab.spaces.network import Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space, build_space
@@ -177,7 +176,7 @@ def load_network(name: str) -> tuple[Space, Images]:
 def policy_of(space: Space, form: str) -> Policy:
     """Return the policy of a form."""
     if form == "half":
-        return space.uniform(0.5, INT8)
+        return space.uniform(0.5, (8, 8))
     return space.base() if form == "fp32" else space.int8()
 
 

@@ -17,7 +17,6 @@ from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import BudgetLimits, resolve
 from trimtab.search.setup.link import latency_limit, tie
 from trimtab.search.setup.problem import Problem
-from trimtab.spaces.formats import INT8
 from trimtab.spaces.policy import Policy
 
 __all__ = ["Baseline", "measure_baseline"]
@@ -184,7 +183,7 @@ class _Measurement:
 def _spread(problem: Problem, count: int) -> list[Policy]:
     """Policies over the whole range: uniform ones and random ones."""
     space, rng = problem.space, np.random.default_rng([problem.config.seed, 1])
-    uniform = [space.uniform(0.5, INT8), space.uniform(0.25, INT8), space.uniform(0.5, INT8, "svd 0.5")]
+    uniform = [space.uniform(0.5, (8, 8)), space.uniform(0.25, (8, 8)), space.uniform(0.5, (8, 8), "svd 0.5")]
     drawn = [space.decode([int(rng.integers(len(k.choices))) for k in space.knobs]) for _ in range(count)]
     return [*uniform, *drawn][:count]
 

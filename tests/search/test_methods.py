@@ -12,13 +12,16 @@ from trimtab.evaluators.plan import StepPlan
 from trimtab.search.bench.methods import Case, bench_methods, parse_case
 from trimtab.search.progress import ConsoleProgress
 from trimtab.search.setup.problem import load_problem, open_database
-from trimtab.spaces import Policy
+from trimtab.spaces import LayerFormat, Policy
+from trimtab.spaces.formats import INT8
 
 
 def test_a_case_is_read_from_its_parts() -> None:
-    assert parse_case("4/8") == Case("4/8", (4, 8))
-    assert parse_case(" 3/8 codebook + keep 0.7 ") == Case("3/8 codebook + keep 0.7", (3, 8, "codebook"), keep=0.7)
-    assert parse_case("macs 0.5 + 8/8 + svd 0.5") == Case("macs 0.5 + 8/8 + svd 0.5", (8, 8), "svd 0.5", macs=0.5)
+    assert parse_case("4/8") == Case("4/8", LayerFormat.of(4, 8))
+    assert parse_case(" 3/8 codebook + keep 0.7 ") == Case(
+        "3/8 codebook + keep 0.7", LayerFormat.of(3, 8, "codebook"), keep=0.7
+    )
+    assert parse_case("macs 0.5 + 8/8 + svd 0.5") == Case("macs 0.5 + 8/8 + svd 0.5", INT8, "svd 0.5", macs=0.5)
     assert parse_case("macs 0.5 + allocated") == Case("macs 0.5 + allocated", macs=0.5, allocated=True)
 
 

@@ -98,7 +98,7 @@ def test_what_is_removed_is_gone_from_the_space_and_the_rest_decodes_as_before()
     found = removals(offers_of(space, by_macs, "latency", "size"))
     smaller = space.without(found)
     assert smaller.size < space.size
-    assert all((4, 2) not in knob.choices for knob in smaller.knobs)
+    assert all(LayerFormat.of(4, 2) not in knob.choices for knob in smaller.knobs)
     assert smaller.base() == space.base()
     policy = smaller.decode([0] * len(smaller.knobs))
     assert space.decode(space.encode(policy)) == policy

@@ -49,7 +49,7 @@ def built() -> str:
     torch.manual_seed(0)
     space = build_space(CifarResNet(8, width=6), torch.zeros(1, 3, 16, 16))
     images = np.random.default_rng(0).normal(size=(20, 3, 16, 16)).astype(np.float32)
-    candidate = compress(space, space.uniform(0.6, INT8, "svd 0.5"), Calibration.of(space, images))
+    candidate = compress(space, space.uniform(0.6, (8, 8), "svd 0.5"), Calibration.of(space, images))
     ranges = hashlib.sha256(repr(candidate.ranges).encode()).hexdigest()
     return f"{candidate.policy.id} {candidate.network.weights_hash()} {ranges}"
 

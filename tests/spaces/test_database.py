@@ -244,7 +244,7 @@ def stitched_hash(folder: str) -> str:
     torch.manual_seed(0)
     space = build_space(CifarResNet(8, width=6), torch.zeros(1, 3, 16, 16))
     images = np.random.default_rng(0).normal(size=(20, 3, 16, 16)).astype(np.float32)
-    candidate = LayerDatabase(space, images, Path(folder)).stitch(space.uniform(0.6, LayerFormat.of(4, 8), "svd 0.5"))
+    candidate = LayerDatabase(space, images, Path(folder)).stitch(space.uniform(0.6, (4, 8), "svd 0.5"))
     ranges = hashlib.sha256(repr((candidate.ranges, candidate.stored)).encode()).hexdigest()
     return f"{candidate.policy.id} {candidate.network.weights_hash()} {ranges}"
 

@@ -148,6 +148,13 @@ def test_uniform_takes_the_nearest_choices(space_of: SpaceOf) -> None:
     assert space.decode(space.encode(policy)) == policy
 
 
+def test_bits_may_be_an_entry_of_the_configuration(space_of: SpaceOf) -> None:
+    space = space_of("residual-a")
+    assert space.uniform(0.5, (8, 8)) == space.uniform(0.5, INT8)
+    with pytest.raises(BadInput, match="4-bit weights with 5-bit"):
+        space.uniform(0.5, (4, 5))
+
+
 def test_bits_that_are_not_offered_stay(space_of: SpaceOf) -> None:
     space = space_of("residual-a", bits=(INT8, FLOAT))
     assert {d.format for d in space.uniform(bits=LayerFormat.of(8, 32)).layers.values()} == {FLOAT}
