@@ -238,13 +238,13 @@ def _method(summary: Values) -> str:
     pairs = [
         (
             "noise floor",
-            f"{_share(summary['noise_floor'])}: the largest deviation of the yardstick measured against itself, five times shortly",
+            f"{_share(summary['noise_floor'])}: the largest deviation of the yardstick measured against itself",
         ),
         ("error of the table", _table_error(error)),
         (
             "margin",
-            f"{_share(summary['margin'])} of the latency limit was kept free for what the table, the yardstick's tie and the deciding "
-            "measurement may be off by",
+            f"{_share(summary['margin'])} of the latency limit was kept free for what the table, the yardstick's tie "
+            "and the deciding measurement may be off by",
         ),
         ("yardstick", _link(summary["link"])),
         (
@@ -272,8 +272,8 @@ def _method(summary: Values) -> str:
         text = (
             f"{latency['seconds'] * 1e3:.4g} ms when it was measured, {measured * 1e3:.4g} ms by its ratio to fp32, "
             f"{predicted * 1e3:.4g} ms predicted ({predicted / measured - 1:+.1%}); "
-            f"{latency['blocks']:d} blocks with {latency['slices']:d} slices in all, {latency['dropped']:d} dropped, stopped "
-            f"because {stop}"
+            f"{latency['blocks']:d} blocks with {latency['slices']:d} slices in all, {latency['dropped']:d} dropped, "
+            f"stopped because {stop}"
         )
         pairs.insert(4, ("the winner's latency", text))
     if summary["refused"]:
