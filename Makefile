@@ -21,7 +21,7 @@ test-data: $(VENV)/installed
 mutants: $(VENV)/installed
 	$(BIN)/python -m tests.mutants $(WORDS)
 
-# About half an hour for each kernel level; SECONDS_EACH=0.2 MINUTES=1 gives a first impression.
+# About half an hour for each kernel level; SECONDS_EACH=0.2 MINUTES=2 gives a first impression.
 bench: $(VENV)/installed
 	$(BIN)/pip install --quiet -e ".[openvino]" --no-build-isolation
 	TRIMTAB=$(BIN)/trimtab docs/benchmark-tables.sh > build/benchmark-tables.md

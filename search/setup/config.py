@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import (
@@ -361,8 +362,7 @@ def _explain(problem: Any) -> str:
 def _known_keys(path: Sequence[str]) -> list[str]:
     section: type = Config
     for part in path:
-        annotation = keys_of(section).get(part)
-        section = next((kind for kind in (annotation, *get_args(annotation)) if _is_section(kind)), Config)
+        section = section_of(keys_of(section).get(part)) or Config
     return list(keys_of(section))
 
 
@@ -373,8 +373,13 @@ def keys_of(section: type) -> dict[str, Any]:
     return get_type_hints(section)
 
 
-def _is_section(kind: object) -> bool:
-    return isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind))
+def section_of(annotation: Any) -> type | None:
+    """Return the section that a key of this type holds; None for plain values, and for lists of anything."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    sections = (
+        kind for kind in kinds if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind))
+    )
+    return next(sections, None)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

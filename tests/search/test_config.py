@@ -3,9 +3,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
 from trimtab.search.setup.budgets import BUDGETS
-from trimtab.search.setup.config import Config, default_config, keys_of, load_config, make_config
+from trimtab.search.setup.config import Config, default_config, keys_of, load_config, make_config, section_of
 
 MINIMAL: dict[str, Any] = {"network": "resnet8", "budgets": {"size": "0.5x"}}
 
@@ -243,9 +242,9 @@ def paths(values: dict[str, Any], before: str = "") -> Iterator[str]:
 def known_paths(section: type, before: str = "") -> Iterator[str]:
     for key, kind in keys_of(section).items():
         yield before + key
-        for inner in (kind, *get_args(kind)):
-            if isinstance(inner, type) and (hasattr(inner, "model_fields") or is_dataclass(inner)):
-                yield from known_paths(inner, f"{before}{key}.")
+        inner = section_of(kind)
+        if inner is not None:
+            yield from known_paths(inner, f"{before}{key}.")
 
 
 def test_all_agents_run_once_baselines_first() -> None:
