@@ -68,7 +68,7 @@ def everywhere(space: Space, decision: LayerDecision) -> Policy:
 
 def test_it_is_configured_offered_and_written() -> None:
     config = make_config({"network": "resnet8-tiny", "budgets": {"size": "0.5x"}, "space": {"bits": [[4, 8, "float"]]}})
-    assert config.space.options().bits == (WIDE,)
+    assert config.space.bits == (WIDE,)
     assert "- float" in config.to_yaml()
 
 

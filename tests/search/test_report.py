@@ -272,7 +272,11 @@ def test_every_figure_is_there() -> None:
         *("0.41%", "median 2.13%, largest 8.71%, over 37 networks", "3.12%", "native avx512-vnni threads=1"),
         *("Example CPU @ 2.00GHz", "5000 images", "before any fine-tuning", "5.31 over the whole search"),
         *("3.27 by the native judge", "0.412 by the torch judge", "12 min 34 s", "0.2264 ms predicted (-1.7%)"),
-        *("One multiply-accumulate counts as 1", "Absolute milliseconds differ", "16 blocks with 142 slices in all, 3 dropped"),
+        *(
+            "One multiply-accumulate counts as 1",
+            "Absolute milliseconds differ",
+            "16 blocks with 142 slices in all, 3 dropped",
+        ),
         *("0.3200× the time of fp32 [0.3172, 0.3228], measured once for 12 s", "1 min 16 s, 10% of the run"),
     ]
     assert [figure for figure in figures if figure not in words] == []
