@@ -12,9 +12,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from trimtab.agents.actor_critic import ActorCritic, truncated_normal
-from trimtab.agents.base import CHECKED, Agent, Estimates, Limits, Parameters, Score, stable_seed
+from trimtab.agents.base import CHECKED, Agent, Parameters, Score, stable_seed
 from trimtab.errors import BadInput
-from trimtab.spaces import Policy, Space
+from trimtab.spaces import Policy
 from trimtab.spaces.network import Array
 
 if TYPE_CHECKING:
@@ -57,15 +57,7 @@ class Episodic(Agent):
 
     takes: ClassVar[type[Parameters]] = EpisodicParameters
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
+    def _start(self) -> None:
         self._told = 0
         self._waiting: list[tuple[Array, Array, float]] = []  # until there is something to train
 

@@ -81,7 +81,8 @@ class Agent(ABC):
     - so a fresh agent that is told every finished result in the original order and then loads the saved state goes
       on exactly as the interrupted one would have.
 
-    An implementation supplies `name` and `_propose`, and `_learn` if it learns. Not thread-safe: one thread drives it.
+    An implementation supplies `name` and `_propose`, `_learn` if it learns, and `_start` if it keeps anything. Not
+    thread-safe: one thread drives it.
     """
 
     #: The name in configurations; part of every proposal's seed.
@@ -118,6 +119,10 @@ class Agent(ABC):
         self._seen: set[str] = set()
         self._pending: dict[str, None] = {}  # ids asked and not yet told, oldest first
         self._repeats = 0  # proposals in a row that were known already
+        self._start()
+
+    def _start(self) -> None:  # noqa: B027 - most agents begin with nothing of their own
+        """Set what the agent keeps from proposal to proposal; space, limits, seed, estimates and parameters are set."""
 
     @abstractmethod
     def _propose(self, number: int) -> Policy | None:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from trimtab.agents.base import CHECKED, Agent, Estimates, Limits, Parameters, Score, stable_seed
+from trimtab.agents.base import CHECKED, Agent, Parameters, Score, stable_seed
 from trimtab.agents.milp import Milp
 from trimtab.agents.random import draw
 from trimtab.agents.stages import stages
@@ -60,18 +60,10 @@ class Evolution(Agent):
     name: ClassVar[str] = "evolution"
     takes: ClassVar[type[Parameters]] = EvolutionParameters
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
+    def _start(self) -> None:
         self._population: deque[tuple[tuple[float, float], list[int]]] = deque(maxlen=self.parameters.population)
-        self._genes = _genes(space)
-        self._stages = stages(space)
+        self._genes = _genes(self.space)
+        self._stages = stages(self.space)
 
     @cached_property
     def _founders(self) -> list[Policy]:

@@ -10,10 +10,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from threadpoolctl import threadpool_limits
 
-from trimtab.agents.base import CHECKED, Estimates, Limits, Parameters, Score, stable_seed
+from trimtab.agents.base import CHECKED, Parameters, Score, stable_seed
 from trimtab.agents.optuna_agent import ModelParameters, OptunaAgent, excess, ranked
 from trimtab.agents.stages import stages
-from trimtab.spaces import Policy, Space
+from trimtab.spaces import Policy
 from trimtab.threads import torch_threads
 
 __all__ = ["Gp", "GpParameters", "fitted_at"]
@@ -50,24 +50,17 @@ class Gp(OptunaAgent):
     name: ClassVar[str] = "gp"
     takes: ClassVar[type[Parameters]] = GpParameters
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
+    def _start(self) -> None:
+        super()._start()
         count = self.parameters.stages
-        members = stages(space, count)
+        members = stages(self.space, count)
         self._names = [f"{kind} {stage}" for stage in range(count) for kind in ("channels", "bits", "form")]
         place = {knob: stage for stage, knobs in enumerate(members) for knob in knobs}
-        knobs = [self._names.index(f"{knob.kind} {place[i]}") for i, knob in enumerate(space.knobs)]
+        knobs = [self._names.index(f"{knob.kind} {place[i]}") for i, knob in enumerate(self.space.knobs)]
         used = sorted(set(knobs))
         self._names = [self._names[i] for i in used]
         self._level_of = np.array([used.index(level) for level in knobs])
-        self._spans = np.array([len(knob.choices) - 1 for knob in space.knobs])
+        self._spans = np.array([len(knob.choices) - 1 for knob in self.space.knobs])
         self._fit: tuple[int, NDArray[np.float64]] | None = None  # results fitted, and the levels proposed
         self._vectors: list[list[int]] = []  # of the study's trials
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from trimtab.agents.additive import CORRECTIONS, AdditiveModel, Floats, Integers, Planner, planner_of
-from trimtab.agents.base import Agent, Estimates, Limits, Parameters, Score, stable_seed
+from trimtab.agents.base import Agent, Score, stable_seed
 from trimtab.errors import BadInput
-from trimtab.spaces import Policy, Space
+from trimtab.spaces import Policy
 from trimtab.spaces.formats import INT8
 
 __all__ = ["Greedy", "shrink"]
@@ -36,15 +36,7 @@ class Greedy(Agent):
     name: ClassVar[str] = "greedy"
     needs_estimates: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
+    def _start(self) -> None:
         self._best: tuple[float, list[int]] | None = None
 
     @cached_property

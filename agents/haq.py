@@ -11,10 +11,10 @@ from pydantic.dataclasses import dataclass
 
 from trimtab.agents.actor_critic import ActorCritic
 from trimtab.agents.amc import Episodic, EpisodicParameters
-from trimtab.agents.base import CHECKED, Estimates, Limits, Parameters, stable_seed
+from trimtab.agents.base import CHECKED, Parameters, stable_seed
 from trimtab.agents.decision_process import Prices, choice_of, describe_layers, level_of
 from trimtab.errors import BadInput, InfeasibleBudget
-from trimtab.spaces import Policy, Space
+from trimtab.spaces import Policy
 from trimtab.spaces.factorisation import Geometry
 from trimtab.spaces.network import Array
 
@@ -41,18 +41,11 @@ class Haq(Episodic):
     decides: ClassVar[tuple[str, ...]] = ("bits",)
     takes: ClassVar[type[Parameters]] = HaqParameters
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
-        layers = {op.name: number for number, op in enumerate(space.network.layers)}
-        self._knobs = [i for i, knob in enumerate(space.knobs) if knob.kind == "bits"]
-        self._layers = [layers[space.knobs[i].target] for i in self._knobs]
+    def _start(self) -> None:
+        super()._start()
+        layers = {op.name: number for number, op in enumerate(self.space.network.layers)}
+        self._knobs = [i for i, knob in enumerate(self.space.knobs) if knob.kind == "bits"]
+        self._layers = [layers[self.space.knobs[i].target] for i in self._knobs]
         self._knobs = [knob for _, knob in sorted(zip(self._layers, self._knobs, strict=True))]
         self._layers.sort()
         if not self._knobs:

@@ -15,10 +15,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from trimtab.agents.additive import Floats, Planner, Solver, planner_of
-from trimtab.agents.base import CHECKED, Agent, Estimates, Limits, Parameters, Score, stable_seed
+from trimtab.agents.base import CHECKED, Agent, Parameters, Score, stable_seed
 from trimtab.agents.surrogate import LearnedErrors
 from trimtab.errors import BadInput, InfeasibleBudget
-from trimtab.spaces import Policy, Space
+from trimtab.spaces import Policy
 
 __all__ = ["Milp", "MilpParameters", "Optimum", "optimise"]
 
@@ -98,15 +98,7 @@ class Milp(Agent):
     needs_estimates: ClassVar[bool] = True
     takes: ClassVar[type[Parameters]] = MilpParameters
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
+    def _start(self) -> None:
         self._best: tuple[float, list[int]] | None = None
         self._told: list[tuple[list[int], float]] = []
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from trimtab.agents.base import CHECKED, Estimates, Limits, Parameters, Score
+from trimtab.agents.base import CHECKED, Parameters, Score
 from trimtab.agents.optuna_agent import OptunaAgent, OptunaParameters, excess
-from trimtab.spaces import Policy, Space
+from trimtab.spaces import Policy
 
 __all__ = ["Nsga2", "Nsga2Parameters"]
 
@@ -40,15 +40,8 @@ class Nsga2(OptunaAgent):
     directions: ClassVar[tuple[str, ...]] = ("maximize", "minimize")
     takes: ClassVar[type[Parameters]] = Nsga2Parameters
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
+    def _start(self) -> None:
+        super()._start()
         self._selected = 0  # the last generation whose parents are selected
 
     def _add(self, policy: Policy, vector: list[int], score: Score) -> None:

@@ -55,15 +55,7 @@ class OptunaAgent(Agent):
 
     takes: ClassVar[type[Parameters]] = ModelParameters
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
+    def _start(self) -> None:
         self._first: list[Policy] | None = None
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from trimtab.agents.base import Agent, Estimates, Limits, Parameters, stable_seed
+from trimtab.agents.base import Agent, Limits, stable_seed
 from trimtab.spaces import Policy, Space
 
 __all__ = ["Random", "RandomProjected", "draw", "walk"]
@@ -31,15 +31,7 @@ class Random(Agent):
 
     name: ClassVar[str] = "random"
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
+    def _start(self) -> None:
         self._walk: Iterator[list[int]] = iter(())
         self._next_number = -1  # of the proposal that the walk comes to next
 

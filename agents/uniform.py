@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain, pairwise, zip_longest
 from typing import Any, ClassVar
 
-from trimtab.agents.base import Agent, Estimates, Limits, Parameters
+from trimtab.agents.base import Agent
 from trimtab.spaces import LayerFormat, Policy, Space
 from trimtab.spaces.formats import FLOAT
 from trimtab.spaces.layer_forms import DENSE
@@ -27,15 +27,7 @@ class Uniform(Agent):
     name: ClassVar[str] = "uniform"
     retries: ClassVar[int] = 1_000_000  # the list is finite: skipping what is known must not end it early
 
-    def __init__(
-        self,
-        space: Space,
-        limits: Limits,
-        seed: int,
-        estimates: Estimates | None = None,
-        parameters: Parameters | None = None,
-    ) -> None:
-        super().__init__(space, limits, seed, estimates, parameters)
+    def _start(self) -> None:
         self._made: list[Policy] = []
         self._rest = _distinct(_take_turns(self._lanes()))
 
