@@ -20,7 +20,7 @@ from trimtab.evaluators.plan import StepPlan
 from trimtab.kernels import stored_bytes
 from trimtab.search.progress import ConsoleProgress
 from trimtab.search.setup.config import Config
-from trimtab.search.setup.problem import Problem, load_problem, open_database
+from trimtab.search.setup.problem import Problem, load_problem
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.formats import FLOAT, LayerFormat
 from trimtab.spaces.layer_forms import DENSE, parse_form
@@ -67,7 +67,7 @@ class Case:
         raise BadInput(f"case {self.text!r}: the narrowest network of this space has more MACs")
 
     def _allocated(self, problem: Problem, plan: StepPlan, limit: float) -> Policy:
-        space, database = problem.space, open_database(problem.space, problem.judge.calibration)
+        space, database = problem.space, problem.layer_database
         names = [op.name for op in space.network.layers]
         weight: dict[str, float] = dict(zip(names, np.geomspace(FIRST_LAYER, 1.0, len(names)).tolist(), strict=True))
 

@@ -14,7 +14,7 @@ from trimtab.agents.base import Agent
 from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import BudgetLimits
 from trimtab.search.setup.fill import fill_database
-from trimtab.search.setup.problem import Problem, open_database
+from trimtab.search.setup.problem import Problem
 from trimtab.spaces.policy import Policy
 
 __all__ = ["FIRST_PROPOSALS", "fill_for", "first_proposals", "make_agent"]
@@ -43,9 +43,7 @@ def fill_for(problem: Problem, agents: Sequence[str], progress: Progress) -> Non
 
 def make_agent(problem: Problem, name: str, limits: BudgetLimits) -> Agent:
     """Return a fresh agent of the configuration's seed, chosen by its label, with its estimates if it gets any."""
-    estimates = None
-    if _gets_estimates(problem, name):
-        estimates = open_database(problem.space, problem.judge.calibration)
+    estimates = problem.layer_database if _gets_estimates(problem, name) else None
     return chosen(name).make(problem.space, limits, problem.config.seed, estimates)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +38,11 @@ class Problem:
     space: Space
     splits: Splits
     judge: Judge
+
+    @cached_property
+    def layer_database(self) -> LayerDatabase:
+        """The layer database, one for all agents: what they derive from it, they share."""
+        return open_database(self.space, self.judge.calibration)
 
     def under(self, budgets: Mapping[str, Any]) -> Problem:
         """Return the problem under other budgets; what is wrong with them is a `BadInput`."""

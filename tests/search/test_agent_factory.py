@@ -12,7 +12,7 @@ from trimtab.agents import AGENTS
 from trimtab.search.loop.journal import read_journal
 from trimtab.search.progress import Progress
 from trimtab.search.run import run_search
-from trimtab.search.setup import agent_factory
+from trimtab.search.setup import problem as problem_module
 from trimtab.search.setup.agent_factory import make_agent
 from trimtab.search.setup.problem import Problem
 
@@ -30,10 +30,16 @@ def test_who_gets_the_layer_database_is_a_matter_of_the_agent_and_the_proxy(
     problem: Problem, monkeypatch: pytest.MonkeyPatch, name: str, proxy: str, beside: list[str]
 ) -> None:
     database = object()
-    monkeypatch.setattr(agent_factory, "open_database", lambda space, calibration: database)
+    monkeypatch.setattr(problem_module, "open_database", lambda space, calibration: database)
     under = replace(problem, config=tiny(agent=name, proxy=proxy, baselines=beside))
     agent = make_agent(under, name, Everything())  # type: ignore[arg-type]
     assert (agent.estimates is database) == (proxy == "layers" or AGENTS[name].needs_estimates)
+
+
+def test_agents_share_one_layer_database(problem: Problem) -> None:
+    """The additive model, which several agents plan with, is cached by the database that it is made of."""
+    given = [make_agent(problem, name, Everything()).estimates for name in ("milp", "greedy")]  # type: ignore[arg-type]
+    assert given[0] is given[1] is not None
 
 
 @pytest.mark.parametrize("agent", ["evolution", "tpe"])
