@@ -8,9 +8,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from trimtab.files import cache_dir
-
 __all__ = ["timing_cores", "timing_slot", "worker_cores"]
+
+# What the slot locks: a directory that the kernel makes, so that it is the same one for every process of the machine,
+# whoever owns it and wherever it keeps its files, and nothing is left behind.
+LOCKED = "/sys/devices/system/cpu"
 
 
 def timing_cores(threads: int = 1) -> frozenset[int]:
@@ -30,17 +32,15 @@ def _allowed_cores() -> set[int]:
 
 @contextmanager
 def timing_slot(threads: int = 1, pools: bool = False) -> Iterator[None]:
-    """Hold the machine's one timing slot: an exclusive lock, the thread pinned, garbage collection off.
+    """Hold the machine's one timing slot: an exclusive lock, the thread pinned, garbage collection off. It waits for
+    whoever measures at the time, of this process or of another.
 
     Where the system allows it, the thread also gets real-time priority, so that no other process takes its core; with
     `pools`, so do all other threads of this process, which then should have nothing else to do.
     """
-    folder = cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
     before = os.sched_getaffinity(0)
     collecting = gc.isenabled()
-    with open(folder / "timing.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _lock(LOCKED):
         os.sched_setaffinity(0, timing_cores(threads))
         gc.disable()
         try:
@@ -50,6 +50,18 @@ def timing_slot(threads: int = 1, pools: bool = False) -> Iterator[None]:
             os.sched_setaffinity(0, before)
             if collecting:
                 gc.enable()
+
+
+@contextmanager
+def _lock(directory: str) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        # A process forked meanwhile has the lock as well: closing alone would leave it locked.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 @contextmanager

@@ -53,6 +53,20 @@ def test_the_slot_serves_where_priority_is_not_allowed(monkeypatch: pytest.Monke
     assert state() == before
 
 
+def test_a_process_forked_inside_does_not_keep_the_slot() -> None:
+    reading, writing = os.pipe()
+    with timing_slot():
+        forked = os.fork()
+        if not forked:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent is done
+            os._exit(0)
+    with timing_slot():  # would wait for ever if the fork still had it
+        os.close(writing)
+    os.close(reading)
+    assert os.waitpid(forked, 0)[1] == 0
+
+
 def test_the_slot_can_be_taken_again() -> None:
     for _ in range(3):
         with timing_slot():
@@ -68,13 +82,13 @@ with timing_slot():
 """
 
 
-def test_a_second_process_waits_for_the_slot(cache: Path) -> None:
+def test_a_second_process_waits_for_the_slot_whatever_its_cache(tmp_path: Path) -> None:
     with timing_slot():
         other = subprocess.Popen(
             [sys.executable, "-c", OTHER],
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TRIMTAB_CACHE": str(cache)},
+            env={**os.environ, "TRIMTAB_CACHE": str(tmp_path / "other"), "TMPDIR": str(tmp_path)},
         )
         assert other.stdout is not None
         os.sched_setaffinity(other.pid, os.sched_getaffinity(os.getppid()))
