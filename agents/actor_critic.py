@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trimtab.spaces.network import Array
+from trimtab.graph import Array
 from trimtab.threads import torch_threads
 
 __all__ = ["ActorCritic", "Rewards", "truncated_normal"]

@@ -14,8 +14,8 @@ from pydantic.dataclasses import dataclass
 from trimtab.agents.actor_critic import ActorCritic, truncated_normal
 from trimtab.agents.base import CHECKED, Agent, Parameters, Score, stable_seed
 from trimtab.errors import BadInput
+from trimtab.graph import Array
 from trimtab.spaces import Policy
-from trimtab.spaces.network import Array
 
 if TYPE_CHECKING:
     from trimtab.agents.environment import CompressionEnvironment

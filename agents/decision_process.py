@@ -15,10 +15,10 @@ from itertools import product
 import numpy as np
 
 from trimtab.agents.base import Limits
+from trimtab.graph import Array, Node
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.factorisation import Geometry, parts_of
 from trimtab.spaces.factorisation.geometry import total_macs
-from trimtab.spaces.network import Array, Op
 
 __all__ = ["DecisionProcess", "Episode", "Prices", "Step", "choice_of", "describe_layers", "level_of"]
 
@@ -210,7 +210,7 @@ class DecisionProcess:
             self._decided[key] = self._decide(self.layers[index], vector)
         return self._decided[key]
 
-    def _decide(self, op: Op, vector: Sequence[int]) -> Decided:
+    def _decide(self, op: Node, vector: Sequence[int]) -> Decided:
         policy = self.space.decode(vector)
         widths = self.space.widths(policy.channels)
         form = next((i for i, knob in enumerate(self.space.knobs) if knob.name == f"form:{op.name}"), None)
@@ -221,7 +221,7 @@ class DecisionProcess:
         decision = policy.layers[op.name]
         layer = Geometry.of(op, widths[op.inputs[0]], widths[op.name])
         parts = parts_of(layer, decision.factorisation, decision.rank)
-        return Decided(total_macs(parts, (layer.inputs, *self.space.network.shape_of(op.inputs[0])[1:])), same)
+        return Decided(total_macs(parts, (layer.inputs, *self.space.network.shapes[op.inputs[0]][1:])), same)
 
 
 class Episode:
@@ -324,14 +324,14 @@ class Episode:
             self._spent = self._spent + self._layers[index]
         self._passed = end
 
-    def _kept_inputs(self, op: Op) -> float:
+    def _kept_inputs(self, op: Node) -> float:
         space = self.process.space
         channels = {group.name: group.size for group in space.groups}
         for i, knob in enumerate(space.knobs):
             if knob.kind == "channels" and i not in self._undecided:
                 channels[knob.target] = int(str(knob.choices[self.vector[i]]))
         source = op.inputs[0]
-        return space.widths(channels)[source] / space.network.shape_of(source)[0]
+        return space.widths(channels)[source] / space.network.shapes[source][0]
 
 
 #: What `describe_layers` tells.
@@ -348,15 +348,15 @@ def describe_layers(space: Space, numbers: Sequence[int]) -> Array:
     for place, number in enumerate(numbers):
         op = space.network.layers[number]
         layer = Geometry.of(op)
-        height, width = (*space.network.shape_of(op.inputs[0])[1:], 1, 1)[:2]
+        height, width = (*space.network.shapes[op.inputs[0]][1:], 1, 1)[:2]
         kernel, stride = math.sqrt(layer.taps), math.sqrt(math.prod(layer.stride))
         rows.append([place, layer.outputs, layer.inputs, height, width, stride, kernel, _macs(space, op)])
     table = np.array(rows, dtype=np.float64)
     return np.asarray(table / np.maximum(table.max(0), 1))
 
 
-def _macs(space: Space, op: Op) -> int:
-    return Geometry.of(op).macs(space.network.shape_of(op.inputs[0]))
+def _macs(space: Space, op: Node) -> int:
+    return Geometry.of(op).macs(space.network.shapes[op.inputs[0]])
 
 
 def _steps(space: Space) -> tuple[Step, ...]:

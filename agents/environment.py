@@ -11,8 +11,8 @@ from gymnasium.spaces import Box
 
 from trimtab.agents.base import Limits
 from trimtab.agents.decision_process import DecisionProcess, Episode
+from trimtab.graph import Array
 from trimtab.spaces import Policy, Space
-from trimtab.spaces.network import Array
 
 __all__ = ["CompressionEnvironment"]
 

@@ -14,9 +14,9 @@ from trimtab.agents.amc import Episodic, EpisodicParameters
 from trimtab.agents.base import CHECKED, Parameters, stable_seed
 from trimtab.agents.decision_process import Prices, choice_of, describe_layers, level_of
 from trimtab.errors import BadInput, InfeasibleBudget
+from trimtab.graph import Array
 from trimtab.spaces import Policy
 from trimtab.spaces.factorisation import Geometry
-from trimtab.spaces.network import Array
 
 __all__ = ["Haq", "HaqParameters"]
 

@@ -15,7 +15,7 @@ def stages(space: Space, most: int | None = None) -> list[list[int]]:
     A channel group belongs to the stage of its first layer. Where there are more than `most` stages, the two
     neighbours with the fewest knobs between them become one, until there are few enough.
     """
-    sizes = groupby(space.network.layers, key=lambda op: op.shape[1:])
+    sizes = groupby(space.network.layers, key=lambda op: space.network.shapes[op.name][1:])
     names = [{op.name for op in layers} for _, layers in sizes]
     knobs = [[i for i, knob in enumerate(space.knobs) if knob.target in stage] for stage in names]
     found = [stage for stage in knobs if stage]

@@ -17,12 +17,11 @@ from trimtab.evaluators.engines.base import EngineSession
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.engines.torch_operators import to_bf16
 from trimtab.evaluators.lowering import copied_bits, is_bf16, lower, quant_of, storage
+from trimtab.graph import Array, Graph, Node, Quant
 from trimtab.kernels import stored_bytes
-from trimtab.kernels.graph import Quant
 from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.execute import run
-from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.repair import Calibration, compress, settle
 from trimtab.spaces.space import Space
@@ -200,7 +199,7 @@ def torch_logits(candidate: Candidate, images: Array, batch: int = 64) -> Array:
     network, quant = simulated(candidate)
     halved = {op.inputs[0] for op in network.layers if is_bf16(op, candidate.decisions.get(op.name))}
 
-    def observe(op: Op, y: Tensor) -> Tensor | None:
+    def observe(op: Node, y: Tensor) -> Tensor | None:
         if op.name in halved:
             return to_bf16(y)
         return _rounded(y, quant[op.name]) if op.name in quant else None
@@ -214,14 +213,14 @@ def torch_logits(candidate: Candidate, images: Array, batch: int = 64) -> Array:
     return np.concatenate(outputs)
 
 
-def simulated(candidate: Candidate) -> tuple[Network, dict[str, Quant]]:
+def simulated(candidate: Candidate) -> tuple[Graph, dict[str, Quant]]:
     """Return the network to run in PyTorch for a candidate, and the tensors of it that have to be rounded.
 
     Integer layers read a copy of what is stored otherwise.
     """
     network, quant = candidate.network, storage(candidate)
     stored = {tensor: q.bits for tensor, q in quant.items()}
-    ops: list[Op] = []
+    ops: list[Node] = []
     for op in network:
         source = op.inputs[0]
         bits = copied_bits(candidate.decisions.get(op.name), stored.get(source))
@@ -229,21 +228,15 @@ def simulated(candidate: Candidate) -> tuple[Network, dict[str, Quant]]:
             copy = f"{source}/int{bits}"
             if copy not in quant:
                 quant[copy] = quant_of(candidate, source, bits)
-                ops.append(_identity(copy, source, network.shape_of(source)))
+                ops.append(Node("quantize", copy, (source,)))
             op = replace(op, inputs=(copy, *op.inputs[1:]))
         elif is_bf16(op, candidate.decisions.get(op.name)):
             copy = f"{source}/bf16"
             if all(other.name != copy for other in ops):
-                ops.append(_identity(copy, source, network.shape_of(source)))
+                ops.append(Node("quantize", copy, (source,)))
             op = replace(op, inputs=(copy, *op.inputs[1:]))
         ops.append(op)
-    return replace(network, ops=tuple(ops)), quant
-
-
-def _identity(name: str, source: str, shape: tuple[int, ...]) -> Op:
-    if len(shape) == 1:
-        return Op("flatten", name, (source,), shape)
-    return Op("subsample", name, (source,), shape, {"stride": (1, 1)})
+    return replace(network, nodes=tuple(ops)), quant
 
 
 def _rounded(y: Tensor, quant: Quant) -> Tensor:

@@ -19,9 +19,9 @@ from trimtab.errors import TrimtabError
 from trimtab.evaluators.plan import Call, Step, StepPlan
 from trimtab.evaluators.size import Coded
 from trimtab.evaluators.table import LatencyTable
+from trimtab.graph import Node
 from trimtab.kernels.packing import bytes_of
 from trimtab.spaces.factorisation import Geometry, parts_of
-from trimtab.spaces.network import Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.sharing import parameters
 from trimtab.spaces.space import Space
@@ -30,7 +30,7 @@ __all__ = ["Cost", "CostModel", "TableError", "TableFit", "count_macs"]
 
 
 #: The bytes of so many weights of a layer under a decision.
-_Stored = Callable[[Op, LayerDecision, int], float]
+_Stored = Callable[[Node, LayerDecision, int], float]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class CostModel:
         self.fit = fit or TableFit()
         self._biased = {op.name for op in space.network.layers if op.bias is not None}
         self._coded = cache(Coded.of)
-        self._constants = sum(array.nbytes for op in space.network for array in op.constants.values())
+        self._constants = sum(array.nbytes for op in space.network if not op.is_layer for array in op.weights.values())
         self._base = space.base()
         self._seconds: dict[Call, float] = {}
         self._layer_sizes: dict[tuple[object, ...], float] = {}
@@ -204,7 +204,7 @@ class CostModel:
         for layer, member in zip(call.members, step.members, strict=True):
             yield layer, seconds * member.macs / step.macs
 
-    def _stored_coded(self, op: Op, decision: LayerDecision, weights: int) -> float:
+    def _stored_coded(self, op: Node, decision: LayerDecision, weights: int) -> float:
         return self._coded(op, decision.format.weight, decision.pattern).bytes(weights)
 
     def _sizes(self, policy: Policy, stored: _Stored) -> dict[str, float]:
@@ -219,7 +219,7 @@ class CostModel:
         return sizes
 
     def _layer_size(
-        self, op: Op, inputs: int, outputs: int, decision: LayerDecision, untouched: bool, stored: _Stored
+        self, op: Node, inputs: int, outputs: int, decision: LayerDecision, untouched: bool, stored: _Stored
     ) -> float:
         layer = Geometry.of(op, inputs, outputs)
         parts = parts_of(layer, decision.factorisation, decision.rank)
@@ -243,7 +243,7 @@ class CostModel:
         return TableError(float(np.median(errors)), max(errors), len(errors))
 
 
-def _packed(op: Op, decision: LayerDecision, weights: int) -> float:
+def _packed(op: Node, decision: LayerDecision, weights: int) -> float:
     return bytes_of(weights, decision.format.weight.stored_bits)
 
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.graph import OPERATORS, Array, Graph, Node, Quant
 from trimtab.spaces.candidate import Candidate, narrowed
 from trimtab.spaces.formats import BYTE
-from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.ranges import activation_quant
 
-__all__ = ["Storage", "copied_bits", "is_bf16", "is_integer", "lower", "quant_of", "storage", "weight_arrays"]
-
-#: Operators that hand on values of their input: stored as uint8 they keep its scale, so integers are only moved.
-MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
-
-#: Operators that may read uint8 although they compute in real numbers.
-READS_INT8 = MOVES | {"add", "mul", "concat", "avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d"}
+__all__ = ["Storage", "copied_bits", "is_bf16", "is_integer", "lower", "moves", "quant_of", "storage", "weight_arrays"]
 
 
 def is_integer(decision: LayerDecision | None) -> bool:
@@ -25,7 +19,7 @@ def is_integer(decision: LayerDecision | None) -> bool:
     return decision is not None and decision.format.is_integer
 
 
-def is_bf16(layer: Op, decision: LayerDecision | None) -> bool:
+def is_bf16(layer: Node, decision: LayerDecision | None) -> bool:
     """Whether a layer under this decision multiplies bf16 numbers: a depthwise one never does."""
     return decision is not None and decision.format.executed(layer.is_depthwise).is_bf16
 
@@ -60,12 +54,12 @@ def lower(candidate: Candidate) -> Graph:
 class Storage:
     """Decides which tensors of a network are stored as uint8, and in how many bits."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Graph) -> None:
         # Readers come after what they read, so a walk from the end knows how each reader's own output is stored.
-        tensors = [*(op.name for op in reversed(network.ops)), network.input]
-        readers = [(tensor, network.consumers(tensor)) for tensor in tensors if tensor != network.output]
-        self._readers = [(tensor, ops) for tensor, ops in readers if ops and all(map(_might_read_int8, ops))]
-        self._moves = [(op.name, op.inputs[0]) for op in network if op.kind in MOVES]
+        tensors = [*(op.name for op in reversed(network.nodes)), network.input]
+        readers = [(tensor, network.readers(tensor)) for tensor in tensors if tensor != network.output]
+        self._readers = [(tensor, ops) for tensor, ops in readers if ops and all(map(_may_read_integers, ops))]
+        self._moves = [(op.name, op.inputs[0]) for op in network if moves(op)]
 
     def bits(self, decisions: Mapping[str, LayerDecision]) -> dict[str, int]:
         """Return the bits of every tensor that is stored as uint8.
@@ -85,19 +79,20 @@ class Storage:
         return stored
 
 
-def _might_read_int8(op: Op) -> bool:
-    return op.is_layer or op.kind in READS_INT8
+def moves(op: Node) -> bool:
+    """Whether an operator hands on values of its input: stored as uint8 they keep their scale."""
+    return OPERATORS[op.kind].moves(op.attrs)
 
 
-def _asked_bits(reader: Op, tensor: str, decision: LayerDecision | None, stored: Mapping[str, int]) -> int | None:
-    """The bits in which an operator asks for an input; None where it does not ask for uint8 at all.
+def _may_read_integers(op: Node) -> bool:
+    return OPERATORS[op.kind].reads_integers
 
-    A product asks for its first operand: the second may be a gate, which is small.
-    """
+
+def _asked_bits(reader: Node, tensor: str, decision: LayerDecision | None, stored: Mapping[str, int]) -> int | None:
+    """The bits in which an operator asks for an input; None where it does not ask for uint8 at all."""
     if decision is not None:
         return decision.format.activation_bits if decision.format.is_integer else None
-    asks = reader.kind in MOVES | {"concat"} or (reader.kind == "mul" and reader.inputs[0] == tensor)
-    return stored.get(reader.name) if asks else None
+    return stored.get(reader.name) if tensor in OPERATORS[reader.kind].asks_for(reader) else None
 
 
 def storage(candidate: Candidate) -> dict[str, Quant]:
@@ -107,8 +102,8 @@ def storage(candidate: Candidate) -> dict[str, Quant]:
     for tensor in [candidate.network.input, *(op.name for op in candidate.network)]:
         if tensor not in stored:
             continue
-        op = None if tensor == candidate.network.input else candidate.network.op(tensor)
-        if op is not None and op.kind in MOVES and op.inputs[0] in quant:
+        op = None if tensor == candidate.network.input else candidate.network.node(tensor)
+        if op is not None and moves(op) and op.inputs[0] in quant:
             quant[tensor] = quant[op.inputs[0]]
         else:
             quant[tensor] = quant_of(candidate, tensor, stored[tensor])
@@ -120,10 +115,10 @@ def quant_of(candidate: Candidate, tensor: str, bits: int) -> Quant:
     return Quant(*activation_quant(*candidate.stored_range(tensor, bits), bits), bits)
 
 
-def weight_arrays(layer: Op, decision: LayerDecision) -> dict[str, Array]:
+def weight_arrays(layer: Node, decision: LayerDecision) -> dict[str, Array]:
     """Return what a layer's weight becomes under a decision, before repairs, by the names of its arrays in a node."""
     int8: dict[str, tuple[Array, Array]] = {}
-    return _weight(narrowed(layer, decision, int8), int8)
+    return dict(_stored(narrowed(layer, decision, int8), int8).weights)
 
 
 def _quantised_copy(candidate: Candidate, tensor: str, bits: int, nodes: list[Node], quant: dict[str, Quant]) -> str:
@@ -134,21 +129,16 @@ def _quantised_copy(candidate: Candidate, tensor: str, bits: int, nodes: list[No
     return copy
 
 
-def _weight(layer: Op, int8: Mapping[str, tuple[Array, Array]]) -> dict[str, Array]:
-    if layer.name in int8:
-        return dict(zip(("weight", "weight_scale"), int8[layer.name], strict=True))
-    return {} if layer.weight is None else {"weight": layer.weight}
+def _stored(layer: Node, int8: Mapping[str, tuple[Array, Array]]) -> Node:
+    """The layer with the integers that its weight stands for, if it is one of integers."""
+    if layer.name not in int8:
+        return layer
+    weight, scale = int8[layer.name]
+    return layer.with_weights(weight=weight, weight_scale=scale)
 
 
-def _node(op: Op, inputs: tuple[str, ...], candidate: Candidate) -> Node:
-    attrs = dict(op.attrs)
-    weights = dict(op.constants)
-    if op.kind in ("conv2d", "linear", "add"):
-        attrs["activation"] = "none"
+def _node(op: Node, inputs: tuple[str, ...], candidate: Candidate) -> Node:
     if is_bf16(op, candidate.decisions.get(op.name)):
-        attrs["precision"] = "bf16"
-    weights |= _weight(op, candidate.int8)
-    if op.bias is not None:
-        weights["bias"] = op.bias
+        op = op.with_attrs(precision="bf16")
     sharing = candidate.decisions[op.name].sharing if op.name in candidate.int8 else None
-    return Node(op.kind, op.name, inputs, attrs, weights, sharing)
+    return replace(_stored(op, candidate.int8), inputs=inputs, sharing=sharing)

@@ -16,17 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.errors import BadInput
 from trimtab.files import write_bytes
-from trimtab.kernels.graph import LARGEST_BF16, Array, Graph, Node, Quant
-from trimtab.kernels.validate import Shape, check_graph, is_integer
+from trimtab.graph import LARGEST_BF16, OPERATORS, Array, Graph, Node, Quant, check_graph, is_integer
 from trimtab.spaces.ranges import activation_quant
 
 __all__ = ["IR_VERSION", "OPSET", "product_name", "save_onnx", "to_onnx"]
 
 #: What onnxruntime 1.22 and later load; onnx writes newer ones by default.
 OPSET, IR_VERSION = 21, 10
-
-#: Operators that only move values, so their output can be stored like their input without any rounding.
-MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
 
 #: Activations that only bound their input.
 _BOUNDS = ("none", "relu", "relu6")
@@ -51,7 +47,7 @@ def to_onnx(
 
     A malformed program is a `BadInput`.
     """
-    checked = check_graph(graph)[0]
+    checked = check_graph(graph)
     if graph.output == graph.input:
         raise BadInput("the program returns its input: there is nothing to export")
     single = replace(checked, nodes=tuple(part for node in checked.nodes for part in _split(node)))
@@ -75,10 +71,10 @@ def product_name(node: str) -> str:
 
 def _split(node: Node) -> list[Node]:
     """The node as single steps: layer or addition, then its residual, then its activation."""
-    activation = "none" if node.op == "activation" else node.attrs.get("activation", "none")
+    activation = "none" if node.kind == "activation" else node.attrs.get("activation", "none")
     residual = node.inputs[1:] if node.weights else ()
     first = replace(node, inputs=node.inputs[:1]) if residual else node
-    if first.op in ("conv2d", "linear", "add"):
+    if first.kind in ("conv2d", "linear", "add"):
         first = replace(first, attrs={**node.attrs, "activation": "none"})
     parts = [first]
     if residual:
@@ -102,7 +98,7 @@ def _kept(graph: Graph) -> dict[str, str]:
     kept = {}
     for node in graph.nodes:
         after = readers.get(node.name, [])
-        alone = [reader.op for reader in after] == ["activation"] and node.name != graph.output
+        alone = [reader.kind for reader in after] == ["activation"] and node.name != graph.output
         absorbed = alone and after[0].attrs["activation"] in _BOUNDS
         kept[node.name] = after[0].name if absorbed else node.name
     return kept
@@ -117,7 +113,7 @@ def _storage(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> dict[st
         if node.name in untouched:
             continue
         result = kept[node.name]
-        if node.op in MOVES and node.inputs[0] in storage:
+        if OPERATORS[node.kind].moves(node.attrs) and node.inputs[0] in storage:
             storage[node.name] = storage[node.inputs[0]]
         elif _needs_storage(graph, node, result) and result in ranges and result not in untouched:
             storage[result] = Quant(*activation_quant(*ranges[result]))
@@ -127,7 +123,7 @@ def _storage(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> dict[st
 def _needs_storage(graph: Graph, node: Node, result: str) -> bool:
     """Whether onnxruntime computes a node in integers only where its result is stored as uint8: QGemm can give
     float32, but not behind an activation."""
-    needs = node.op == "conv2d" or (node.op == "linear" and result != node.name)
+    needs = node.kind == "conv2d" or (node.kind == "linear" and result != node.name)
     return needs and is_integer(graph, node)
 
 
@@ -137,7 +133,7 @@ class _Writer:
 
     def __init__(self, graph: Graph, storage: Mapping[str, Quant]) -> None:
         self.graph, self.storage = graph, storage
-        self.shapes: dict[str, Shape] = check_graph(graph)[1]
+        self.shapes = graph.shapes
         self.kept = _kept(graph)
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: dict[str, onnx.TensorProto] = {}
@@ -162,7 +158,7 @@ class _Writer:
         return helper.make_model(proto, producer_name="trimtab", opset_imports=[opset], ir_version=IR_VERSION)
 
     def _node(self, node: Node) -> None:
-        write = _WRITERS[node.op]
+        write = _WRITERS[node.kind]
         if node.name not in self.storage:
             write(self, node, node.name)
             self.real[node.name] = node.name
@@ -178,7 +174,7 @@ class _Writer:
         """Whether the node works on uint8 itself. The other operators that only move values are left in QDQ form,
         from which onnxruntime knows how to do so; Pad it would run in float32."""
         quant = self.storage.get(node.name)
-        return node.op == "channel_map" and quant is not None and quant == self.storage.get(node.inputs[0])
+        return node.kind == "channel_map" and quant is not None and quant == self.storage.get(node.inputs[0])
 
     def add(self, op: str, inputs: Iterable[str], output: str, **attrs: object) -> str:
         """Append an ONNX node and return its output."""

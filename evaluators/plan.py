@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
 
-from trimtab.evaluators.lowering import MOVES, Storage, copied_bits, weight_arrays
-from trimtab.kernels import band_fusion
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.evaluators.lowering import Storage, copied_bits, moves, weight_arrays
+from trimtab.graph import LAYERS, OPERATORS, Array, Graph, Node, Quant, bands
+from trimtab.graph.passes import fused_nodes
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
 from trimtab.spaces.formats import FLOAT, LayerFormat
-from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.sharing import flips_signs
 from trimtab.spaces.space import Space
@@ -79,21 +77,14 @@ class Step:
         """Multiply-accumulates for one image."""
         if self.members:
             return sum(member.macs for member in self.members)
-        if self.kind == "linear":
-            return self.in_shape[0] * self.out_shape[0]
-        if self.kind == "attention":
-            return self.in_shape[1] ** 2 * (self.in_shape[0] + self.out_shape[0])
-        if self.kind != "conv2d":
-            return 0
-        attrs = dict(self.attrs)
-        return math.prod(self.out_shape) * self.in_shape[0] // int(attrs["groups"]) * math.prod(attrs["kernel"])  # type: ignore[call-overload,no-any-return]
+        return OPERATORS[self.kind].macs(dict(self.attrs), self.in_shape, self.out_shape)
 
     @property
     def weights(self) -> int:
         """Weight elements, without bias."""
         if self.members:
             return sum(member.weights for member in self.members)
-        return self.macs // math.prod(self.out_shape[1:]) if self.kind in ("conv2d", "linear") else 0
+        return self.macs // math.prod(self.out_shape[1:]) if self.kind in LAYERS else 0
 
 
 _KEPT = tuple(field.name for field in fields(Step) if field.name not in ("format", "members"))
@@ -119,9 +110,9 @@ class Call:
         return math.prod(self.step.out_shape) * (1 if self.step.out_int8 else 4)
 
     @property
-    def link(self) -> band_fusion.Link:
+    def link(self) -> bands.Link:
         """What decides whether it joins a chain."""
-        return band_fusion.Link(self.tensor, self.reads, self.step.kind == "conv2d", self.size)
+        return bands.Link(self.tensor, self.reads, self.step.kind == "conv2d", self.size)
 
 
 class StepPlan:
@@ -134,15 +125,16 @@ class StepPlan:
     def __init__(self, space: Space) -> None:
         self.space = space
         self.network = space.network
-        fusion = _Fusion.of(self.network)
-        tensors = {host: tensor for tensor, host in fusion.host.items()}
+        fused = fused_nodes(self.network)  # no policy changes it, since what is fused stays float32
+        by_origin = {each.origin: each.node for each in fused}
+        origins = {each.node.name: each.origin for each in fused}
         #: In order, the operators that run, and between them (None) which of them is now to write its tensor.
         self._order: list[tuple[str, _Operator | None]] = []
         for op in self.network:
-            if op.name in tensors:
-                self._order.append((op.name, _Operator(self.network, fusion, op, tensors[op.name])))
-            if op.name in fusion.host:
-                self._order.append((fusion.host[op.name], None))
+            if op.name in by_origin:
+                self._order.append((op.name, _Operator(self.network, op, by_origin[op.name])))
+            if op.name in origins:
+                self._order.append((origins[op.name], None))
         self._storage = Storage(self.network)
         self._stored: dict[tuple[int | None, ...], Mapping[str, int]] = {}
         self._chains: dict[tuple[Call, ...], Call] = {}
@@ -161,9 +153,9 @@ class StepPlan:
     def calls(self, policy: Policy) -> list[Call]:
         """Return the steps of a policy in execution order, with the tensors that they read and write."""
         calls = self._alone(policy)
-        if all(call.size < band_fusion.CHAINED_BYTES for call in calls):
+        if all(call.size < bands.CHAINED_BYTES for call in calls):
             return calls
-        together = band_fusion.find_chains([call.link for call in calls], self.network.output)
+        together = bands.find_chains([call.link for call in calls], self.network.output)
         return [self._joined(calls[part.start : part.stop]) for part in together]
 
     def _alone(self, policy: Policy) -> list[Call]:
@@ -221,14 +213,14 @@ class _Run:
 
 
 class _Operator:
-    """One operator of the network, with all that it was executed as so far; it ends by writing `tensor`."""
+    """One operator of the network, which runs `fused` with what it absorbs, and all that it was executed as so far."""
 
-    def __init__(self, network: Network, fusion: _Fusion, op: Op, tensor: str) -> None:
-        self.op, self.tensor, self.source = op, tensor, op.inputs[0]
-        self.activation = fusion.activation.get(op.name, "none")
-        self.residual = fusion.residual.get(op.name)
-        self._source_shape = network.shape_of(self.source)
-        self._gates = op.kind == "mul" and op.shape != network.shape_of(op.inputs[1])
+    def __init__(self, network: Graph, op: Node, fused: Node) -> None:
+        self.op, self.tensor, self.source = op, fused.name, op.inputs[0]
+        self.activation = fused.attrs.get("activation", "none")
+        self.residual = fused.inputs[1] if op.is_layer and len(fused.inputs) == 2 else None
+        self._shape, self._source_shape = network.shapes[op.name], network.shapes[self.source]
+        self._gates = op.kind == "mul" and self._shape != network.shapes[op.inputs[1]]
         self._runs: dict[tuple[object, ...], _Run] = {}
 
     def run(self, decision: LayerDecision | None, widths: Mapping[str, int], stored: Mapping[str, int]) -> _Run:
@@ -264,7 +256,7 @@ class _Operator:
 
     def _other(self, in_shape: tuple[int, ...], outputs: int, in_int8: bool, out_int8: bool) -> _Run:
         op, before, reads = self.op, [], self.op.inputs
-        if op.kind in MOVES and in_int8 != out_int8:
+        if moves(op) and in_int8 != out_int8:
             reads = (f"{op.name}.input",)
             before.append(self._convert(reads[0], in_shape, in_int8, out_int8))
             in_int8 = out_int8
@@ -273,7 +265,7 @@ class _Operator:
             attrs["activation"] = self.activation
         if op.kind == "mul":
             attrs["gate"] = self._gates
-        step = Step(op.kind, in_shape, (outputs, *op.shape[1:]), _items(attrs), in_int8=in_int8, out_int8=out_int8)
+        step = Step(op.kind, in_shape, (outputs, *self._shape[1:]), _items(attrs), in_int8=in_int8, out_int8=out_int8)
         return _Run(None, tuple(before), self._call(self.tensor, reads, step))
 
     def _convert(self, tensor: str, shape: tuple[int, ...], in_int8: bool, out_int8: bool) -> Call:
@@ -323,46 +315,6 @@ def _items(attrs: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
     return tuple(sorted(attrs.items()))
 
 
-@dataclass(frozen=True)
-class _Fusion:
-    """The fusion that `trimtab.kernels.fuse` performs; no policy changes it, since what is fused stays float32.
-
-    `host`: every tensor that remains -> the operator that computes it; `activation` and `residual`: operator -> the
-    activation and the tensor that it absorbs.
-    """
-
-    host: Mapping[str, str]
-    activation: Mapping[str, str]
-    residual: Mapping[str, str]
-
-    @classmethod
-    def of(cls, network: Network) -> _Fusion:
-        uses = Counter(name for op in network for name in op.inputs)
-        uses[network.output] += 1
-        host: dict[str, str] = {}
-        activation: dict[str, str] = {}
-        residual: dict[str, str] = {}
-
-        def bare(tensor: str, kinds: tuple[str, ...]) -> bool:
-            """Whether an operator of these kinds computes the tensor, without activation, for one reader only."""
-            computed_by = host.get(tensor)
-            fits = computed_by is not None and network.op(computed_by).kind in kinds and computed_by not in activation
-            return fits and uses[tensor] == 1
-
-        for op in network:
-            host[op.name] = op.name
-            if op.kind == "activation" and bare(op.inputs[0], ("conv2d", "linear", "add")):
-                host[op.name] = host.pop(op.inputs[0])
-                activation[host[op.name]] = str(op.attrs["activation"])
-            elif op.kind == "add":
-                hosts = [t for t in op.inputs if bare(t, ("conv2d", "linear")) and host[t] not in residual]
-                if hosts:
-                    last = max(hosts, key=list(host).index)
-                    host[op.name] = host.pop(last)
-                    residual[host[op.name]] = op.inputs[1] if op.inputs[0] == last else op.inputs[0]
-        return cls(host, activation, residual)
-
-
 def step_graph(step: Step) -> Graph:
     """Return a small program whose node `step` is this step, or ends this chain, with what a candidate makes of seeded
     normal weights, because kernels are chosen by the values.
@@ -401,7 +353,7 @@ def _node(
     kernel = attrs.pop("kernel", None) if step.kind == "conv2d" else None
     inputs: tuple[str, ...] = (source,)
     weights = {}
-    if step.kind in ("conv2d", "linear"):
+    if step.kind in LAYERS:
         size: tuple[int, ...] = (step.out_shape[0], step.in_shape[0])
         if kernel is not None:
             size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
@@ -433,7 +385,7 @@ def _output_stored_as(step: Step, following: Step | None) -> Quant:
     if following is not None and following.format.reads_narrow:
         return _stored_as(following)
     # Operators that move values keep their input's scale; a concatenation's inputs each have their own.
-    return _stored_as(step) if step.in_int8 and step.kind in MOVES else _OUT_QUANT
+    return _stored_as(step) if step.in_int8 and OPERATORS[step.kind].moves(dict(step.attrs)) else _OUT_QUANT
 
 
 def _stored_as(step: Step) -> Quant:
@@ -492,6 +444,6 @@ def _weights(rng: np.random.Generator, step: Step, size: tuple[int, ...]) -> dic
     """The arrays of a layer whose weight is (O, I, ...), by their names in a node."""
     drawn = rng.normal(size=(min(DRAWN, size[0]), *size[1:])).astype(np.float32)
     decision = LayerDecision(step.format, pattern=step.pattern, sharing=step.hashing)
-    arrays = weight_arrays(Op(step.kind, STEP, (), step.out_shape, weight=drawn), decision)
+    arrays = weight_arrays(Node(step.kind, STEP, (), weights={"weight": drawn}), decision)
     repeated = {name: np.resize(array, (size[0], *array.shape[1:])) for name, array in arrays.items()}
     return {**repeated, "bias": rng.normal(size=size[0]).astype(np.float32)}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from trimtab.evaluators.lowering import weight_arrays
+from trimtab.graph import Node
 from trimtab.kernels.packing import bytes_of, estimate
 from trimtab.spaces.formats import LayerFormat, WeightFormat
-from trimtab.spaces.network import Op
 from trimtab.spaces.policy import LayerDecision
 
 __all__ = ["Coded"]
@@ -30,14 +30,14 @@ class Coded:
     rate: float
 
     @classmethod
-    def of(cls, op: Op, to: WeightFormat, pattern: str | None = None) -> Coded:
+    def of(cls, op: Node, to: WeightFormat, pattern: str | None = None) -> Coded:
         """Estimate them from the untouched layer in a format, its smallest weights zero where there is a pattern."""
         op = op.folded()
-        if op.weight is None:
+        if not op.is_layer:
             return cls(to, 0.0, to.stored_bits / 8)
         some = op.weight[:: -(-op.weight.size // SAMPLE)]
         decision = LayerDecision(LayerFormat(to), pattern=pattern)
-        weight = weight_arrays(replace(op, weight=some), decision)["weight"]
+        weight = weight_arrays(op.with_weights(weight=some), decision)["weight"]
         once, twice = estimate(weight), estimate(np.concatenate([weight, weight]))
         return cls(to, 2 * once - twice, (twice - once) / weight.size)
 

@@ -15,7 +15,7 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.base import Engine, EngineSession, StepEngine, StepSession
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.plan import STEP, Call, Step, step_graph
-from trimtab.kernels.graph import Graph
+from trimtab.graph import Graph
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
 

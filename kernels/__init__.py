@@ -1,10 +1,11 @@
 """The native engine: graphs of operators, compiled for this machine's kernels."""
 
+from trimtab.errors import UnsupportedOperator
+from trimtab.graph import Graph, Node, Quant
+from trimtab.graph.passes import fuse
 from trimtab.kernels.artefact import load, read_graph, save, stored_bytes
-from trimtab.kernels.errors import ArtefactError, UnsupportedOperator
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.kernels.errors import ArtefactError
 from trimtab.kernels.isa import active_level, cpu, emulated_levels, has_bf16, levels
-from trimtab.kernels.passes import fuse
 from trimtab.kernels.session import Session, TimeSlice
 
 __all__ = [

@@ -19,11 +19,11 @@ from safetensors.numpy import save as to_bytes
 
 from trimtab.errors import BadInput
 from trimtab.files import write_bytes
+from trimtab.graph import Array, Graph, Node, Quant, check_graph
+from trimtab.graph.attributes import MAX_ELEMENTS
 from trimtab.kernels.errors import ArtefactError
-from trimtab.kernels.graph import Array, Graph, Node, Quant
 from trimtab.kernels.packing import FORMS, Packed, pack, packed_size, unpack
 from trimtab.kernels.session import MEMORY_LIMIT, Session
-from trimtab.kernels.validate import MAX_ELEMENTS, check_graph
 from trimtab.sharing import expand, find
 
 __all__ = ["SCHEMA", "load", "read_graph", "save", "stored_bytes"]
@@ -38,7 +38,7 @@ _LARGEST_EXPANSION = 4096  # weights for each byte of what they share values thr
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write the graph to `path`, atomically; raises BadInput if it could not be compiled."""
-    checked, _ = check_graph(graph)
+    checked = check_graph(graph)
     own, vectors = _stored(checked)
     each = [packed for parts in own.values() for packed in parts.values()]
     text = json.dumps(_describe(checked, own, vectors), allow_nan=False, separators=(",", ":"))
@@ -69,7 +69,7 @@ def read_graph(path: str | os.PathLike[str]) -> Graph:
         raise ArtefactError(f"{os.fspath(path)}: not a readable safetensors file: {error}") from error
     try:
         _check_file(metadata, tensors)
-        return check_graph(_rebuild(_program(tensors["program"]), tensors["weights"]))[0]
+        return check_graph(_rebuild(_program(tensors["program"]), tensors["weights"]))
     except ArtefactError as error:
         raise ArtefactError(f"{os.fspath(path)}: {error}") from None
     except (BadInput, RecursionError, ValueError, TypeError, AttributeError, OverflowError, zlib.error) as error:
@@ -140,7 +140,7 @@ def _describe(graph: Graph, own: Mapping[str, Mapping[str, Packed]], vectors: Ma
         "quant": {name: [float(q.scale), int(q.zero_point), int(q.bits)] for name, q in graph.quant.items()},
         "nodes": [
             {
-                "op": node.op,
+                "op": node.kind,
                 "name": node.name,
                 "inputs": list(node.inputs),
                 "attrs": dict(node.attrs),

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from trimtab.errors import BadInput
 
-__all__ = ["ArtefactError", "UnsupportedOperator"]
-
-
-class UnsupportedOperator(BadInput):
-    """The engine has no such operator; the text names the operator and the layer, and lists what there is."""
+__all__ = ["ArtefactError"]
 
 
 class ArtefactError(BadInput):

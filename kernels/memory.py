@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from trimtab.kernels.graph import Graph, Node
-from trimtab.kernels.validate import Shape
+from trimtab.graph import Graph, Node, Shape
 
 __all__ = ["Placement", "place"]
 
@@ -32,7 +31,7 @@ class _Life:
     last: int  # index of the last step that reads it
 
 
-def place(graph: Graph, steps: Sequence[Sequence[Node]], shapes: dict[str, Shape], batch: int) -> Placement:
+def place(graph: Graph, steps: Sequence[Sequence[Node]], shapes: Mapping[str, Shape], batch: int) -> Placement:
     """Return offsets for `batch` images, largest tensors first, each in the lowest gap that is free all its life.
 
     A step is the layers that it runs; only what the last one gives has a place.
@@ -50,7 +49,7 @@ def place(graph: Graph, steps: Sequence[Sequence[Node]], shapes: dict[str, Shape
     return Placement({life.name: at for at, life in placed}, max(at + life.size for at, life in placed))
 
 
-def _lives(graph: Graph, steps: Sequence[Sequence[Node]], shapes: dict[str, Shape], batch: int) -> list[_Life]:
+def _lives(graph: Graph, steps: Sequence[Sequence[Node]], shapes: Mapping[str, Shape], batch: int) -> list[_Life]:
     first = {graph.input: -1}
     last: dict[str, int] = {graph.input: -1}
     for i, nodes in enumerate(steps):

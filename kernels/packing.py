@@ -17,9 +17,9 @@ from math import prod
 
 import numpy as np
 
+from trimtab.graph import Array
 from trimtab.kernels import entropy
 from trimtab.kernels.bits import pack_bits, packed_bytes, unpack_bits
-from trimtab.kernels.graph import Array
 
 __all__ = ["FORMS", "MAX_PACKED_BITS", "Packed", "bytes_of", "estimate", "pack", "packed_size", "uncoded", "unpack"]
 

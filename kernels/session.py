@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import BadInput
-from trimtab.kernels import _native, band_fusion
-from trimtab.kernels.graph import Graph, Node
+from trimtab.graph import Graph, Node, bands, check_graph, is_integer
+from trimtab.graph.attributes import MAX_ELEMENTS
+from trimtab.graph.passes import fuse, legalise
+from trimtab.kernels import _native
 from trimtab.kernels.isa import active_level, resolve_level
 from trimtab.kernels.memory import place
-from trimtab.kernels.passes import fuse, legalise
-from trimtab.kernels.validate import MAX_ELEMENTS, Shape, check_graph, is_integer
 
 __all__ = ["MEMORY_LIMIT", "Session", "TimeSlice"]
 
@@ -65,11 +65,11 @@ class Session:
         self.threads = threads
         self.batch = batch
         self._memory_limit = memory_limit
-        self._graph, self._shapes = check_graph(legalise(fuse(graph)))
-        largest = max(prod(shape) for shape in self._shapes.values())
+        self._graph = check_graph(legalise(fuse(graph)))
+        largest = max(prod(shape) for shape in self._graph.shapes.values())
         if largest * batch > MAX_ELEMENTS:
             raise BadInput(f"a batch of {batch} makes tensors of {largest * batch} elements: too large")
-        together = band_fusion.find_chains(band_fusion.graph_links(self._graph, self._shapes), self._graph.output)
+        together = bands.find_chains(bands.graph_links(self._graph), self._graph.output)
         self._steps = [self._graph.nodes[part.start : part.stop] for part in together]
         self._program, _ = self._compile(self._steps)
 
@@ -100,7 +100,7 @@ class Session:
     def run(self, x: Floats) -> Floats:
         """Return the outputs (N, ...) of images x (N, C, H, W), any N >= 1, both C-contiguous float32."""
         self._check(x, 1)
-        return self._program.run(x, len(self._shapes[self._graph.output]) == 1)
+        return self._program.run(x, len(self._graph.shapes[self._graph.output]) == 1)
 
     def time(self, inputs: Floats, seconds: float) -> TimeSlice:
         """Run the R batches of inputs (R, batch, C, H, W) in turn until `seconds` have passed."""
@@ -129,7 +129,7 @@ class Session:
         for first in range(0, len(x), self.batch):
             for index, values in program.trace(x[first : first + self.batch]):
                 parts[names[index]].append(values)
-        return {name: np.concatenate(p).reshape(-1, *self._shapes[name]) for name, p in parts.items()}
+        return {name: np.concatenate(p).reshape(-1, *self._graph.shapes[name]) for name, p in parts.items()}
 
     def _check(self, x: Floats, leading: int) -> None:
         shape = self._graph.input_shape
@@ -141,7 +141,7 @@ class Session:
             raise BadInput(f"input must have shape {wanted}, got {x.shape}")
 
     def _compile(self, steps: Sequence[Sequence[Node]]) -> tuple[_native.Program, dict[str, int]]:
-        graph, shapes = self._graph, self._shapes
+        graph, shapes = self._graph, self._graph.shapes
         placement = place(graph, steps, shapes, self.batch)
         _check_memory(placement.total, self._memory_limit)
         program = _native.Program(self.level, self.threads, self.batch)
@@ -153,9 +153,9 @@ class Session:
             ids[name] = program.add_tensor(c, h, w, placement.offsets.get(name, 0), *stored)
         for nodes in steps:
             for node in nodes:
-                _ADDERS[node.op](program, graph, shapes, ids, node)
+                _ADDERS[node.kind](program, graph, ids, node)
             if len(nodes) > 1:
-                program.chain(len(nodes), band_fusion.WINDOW_BYTES)
+                program.chain(len(nodes), bands.WINDOW_BYTES)
             needed = placement.total + program.weight_bytes + program.scratch_bytes
             _check_memory(needed, self._memory_limit)
         program.finish(ids[graph.input], ids[graph.output], placement.total)
@@ -167,14 +167,14 @@ def _check_memory(needed: int, limit: int) -> None:
         raise BadInput(f"the network needs {needed} bytes or more, its limit is {limit}: a smaller batch takes less")
 
 
-_Adder = Callable[[_native.Program, Graph, dict[str, Shape], dict[str, int], Node], None]
+_Adder = Callable[[_native.Program, Graph, dict[str, int], Node], None]
 
 
-def _add_conv(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_conv(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     weights = {name: np.ascontiguousarray(w) for name, w in node.weights.items()}
     weight = weights["weight"]
-    kernel = weight.shape[2:] if node.op == "conv2d" else (1, 1)
-    a = node.attrs if node.op == "conv2d" else {"stride": (1, 1), "dilation": (1, 1), "padding": (0,) * 4}
+    kernel = weight.shape[2:] if node.kind == "conv2d" else (1, 1)
+    a = node.attrs if node.kind == "conv2d" else {"stride": (1, 1), "dilation": (1, 1), "padding": (0,) * 4}
     geometry = [*kernel, *a["stride"], *a["dilation"], *a["padding"], a.get("groups", 1)]
     bias = weights.get("bias", np.zeros(len(weight), np.float32))
     residual = ids[node.inputs[1]] if len(node.inputs) == 2 else -1
@@ -188,32 +188,32 @@ def _add_conv(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: d
         p.add_conv_float(*where, weight, bias, activation)
 
 
-def _add_convert(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_convert(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     p.add_convert(node.name, ids[node.inputs[0]], ids[node.name], node.attrs.get("activation", "none"))
 
 
-def _add_sum(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_sum(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     a, b = node.inputs
     p.add_sum(node.name, ids[a], ids[b], ids[node.name], node.attrs["activation"])
 
 
-def _add_mul(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_mul(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     a, b = node.inputs
-    p.add_mul(node.name, ids[a], ids[b], ids[node.name], shapes[a] != shapes[b])
+    p.add_mul(node.name, ids[a], ids[b], ids[node.name], graph.shapes[a] != graph.shapes[b])
 
 
-def _add_norm(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_norm(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     weight, bias = (np.ascontiguousarray(node.weights[name]) for name in ("weight", "bias"))
     p.add_layer_norm(node.name, ids[node.inputs[0]], ids[node.name], weight, bias, node.attrs["epsilon"])
 
 
-def _add_attention(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_attention(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     query, key, value = (ids[name] for name in node.inputs)
     p.add_attention(node.name, query, key, value, ids[node.name], node.attrs["heads"], node.attrs["scale"])
 
 
-def _add_tokens(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
-    features, length, _ = shapes[node.name]
+def _add_tokens(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
+    features, length, _ = graph.shapes[node.name]
     constants = np.zeros((length, features), np.float32)
     prefix = node.weights.get("prefix", constants[:0])
     constants += node.weights.get("position", np.float32(0))
@@ -221,12 +221,12 @@ def _add_tokens(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids:
     p.add_tokens(node.name, ids[node.inputs[0]], ids[node.name], constants)
 
 
-def _add_concat(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_concat(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     p.add_concat(node.name, [ids[name] for name in node.inputs], ids[node.name])
 
 
-def _add_pool(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
-    kind = _POOLS[node.op]
+def _add_pool(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
+    kind = _POOLS[node.kind]
     if kind == "adaptive":
         geometry = [1, 1, 1, 1, 0, 0]
     else:
@@ -243,15 +243,15 @@ _POOLS = {
 }
 
 
-def _add_flatten(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_flatten(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     p.add_flatten(node.name, ids[node.inputs[0]], ids[node.name])
 
 
-def _add_map(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_map(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     p.add_channel_map(node.name, ids[node.inputs[0]], ids[node.name], node.attrs["index"])
 
 
-def _add_subsample(p: _native.Program, graph: Graph, shapes: dict[str, Shape], ids: dict[str, int], node: Node) -> None:
+def _add_subsample(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     p.add_subsample(node.name, ids[node.inputs[0]], ids[node.name], *node.attrs["stride"])
 
 

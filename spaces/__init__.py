@@ -1,8 +1,8 @@
 """Decisions about a network: tracing, channel groups, choices, policies, and applying them."""
 
+from trimtab.graph import Graph, Node, Norm
 from trimtab.spaces.candidate import Candidate, apply
 from trimtab.spaces.formats import DEFAULT_FORMATS, FORMATS, LayerFormat, WeightFormat
-from trimtab.spaces.network import Network, Norm, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.repair import Calibration, Repairs, compress
@@ -14,12 +14,12 @@ __all__ = [
     "FORMATS",
     "Calibration",
     "Candidate",
+    "Graph",
     "Knob",
     "LayerDecision",
     "LayerFormat",
-    "Network",
+    "Node",
     "Norm",
-    "Op",
     "Options",
     "Policy",
     "Quantisation",

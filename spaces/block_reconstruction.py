@@ -7,14 +7,13 @@ what it was; together they only owe what leaves the block. Gradients stay within
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.graph import Array, Graph, Node
 from trimtab.spaces.execute import apply_layer, apply_op
-from trimtab.spaces.network import Array, Network, Op
 
 __all__ = ["block_of", "tune"]
 
@@ -24,17 +23,17 @@ BATCH = 64
 RATE = 5e-4
 
 
-def block_of(network: Network, layer: str) -> tuple[Op, ...]:
+def block_of(network: Graph, layer: str) -> tuple[Node, ...]:
     """Return the operators that end with `layer`, back to the tensor that others read too, or that has two sources."""
-    block = [network.op(layer)]
+    block = [network.node(layer)]
     while True:
         source = block[0].inputs[0]
-        if source == network.input or len(network.consumers(source)) > 1 or len(network.op(source).inputs) > 1:
+        if source == network.input or len(network.readers(source)) > 1 or len(network.node(source).inputs) > 1:
             return tuple(block)
-        block.insert(0, network.op(source))
+        block.insert(0, network.node(source))
 
 
-def run_block(block: Sequence[Op], x: Tensor) -> list[Tensor]:
+def run_block(block: Sequence[Node], x: Tensor) -> list[Tensor]:
     """Return the output of every operator of a block for its input (N, ...)."""
     outputs = []
     for op in block:
@@ -44,14 +43,14 @@ def run_block(block: Sequence[Op], x: Tensor) -> list[Tensor]:
 
 
 def tune(
-    block: Sequence[Op], x: Tensor, other: Tensor, wanted: Tensor, rectified: bool, steps: int, seed: int = 0
-) -> tuple[Op, ...]:
+    block: Sequence[Node], x: Tensor, other: Tensor, wanted: Tensor, rectified: bool, steps: int, seed: int = 0
+) -> tuple[Node, ...]:
     """Return the block with weights for which its output on `x` plus `other` is nearer to `wanted`, (N, O, ...) each.
 
     Adam on the squared error, behind a ReLU if `rectified`. The same arguments give the same weights, and a block with
     nothing to make up for stays as it is.
     """
-    weights = {op.name: _leaf(op.weight) for op in block if op.weight is not None}
+    weights = {op.name: _leaf(op.weight) for op in block if op.is_layer}
     biases = {op.name: _leaf(op.bias) for op in block if op.bias is not None}
     optimiser = torch.optim.Adam([*weights.values(), *biases.values()], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -70,7 +69,7 @@ def tune(
             optimiser.step()
             schedule.step()
     return tuple(
-        op if op.weight is None else replace(op, weight=_array(weights[op.name]), bias=_array(biases.get(op.name)))
+        op if not op.is_layer else op.with_weights(weight=_array(weights[op.name]), bias=_array(biases.get(op.name)))
         for op in block
     )
 

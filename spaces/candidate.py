@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from trimtab.graph import Array, Graph, Node
 from trimtab.sharing import expand
 from trimtab.spaces.factorisation import factorise, layer_of
-from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.prune import kept_channels, prune, selected_channels
 from trimtab.spaces.quantise import dequantise, quantise_weight
@@ -29,7 +29,7 @@ class Candidate:
     """
 
     policy: Policy
-    network: Network
+    network: Graph
     decisions: Mapping[str, LayerDecision]
     int8: Mapping[str, tuple[Array, Array]]
     ranges: Mapping[str, tuple[float, float]]
@@ -40,7 +40,7 @@ class Candidate:
         return self.stored.get(bits, self.ranges).get(tensor, self.ranges[tensor])
 
 
-def prune_network(space: Space, policy: Policy) -> tuple[Network, dict[str, Array]]:
+def prune_network(space: Space, policy: Policy) -> tuple[Graph, dict[str, Array]]:
     """Return the pruned network, and which of the space's channels each tensor keeps."""
     return prune(space.network, _kept(space, policy.channels))
 
@@ -55,7 +55,7 @@ def _kept(space: Space, channels: Mapping[str, int]) -> dict[str, Array]:
     return kept_channels(space.groups, kept)
 
 
-def reshape_network(space: Space, policy: Policy) -> tuple[Network, dict[str, Array]]:
+def reshape_network(space: Space, policy: Policy) -> tuple[Graph, dict[str, Array]]:
     """Return the pruned and factorised network, and which of the space's channels each tensor keeps."""
     pruned, channels = prune_network(space, policy)
     layers = policy.layers.items()
@@ -70,24 +70,22 @@ def apply(space: Space, policy: Policy) -> Candidate:
     decisions = layer_decisions(network, policy)
     int8: dict[str, tuple[Array, Array]] = {}
     ops = tuple(narrowed(op, decisions[op.name], int8) if op.is_layer else op for op in network)
-    return Candidate(policy, replace(network, ops=ops), decisions, int8, {})
+    return Candidate(policy, replace(network, nodes=ops), decisions, int8, {})
 
 
 def narrowed(
-    op: Op,
+    op: Node,
     decision: LayerDecision,
     int8: dict[str, tuple[Array, Array]],
     gram: Array | None = None,
     rounding: str = "descent",
-) -> Op:
+) -> Node:
     """Return a layer with the decision's zeros, and weights that are numbers of its format.
 
     Integers are added to `int8`; `gram` (I, I) is the covariance of the layer's inputs, for
     rounding that makes up for its own errors.
     """
     weight = op.weight
-    if weight is None:
-        return op
     if decision.sharing is not None:
         return _shared(op, decision, decision.sharing, int8)
     if decision.pattern is not None:
@@ -95,25 +93,25 @@ def narrowed(
         weight, gram = sparsify(weight, decision.pattern, gram), None
     numbers = decision.format.weight
     if not numbers.is_integer:
-        return replace(op, weight=numbers.round_floats(weight))
+        return op.with_weights(weight=numbers.round_floats(weight))
     int8[op.name] = quantise_weight(weight, numbers, gram, rounding)
-    return replace(op, weight=dequantise(*int8[op.name]))
+    return op.with_weights(weight=dequantise(*int8[op.name]))
 
 
-def _shared(op: Op, decision: LayerDecision, how: str, int8: dict[str, tuple[Array, Array]]) -> Op:
+def _shared(op: Node, decision: LayerDecision, how: str, int8: dict[str, tuple[Array, Array]]) -> Node:
     """A layer whose weights share values; rounding cannot make up for its errors there.
 
     Only integers are stored shared: repairs rescale the channels of float weights, and so make them differ.
     """
-    weight: Array = op.weight  # type: ignore[assignment]
+    weight = op.weight
     numbers = decision.format.weight
     if numbers.is_integer:
         int8[op.name] = share_integers(weight, how, numbers)
-        return replace(op, weight=dequantise(*int8[op.name]))
+        return op.with_weights(weight=dequantise(*int8[op.name]))
     dense = expand(how.split()[0], share(weight, how), weight.shape)
-    return replace(op, weight=numbers.round_floats(dense))
+    return op.with_weights(weight=numbers.round_floats(dense))
 
 
-def layer_decisions(network: Network, policy: Policy) -> dict[str, LayerDecision]:
+def layer_decisions(network: Graph, policy: Policy) -> dict[str, LayerDecision]:
     """Return each layer's decision; all factors of a factorised layer share theirs."""
     return {op.name: policy.layers[layer_of(op.name)] for op in network.layers}

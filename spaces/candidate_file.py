@@ -18,15 +18,15 @@ from safetensors.numpy import save as to_bytes
 
 from trimtab.errors import BadInput
 from trimtab.files import write_bytes
+from trimtab.graph import Array, Graph, Node
 from trimtab.spaces.candidate import Candidate, layer_decisions
-from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.quantise import dequantise
 from trimtab.spaces.space import Space
 
-__all__ = ["Provenance", "load_candidate", "pack_operators", "save_candidate", "unpack_operators"]
+__all__ = ["Provenance", "load_candidate", "pack_nodes", "save_candidate", "unpack_nodes"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 _KEY = "trimtab.candidate"
 
@@ -42,7 +42,7 @@ class Provenance:
 def save_candidate(path: str | os.PathLike[str], candidate: Candidate, provenance: Provenance, space: Space) -> None:
     """Write a candidate of a space into a folder that exists, whole or not at all."""
     network = candidate.network
-    operators, tensors = pack_operators(network.ops, candidate.int8)
+    nodes, tensors = pack_nodes(network.nodes, candidate.int8)
     about = {
         "schema": SCHEMA,
         "policy": candidate.policy.to_json(),
@@ -52,7 +52,7 @@ def save_candidate(path: str | os.PathLike[str], candidate: Candidate, provenanc
         "input": network.input,
         "input_shape": list(network.input_shape),
         "output": network.output,
-        "operators": operators,
+        "nodes": nodes,
         "ranges": dict(candidate.ranges),
         "stored": {str(bits): dict(ranges) for bits, ranges in candidate.stored.items()},
     }
@@ -68,11 +68,13 @@ def load_candidate(path: str | os.PathLike[str], space: Space) -> tuple[Candidat
         if about["schema"] != SCHEMA:
             raise BadInput(f"{path}: expected a candidate with schema {SCHEMA}, found {about['schema']!r}")
         policy = Policy.from_json(about["policy"], str(path))
-        ops, int8 = unpack_operators(about["operators"], tensors)
-        network = Network(about["input"], tuple(about["input_shape"]), ops, about["output"])
+        nodes, int8 = unpack_nodes(about["nodes"], tensors)
+        network = Graph(about["input"], tuple(about["input_shape"]), nodes, about["output"])
         ranges, stored = _ranges(about["ranges"]), {int(bits): _ranges(of) for bits, of in about["stored"].items()}
         candidate = Candidate(policy, network, layer_decisions(network, policy), int8, ranges, stored)
         provenance = Provenance(about["stage"], about["recipe"])
+    except BadInput:
+        raise
     except OSError as error:
         raise BadInput(f"cannot read the candidate {path}: {error.strerror or error}") from error
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -83,44 +85,36 @@ def load_candidate(path: str | os.PathLike[str], space: Space) -> tuple[Candidat
     return candidate, provenance
 
 
-def pack_operators(
-    ops: Sequence[Op], int8: Mapping[str, tuple[Array, Array]]
+def pack_nodes(
+    nodes: Sequence[Node], int8: Mapping[str, tuple[Array, Array]]
 ) -> tuple[list[list[Any]], dict[str, Array]]:
-    """Return folded operators as JSON values and arrays; weights of few bits as the integers that they are."""
+    """Return folded nodes as JSON values and arrays; weights of few bits as the integers that they are."""
     tensors: dict[str, Array] = {}
-    for i, op in enumerate(ops):
-        if op.name in int8:
-            tensors[f"{i}.int8"], tensors[f"{i}.scale"] = int8[op.name]
-        elif op.weight is not None:
-            tensors[f"{i}.weight"] = op.weight
-        if op.bias is not None:
-            tensors[f"{i}.bias"] = op.bias
-        tensors |= {f"{i}.constant.{name}": array for name, array in op.constants.items()}
-    described = [[op.kind, op.name, list(op.inputs), list(op.shape), dict(op.attrs)] for op in ops]
-    return described, {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    for i, node in enumerate(nodes):
+        if node.name in int8:
+            weight, scale = int8[node.name]
+            node = node.with_weights(weight=weight, weight_scale=scale)
+        tensors |= {f"{i}.{name}": np.ascontiguousarray(array) for name, array in node.weights.items()}
+    return [[node.kind, node.name, list(node.inputs), dict(node.attrs)] for node in nodes], tensors
 
 
-def unpack_operators(
+def unpack_nodes(
     described: Sequence[Sequence[Any]], tensors: Mapping[str, Array]
-) -> tuple[tuple[Op, ...], dict[str, tuple[Array, Array]]]:
-    """Return what `pack_operators` was given."""
-    ops: list[Op] = []
+) -> tuple[tuple[Node, ...], dict[str, tuple[Array, Array]]]:
+    """Return what `pack_nodes` was given."""
+    weights: list[dict[str, Array]] = [{} for _ in described]
+    for key, tensor in tensors.items():
+        place, _, name = key.partition(".")
+        weights[int(place)][name] = tensor
+    nodes: list[Node] = []
     int8: dict[str, tuple[Array, Array]] = {}
-    constants: dict[str, dict[str, Array]] = {}
-    for name, tensor in tensors.items():
-        place, _, constant = name.partition(".constant.")
-        if constant:
-            constants.setdefault(place, {})[constant] = tensor
-    for i, (kind, name, inputs, shape, attrs) in enumerate(described):
-        weight = tensors.get(f"{i}.weight")
-        if f"{i}.int8" in tensors:
-            int8[name] = tensors[f"{i}.int8"], tensors[f"{i}.scale"]
-            weight = dequantise(*int8[name])
+    for (kind, name, inputs, attrs), own in zip(described, weights, strict=True):
+        if "weight_scale" in own:
+            int8[name] = own["weight"], own.pop("weight_scale")
+            own["weight"] = dequantise(*int8[name])
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in attrs.items()}
-        bias = tensors.get(f"{i}.bias")
-        own = constants.get(str(i), {})
-        ops.append(Op(kind, name, tuple(inputs), tuple(shape), values, weight, bias, constants=own))
-    return tuple(ops), int8
+        nodes.append(Node(kind, name, tuple(inputs), values, own))
+    return tuple(nodes), int8
 
 
 def _ranges(found: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:

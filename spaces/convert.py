@@ -1,4 +1,4 @@
-"""Conversion of a traced fx module to a `Network`: one handler for each operator that is supported."""
+"""Conversion of a traced fx module to a `Graph`: one handler for each operator that is supported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from trimtab.errors import BadInput
-from trimtab.spaces.network import Array, Network, Norm, Op
+from trimtab.graph import Array, Graph, Node, Norm
 from trimtab.spaces.zoo import ChannelPad
 
 __all__ = ["UnsupportedNetwork", "as_tuple", "convert", "is_in_place"]
@@ -34,8 +34,8 @@ class UnsupportedNetwork(BadInput):
     """The network does something that trimtab cannot compress; the text names the operator and the layer."""
 
 
-def convert(module: fx.GraphModule) -> Network:
-    """Turn what `trace_module` returned into a `Network`.
+def convert(module: fx.GraphModule) -> Graph:
+    """Turn what `trace_module` returned into a `Graph`.
 
     A sequence of tokens, (N, L, F) in PyTorch, becomes a tensor (F, L, 1) per image.
     """
@@ -55,13 +55,13 @@ class _Converter:
         self.modules = dict(module.named_modules())
         self.names: dict[fx.Node, str] = {}
         self.input = ""
-        self.ops: list[Op] = []
+        self.nodes: list[Node] = []
         self.pads: dict[str, tuple[str, tuple[int, int, int, int]]] = {}
         self.shuffles: dict[fx.Node, tuple[str, Array]] = {}
         self.planes: dict[fx.Node, str] = {}
         self.constants: dict[fx.Node, Array] = {}
 
-    def convert(self) -> Network:
+    def convert(self) -> Graph:
         source: fx.Node | None = None
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
@@ -78,16 +78,16 @@ class _Converter:
                 if len(_raw_shape(result)) == 2:
                     raise UnsupportedNetwork("a network whose output is a sequence cannot be compressed")
                 output = self._tensor(result)
-                return Network(source.name, _shape(source), self._living(output), output)
+                return Graph(source.name, _shape(source), self._living(output), output)
             elif "tensor_meta" in node.meta:  # sizes have none
                 self._node(node)
         raise UnsupportedNetwork("the network has no output")
 
-    def _living(self, output: str) -> tuple[Op, ...]:
+    def _living(self, output: str) -> tuple[Node, ...]:
         """The operators without the channel maps that nothing reads since others took over their selection."""
         read = {output}
         kept = []
-        for op in reversed(self.ops):
+        for op in reversed(self.nodes):
             if op.kind != "channel_map" or op.name in read:
                 kept.append(op)
                 read.update(op.inputs)
@@ -133,14 +133,14 @@ class _Converter:
         name = str(node.target) if node.op == "call_module" else node.name
         if self._is_taken(name):
             name = node.name
-        self.ops.append(Op(kind, name, inputs, _shape(node), **fields))
+        self.nodes.append(Node(kind, name, inputs, **fields))
         self.names[node] = name
         if is_in_place(node, self.modules.get(str(node.target))):
             # Whoever reads the first operand from here on reads the result.
             self.names.update((other, name) for other, old in self.names.items() if old == inputs[0])
 
     def _is_taken(self, name: str) -> bool:
-        return name == self.input or any(op.name == name for op in self.ops)
+        return name == self.input or any(op.name == name for op in self.nodes)
 
     def _alias(self, node: fx.Node) -> None:
         self.names[node] = self.names[node.args[0]]  # type: ignore[index]
@@ -155,7 +155,7 @@ class _Converter:
             for reader in holder.users
             if reader.op == "output" or "tensor_meta" in reader.meta  # a size is no reader
         )
-        return next((i for i, op in enumerate(self.ops) if only and op.name == name), None)
+        return next((i for i, op in enumerate(self.nodes) if only and op.name == name), None)
 
     # layers
 
@@ -182,17 +182,16 @@ class _Converter:
                 "dilation": _pair(module.dilation),
                 "groups": module.groups,
             },
-            weight=_array(module.weight),
-            bias=_optional(module.bias),
+            weights=_weights(_array(module.weight), _optional(module.bias)),
         )
 
     def linear(self, node: fx.Node, module: nn.Linear) -> None:
         source, weight, bias = self._tensor(node.args[0]), _array(module.weight), _optional(module.bias)
         if len(_raw_shape(node)) == 1:
-            self._add(node, "linear", (source,), weight=weight, bias=bias)
+            self._add(node, "linear", (source,), weights=_weights(weight, bias))
         elif len(_raw_shape(node)) == 2:
             weight = weight[:, :, None, None]
-            self._add(node, "conv2d", (source,), attrs=dict(_POINTWISE), weight=weight, bias=bias)
+            self._add(node, "conv2d", (source,), attrs=_POINTWISE, weights=_weights(weight, bias))
         else:
             raise self._unsupported(node, "Linear over the last axis of images")
 
@@ -209,9 +208,9 @@ class _Converter:
         )
         name, last = self._tensor(node.args[0]), self._producer(node, node.args[0])
         if last is not None:
-            producer = self.ops[last]
+            producer = self.nodes[last]
             if producer.is_layer and producer.norm is None:
-                self.ops[last] = replace(producer, norm=norm)
+                self.nodes[last] = replace(producer, norm=norm)
                 self.names[node] = name
                 return
         if len(_raw_shape(node)) != 3:
@@ -223,8 +222,7 @@ class _Converter:
             "conv2d",
             (name,),
             attrs={**_POINTWISE, "groups": module.num_features},
-            weight=scale.reshape(-1, 1, 1, 1),
-            bias=(norm.bias - norm.mean * scale).astype(np.float32),
+            weights=_weights(scale.reshape(-1, 1, 1, 1), (norm.bias - norm.mean * scale).astype(np.float32)),
         )
 
     def layer_norm(self, node: fx.Node, module: nn.LayerNorm) -> None:
@@ -235,7 +233,7 @@ class _Converter:
         weight, bias = _optional(module.weight), _optional(module.bias)
         constants = {"weight": ones if weight is None else weight, "bias": 0 * ones if bias is None else bias}
         source = self._tensor(node.args[0])
-        self._add(node, "layer_norm", (source,), attrs={"epsilon": float(module.eps)}, constants=constants)
+        self._add(node, "layer_norm", (source,), attrs={"epsilon": float(module.eps)}, weights=constants)
 
     def attention(self, node: fx.Node, module: nn.MultiheadAttention) -> None:
         names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
@@ -247,19 +245,18 @@ class _Converter:
         if module.bias_k is not None or module.add_zero_attn:
             raise self._unsupported(node, "MultiheadAttention with bias_k or add_zero_attn")
         source, path = self._tensor(given["query"]), str(node.target)
-        features, length = module.embed_dim, _raw_shape(given["query"])[0]
+        features = module.embed_dim
         weights = np.split(_array(module.in_proj_weight), 3)
         biases = [None] * 3 if module.in_proj_bias is None else np.split(_array(module.in_proj_bias), 3)
         attrs = {"heads": module.num_heads, "scale": (features // module.num_heads) ** -0.5}
-        shape = (features, length, 1)
 
         def project(name: str, tensor: str, weight: Array, bias: Array | None) -> str:
             weight = weight[:, :, None, None]
-            self.ops.append(Op("conv2d", f"{path}.{name}", (tensor,), shape, dict(_POINTWISE), weight, bias))
+            self.nodes.append(Node("conv2d", f"{path}.{name}", (tensor,), _POINTWISE, _weights(weight, bias)))
             return f"{path}.{name}"
 
         inputs = tuple(project(*part) for part in zip("qkv", [source] * 3, weights, biases, strict=True))
-        self.ops.append(Op("attention", f"{path}.attention", inputs, shape, attrs))
+        self.nodes.append(Node("attention", f"{path}.attention", inputs, attrs))
         out = module.out_proj
         self.names[node] = project("out_proj", f"{path}.attention", _array(out.weight), _optional(out.bias))
 
@@ -356,12 +353,11 @@ class _Converter:
         if len(_raw_shape(node.args[0])) != 3 or set(as_tuple(axes)) not in _SPATIAL_AXES:
             raise self._unsupported(node, f"mean over axes {axes}")
         source = self._tensor(node.args[0])
-        channels = _shape(node.args[0])[0]
         pooled = f"{node.name}_pool" if not keep else node.name
-        self.ops.append(Op("global_avg_pool2d", pooled, (source,), (channels, 1, 1)))
+        self.nodes.append(Node("global_avg_pool2d", pooled, (source,)))
         self.names[node] = pooled
         if not keep:
-            self.ops.append(Op("flatten", node.name, (pooled,), (channels,)))
+            self.nodes.append(Node("flatten", node.name, (pooled,)))
             self.names[node] = node.name
 
     # selections and shuffles of channels
@@ -373,7 +369,7 @@ class _Converter:
 
     def _select(self, node: fx.Node, source: str, index: list[int]) -> None:
         """Take these channels of a tensor; a selection of a selection is one."""
-        producer = next((op for op in self.ops if op.name == source and op.is_selection), None)
+        producer = next((op for op in self.nodes if op.name == source and op.is_selection), None)
         if producer is not None:
             source, index = producer.inputs[0], [producer.attrs["index"][i] for i in index]
         self._add(node, "channel_map", (source,), attrs={"index": tuple(index)})
@@ -486,30 +482,23 @@ class _Converter:
     def _extend_tokens(self, node: fx.Node, source: fx.Node, what: str, constant: Array) -> None:
         """Put a class token or a position embedding into the operator that makes the tokens."""
         last = self._producer(node, source)
-        producer = None if last is None else self.ops[last]
+        producer = None if last is None else self.nodes[last]
         fits = (
             constant.ndim == 3 and len(constant) == 1 and (what == "prefix" or constant.shape[1:] == _raw_shape(node))
         )
-        if (
-            last is None
-            or producer is None
-            or producer.kind != "tokens"
-            or "position" in producer.constants
-            or not fits
-        ):
+        if last is None or producer is None or producer.kind != "tokens" or "position" in producer.weights or not fits:
             raise UnsupportedNetwork(
                 f"a parameter is used as a tensor at {node.name!r}: only a class token and a position embedding may "
                 "be, right behind the reshape of an image to tokens"
             )
-        constants = {**producer.constants, what: constant[0]}
-        self.ops[last] = replace(producer, shape=_shape(node), constants=constants)
+        self.nodes[last] = producer.with_weights(**{what: constant[0]})
         self.names[node] = producer.name
 
     def _first_token(self, node: fx.Node, source: fx.Node) -> None:
-        features, length, _ = _shape(source)
+        _, length, _ = _shape(source)
         first = f"{node.name}_token"
-        self.ops.append(Op("subsample", first, (self._tensor(source),), (features, 1, 1), {"stride": (length, 1)}))
-        self.ops.append(Op("flatten", node.name, (first,), (features,)))
+        self.nodes.append(Node("subsample", first, (self._tensor(source),), {"stride": (length, 1)}))
+        self.nodes.append(Node("flatten", node.name, (first,)))
         self.names[node] = node.name
 
     # zero padding
@@ -660,3 +649,7 @@ def _array(parameter: torch.Tensor) -> Array:
 
 def _optional(parameter: torch.Tensor | None) -> Array | None:
     return None if parameter is None else _array(parameter)
+
+
+def _weights(weight: Array, bias: Array | None) -> dict[str, Array]:
+    return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}

@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.errors import BadInput
+from trimtab.graph import Array, Graph, Node
+from trimtab.graph.channels import propagate
 from trimtab.spaces.execute import LayerGradient, layer_gradients, run
-from trimtab.spaces.groups import ChannelGroup, propagate
-from trimtab.spaces.network import Array, Network, Op
+from trimtab.spaces.groups import ChannelGroup
 from trimtab.spaces.reconstruct import draw_positions, receptive_fields
 from trimtab.threads import one_blas_thread
 
@@ -61,7 +62,7 @@ class Reader:
 class Evidence:
     """Evidence for criteria: the folded network, its groups, batch-norm scales (O,) by layer, images (N, C, H, W)."""
 
-    network: Network
+    network: Graph
     groups: Sequence[ChannelGroup]
     scales: Mapping[str, Array] = field(default_factory=dict)
     images: Array | None = None
@@ -82,7 +83,7 @@ class Evidence:
 
         Numbers run through the groups in their order.
         """
-        produced = {op.name: np.full(op.shape[0], -1) for op in self.network if op.makes_channels}
+        produced = {op.name: np.full(self.network.shapes[op.name][0], -1) for op in self.network if op.makes_channels}
         start = 0
         for group in self.groups:
             for name, positions in group.members.items():
@@ -112,10 +113,10 @@ class Evidence:
         """By group, the layers whose inputs are its channels; a grouped convolution is one for each of its groups."""
         grams: dict[str, Array] = {}
 
-        def observe(op: Op, y: Tensor) -> None:
-            for reader in self.network.consumers(op.name):
+        def observe(op: Node, y: Tensor) -> None:
+            for reader in self.network.readers(op.name):
                 if reader.is_layer and not reader.is_depthwise:
-                    places = draw_positions(reader, (len(y), *reader.shape), seed=0)
+                    places = draw_positions(reader, (len(y), *self.network.shapes[reader.name]), seed=0)
                     fields = receptive_fields(reader, y, places).double()
                     grams[reader.name] = (fields.T @ fields / len(fields)).numpy()
 
@@ -124,7 +125,7 @@ class Evidence:
         start = 0
         for group in self.groups:
             for name, gram in grams.items():
-                op = self.network.op(name)
+                op = self.network.node(name)
                 numbers = self.labels[op.inputs[0]] - start
                 inside = np.where((numbers >= 0) & (numbers < group.size), numbers, -1)
                 if (inside >= 0).any():
@@ -157,8 +158,8 @@ def drawn_loss(seed: int) -> Callable[[Tensor], Tensor]:
     return loss
 
 
-def _readers(op: Op, gram: Array, channel: Array) -> list[Reader]:
-    weight = op.weight.astype(np.float64)  # type: ignore[union-attr]
+def _readers(op: Node, gram: Array, channel: Array) -> list[Reader]:
+    weight = op.weight.astype(np.float64)
     taps = weight[0, 0].size
     columns, rows = len(gram) // op.groups, len(weight) // op.groups
     whole = np.repeat(channel, taps)
@@ -181,7 +182,7 @@ def _by_filter(evidence: Evidence, measure: Callable[[Array], Array]) -> dict[st
         {
             op.name: measure(op.weight.reshape(op.weight.shape[0], -1).astype(np.float64))
             for op in evidence.network.layers
-            if op.weight is not None and not op.is_depthwise
+            if op.is_layer and not op.is_depthwise
         }
     )
 
@@ -218,7 +219,7 @@ def _random(evidence: Evidence) -> dict[str, Array]:
 def _apoz(evidence: Evidence) -> dict[str, Array]:
     votes: dict[str, Array] = {}
 
-    def observe(op: Op, y: Tensor) -> None:
+    def observe(op: Node, y: Tensor) -> None:
         if op.kind == "activation" and op.attrs["activation"] in ("relu", "relu6"):
             votes[op.name] = (y != 0).double().transpose(0, 1).flatten(1).mean(1).numpy()
 
@@ -230,7 +231,7 @@ def _taylor(evidence: Evidence) -> dict[str, Array]:
     votes: dict[str, Array] = {}
     for batch in evidence.gradients:
         for name, at in batch.items():
-            if not evidence.network.op(name).is_depthwise:
+            if not evidence.network.node(name).is_depthwise:
                 product = (at.y * at.gradient).double()
                 change = product.flatten(2).mean(2) if product.ndim == 4 else product
                 votes[name] = votes.get(name, 0) + change.abs().sum(0).numpy()
@@ -242,22 +243,22 @@ def _hessian(evidence: Evidence) -> dict[str, Array]:
     votes: dict[str, Array] = {}
     for x in evidence.batches:
         for name, at in layer_gradients(network, x, loss).items():
-            op = network.op(name)
-            if op.weight is not None and not op.is_depthwise:
+            op = network.node(name)
+            if op.is_layer and not op.is_depthwise:
                 curvature = weight_gradients(op, at).double().square().sum(0).numpy()
                 saliency = curvature * op.weight.reshape(curvature.shape).astype(np.float64) ** 2 / 2
                 votes[name] = votes.get(name, 0) + saliency.sum(axis=1)
     return evidence.add_up(votes)
 
 
-def weight_gradients(op: Op, at: LayerGradient) -> Tensor:
+def weight_gradients(op: Node, at: LayerGradient) -> Tensor:
     """Return each image's gradient of a loss with respect to a layer's weight, (N, O, I/groups * kh * kw)."""
     if op.kind == "linear":
         return at.gradient[:, :, None] * at.x[:, None, :]
     top, left, bottom, right = op.attrs["padding"]
     fields = F.unfold(
         F.pad(at.x, (left, right, top, bottom)),
-        op.weight.shape[2:],  # type: ignore[union-attr]
+        op.weight.shape[2:],
         dilation=op.attrs["dilation"],
         stride=op.attrs["stride"],
     )

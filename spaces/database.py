@@ -24,11 +24,11 @@ from safetensors.numpy import save as to_bytes
 
 from trimtab.errors import BadInput
 from trimtab.files import write_bytes
+from trimtab.graph import Array, Node
 from trimtab.spaces.candidate import Candidate, kept_by, layer_decisions, prune_network
-from trimtab.spaces.candidate_file import pack_operators, unpack_operators
+from trimtab.spaces.candidate_file import pack_nodes, unpack_nodes
 from trimtab.spaces.formats import BYTE
 from trimtab.spaces.layerwise import CompressedLayer, LayerCompressor, is_row_wise
-from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.space import Space
@@ -87,7 +87,7 @@ class LayerDatabase:
     def stitch(self, policy: Policy) -> Candidate:
         """Return the candidate of a policy, made of entries; making those that are missing takes the most time."""
         network, channels = prune_network(self.space, policy)
-        ops: list[Op] = []
+        ops: list[Node] = []
         int8: dict[str, tuple[Array, Array]] = {}
         whole, stored = dict(self._ranges.whole), {bits: dict(ranges) for bits, ranges in self._ranges.stored.items()}
         for op in network:
@@ -95,11 +95,11 @@ class LayerDatabase:
                 ops.append(op)
                 continue
             layer = self._layer(op, policy.layers[op.name], channels)
-            ops.extend(layer.ops)
+            ops.extend(layer.nodes)
             int8.update(layer.int8)
             for ranges in (whole, *stored.values()):
                 ranges.update(layer.ranges)
-        network = replace(network, ops=tuple(ops))
+        network = replace(network, nodes=tuple(ops))
         return Candidate(policy, network, layer_decisions(network, policy), int8, whole, stored)
 
     def errors(self, policy: Policy) -> dict[str, float]:
@@ -142,7 +142,7 @@ class LayerDatabase:
     @torch_threads(1)
     def make(self, task: LayerTask) -> CompressedLayer:
         """Make a task's entry, and put it into the folder."""
-        whole = self.space.network.op(task.layer)
+        whole = self.space.network.node(task.layer)
         inputs, outputs = np.array(task.inputs), np.array(task.outputs)
         source = whole.inputs[0]
         numbers = task.decision.format
@@ -150,23 +150,23 @@ class LayerDatabase:
         stored, statistics = self._ranges.stored[bits][source], self._statistics[task.layer]
         rounding = self.quantisation.rounding
         compressor = LayerCompressor(whole, inputs, outputs, task.decision, statistics, stored, rounding)
-        layer = compressor.compress((len(inputs), *self.space.network.shape_of(source)[1:]))
+        layer = compressor.compress()
         _write(self._path(task), layer)
         return layer
 
-    def _layer(self, pruned: Op, decision: LayerDecision, channels: Mapping[str, Array]) -> CompressedLayer:
+    def _layer(self, pruned: Node, decision: LayerDecision, channels: Mapping[str, Array]) -> CompressedLayer:
         """What stands for a layer of a pruned network."""
-        task = self._task(self.space.network.op(pruned.name), decision, channels)
+        task = self._task(self.space.network.node(pruned.name), decision, channels)
         entry = self._entry(task)
         if not is_row_wise(decision):
             return entry
-        rows, (op,) = channels[pruned.name], entry.ops
+        rows, (op,) = channels[pruned.name], entry.nodes
         bias = None if op.bias is None else op.bias[rows]
         int8 = {name: (weight[rows], scale[rows]) for name, (weight, scale) in entry.int8.items()}
-        alone = replace(pruned, weight=op.weight[rows], bias=bias)  # type: ignore[index]
+        alone = pruned.with_weights(weight=op.weight[rows], bias=bias)
         return CompressedLayer((alone,), int8, {}, entry.error[rows])
 
-    def _widths(self, op: Op) -> Iterator[Mapping[str, int]]:
+    def _widths(self, op: Node) -> Iterator[Mapping[str, int]]:
         """Channel counts of all groups, for every width of one group that a layer reads and of one that it writes."""
         whole = self.space.base().channels
         choices = {knob.target: knob.choices[:-1] for knob in self.space.knobs if knob.kind == "channels"}
@@ -178,12 +178,12 @@ class LayerDatabase:
         for read, written in itertools.product(alone(op.inputs[0]), alone(op.name)):
             yield {**whole, **read, **written}
 
-    def _task(self, whole: Op, decision: LayerDecision, channels: Mapping[str, Array]) -> LayerTask:
+    def _task(self, whole: Node, decision: LayerDecision, channels: Mapping[str, Array]) -> LayerTask:
         inputs, outputs = channels[whole.inputs[0]], channels[whole.name]
         if is_row_wise(decision):
-            outputs = np.arange(whole.shape[0])
+            outputs = np.arange(len(whole.weight))
             if whole.is_depthwise:
-                inputs = np.arange(self.space.network.shape_of(whole.inputs[0])[0])
+                inputs = np.arange(self.space.network.shapes[whole.inputs[0]][0])
         return LayerTask(whole.name, tuple(inputs.tolist()), tuple(outputs.tolist()), decision)
 
     def _entry(self, task: LayerTask) -> CompressedLayer:
@@ -224,8 +224,8 @@ class LayerDatabase:
 
 def _write(path: Path, layer: CompressedLayer) -> None:
     """Put an entry into a file. What a layer's only operator looks like is known from the network."""
-    operators, tensors = pack_operators(layer.ops, layer.int8)
-    about = {"ops": operators, "ranges": dict(layer.ranges)}
+    nodes, tensors = pack_nodes(layer.nodes, layer.int8)
+    about = {"nodes": nodes, "ranges": dict(layer.ranges)}
     path.parent.mkdir(parents=True, exist_ok=True)
     content = to_bytes({**tensors, "error": layer.error}, metadata={_KEY: json.dumps(about)})
     write_bytes(path, content, durable=False)
@@ -236,9 +236,10 @@ def _read(path: Path) -> CompressedLayer:
         with safe_open(path, framework="numpy") as file:
             about = json.loads(file.metadata()[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        ops, int8 = unpack_operators(about["ops"], tensors)
+        error = tensors.pop("error")
+        nodes, int8 = unpack_nodes(about["nodes"], tensors)
         ranges = {name: (low, high) for name, (low, high) in about["ranges"].items()}
-        return CompressedLayer(ops, int8, ranges, tensors["error"])
+        return CompressedLayer(nodes, int8, ranges, error)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadInput(
             f"{path} is not an entry of a layer database ({error}); delete it, and it is made anew"

@@ -1,4 +1,4 @@
-"""The interpreter of a `Network` in PyTorch, operator by operator: the plain reference, and what repairs look at."""
+"""The interpreter of a `Graph` in PyTorch, operator by operator: the plain reference, and what repairs look at."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.spaces.network import Array, Network, Op
+from trimtab.graph import Array, Graph, Node
 
 __all__ = ["LayerGradient", "apply_layer", "apply_op", "layer_gradients", "run"]
 
 
 def run(
-    network: Network,
+    network: Graph,
     x: Tensor,
-    observe: Callable[[Op, Tensor], Tensor | None] | None = None,
+    observe: Callable[[Node, Tensor], Tensor | None] | None = None,
     differentiable: bool = False,
 ) -> Tensor:
     """Return the output for `x` (N, C, H, W), float32; norms are applied where they are not folded.
@@ -26,10 +26,10 @@ def run(
     `observe` sees every operator's output and may return another one in its place. Tensors are dropped after their
     last reader. `differentiable` lets gradients flow back to whatever asks for them.
     """
-    last = {name: i for i, op in enumerate(network.ops) for name in op.inputs}
+    last = {name: i for i, op in enumerate(network.nodes) for name in op.inputs}
     values = {network.input: x}
     with torch.set_grad_enabled(differentiable):
-        for i, op in enumerate(network.ops):
+        for i, op in enumerate(network.nodes):
             y = apply_op(op, [values[name] for name in op.inputs])
             if observe is not None:
                 replacement = observe(op, y)
@@ -50,14 +50,14 @@ class LayerGradient:
     gradient: Tensor
 
 
-def layer_gradients(network: Network, x: Tensor, loss: Callable[[Tensor], Tensor]) -> dict[str, LayerGradient]:
+def layer_gradients(network: Graph, x: Tensor, loss: Callable[[Tensor], Tensor]) -> dict[str, LayerGradient]:
     """Return for every layer what a scalar loss of the network's output says about its output.
 
     `loss` is differentiated as it is: a sum over images keeps the gradients of the images apart.
     """
     values = {network.input: x}
 
-    def observe(op: Op, y: Tensor) -> None:
+    def observe(op: Node, y: Tensor) -> None:
         if op.is_layer and not y.requires_grad:  # nothing before it asks for a gradient
             y.requires_grad_()
         if op.is_layer:
@@ -73,11 +73,13 @@ def layer_gradients(network: Network, x: Tensor, loss: Callable[[Tensor], Tensor
     return found
 
 
-def apply_op(op: Op, inputs: list[Tensor]) -> Tensor:
+def apply_op(op: Node, inputs: list[Tensor]) -> Tensor:
     """Return one operator's output, (N, ...)."""
     x = inputs[0]
     if op.kind in ("conv2d", "linear"):
         return _layer(op, x)
+    if op.kind == "quantize":  # whoever observes it rounds it
+        return x
     if op.kind == "activation":
         return _ACTIVATIONS[op.attrs["activation"]](x)
     if op.kind == "add":
@@ -103,7 +105,7 @@ def apply_op(op: Op, inputs: list[Tensor]) -> Tensor:
     if op.kind == "adaptive_avg_pool2d":
         return F.adaptive_avg_pool2d(x, op.attrs["size"])
     if op.kind == "layer_norm":
-        weight, bias = (_tensor(op.constants[name]) for name in ("weight", "bias"))
+        weight, bias = (_tensor(op.weights[name]) for name in ("weight", "bias"))
         return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, op.attrs["epsilon"]).movedim(-1, 1)
     if op.kind == "tokens":
         return _tokens(op, x)
@@ -112,7 +114,7 @@ def apply_op(op: Op, inputs: list[Tensor]) -> Tensor:
     raise NotImplementedError(op.kind)
 
 
-def apply_layer(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def apply_layer(op: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return a layer's output with this weight and bias in place of its own, before any norm."""
     if op.kind == "linear":
         return F.linear(x, weight, bias)
@@ -123,7 +125,7 @@ def apply_layer(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return F.conv2d(x, weight, bias, op.attrs["stride"], ends, op.attrs["dilation"], op.attrs["groups"])
 
 
-def _layer(op: Op, x: Tensor) -> Tensor:
+def _layer(op: Node, x: Tensor) -> Tensor:
     y = apply_layer(op, x, _tensor(op.weight), _tensor(op.bias))
     if op.norm is not None:
         mean, var = _tensor(op.norm.mean), _tensor(op.norm.var)
@@ -142,23 +144,23 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _tokens(op: Op, x: Tensor) -> Tensor:
+def _tokens(op: Node, x: Tensor) -> Tensor:
     sequence = x.flatten(2)
-    if "prefix" in op.constants:
-        prefix = _tensor(op.constants["prefix"]).T
+    if "prefix" in op.weights:
+        prefix = _tensor(op.weights["prefix"]).T
         sequence = torch.cat([prefix.expand(len(x), *prefix.shape), sequence], 2)
-    if "position" in op.constants:
-        sequence = sequence + _tensor(op.constants["position"]).T
+    if "position" in op.weights:
+        sequence = sequence + _tensor(op.weights["position"]).T
     return sequence[..., None]
 
 
-def _attention(op: Op, inputs: list[Tensor]) -> Tensor:
+def _attention(op: Node, inputs: list[Tensor]) -> Tensor:
     q, k, v = (x.reshape(len(x), op.attrs["heads"], -1, x.shape[2]).mT for x in inputs)
     y = F.scaled_dot_product_attention(q, k, v, scale=op.attrs["scale"])
     return y.mT.flatten(1, 2)[..., None]
 
 
-def _avg_pool(op: Op, x: Tensor) -> Tensor:
+def _avg_pool(op: Node, x: Tensor) -> Tensor:
     top, left, bottom, right = op.attrs["padding"]
     kernel, stride, include = op.attrs["kernel"], op.attrs["stride"], op.attrs["count_include_pad"]
     if (top, left) == (bottom, right):

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from trimtab.errors import BadInput, unknown_name
+from trimtab.graph import Array
 from trimtab.spaces.grids import GRIDS, UNIFORM, Grid
-from trimtab.spaces.network import Array
 
 __all__ = [
     "ACTIVATION_BITS",

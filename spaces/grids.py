@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from trimtab.spaces.network import Array
+from trimtab.graph import Array
 
 __all__ = ["GRIDS", "UNIFORM", "FixedGrid", "Grid", "nearest"]
 

@@ -17,10 +17,11 @@ import torch
 import torch_pruning as tp
 from torch import fx, nn
 
-from trimtab.spaces.network import Array, Network, Op
+from trimtab.graph import OPERATORS, Array, Graph, Node
+from trimtab.graph.channels import propagate
 from trimtab.spaces.zoo import ChannelPad
 
-__all__ = ["ChannelGroup", "channel_groups", "propagate"]
+__all__ = ["ChannelGroup", "channel_groups"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,38 +37,12 @@ class ChannelGroup:
     members: Mapping[str, Array]
 
 
-def channel_groups(module: fx.GraphModule, network: Network, example: torch.Tensor) -> tuple[ChannelGroup, ...]:
+def channel_groups(module: fx.GraphModule, network: Graph, example: torch.Tensor) -> tuple[ChannelGroup, ...]:
     """Return the prunable groups of a traced module and its network, in the order of their first layers."""
     ties = _Ties(network)
     if not any(op.is_selection or op.kind == "attention" for op in network):
         ties.add_dependency_graph(module, example)
     return ties.groups()
-
-
-def propagate(network: Network, produced: Mapping[str, Array], fixed: int = -1) -> dict[str, Array]:
-    """Carry one integer per channel from the producers along every tensor.
-
-    `produced` holds an array (O,) for each operator that makes channels; input channels are `fixed`. Returns an array
-    (C,) or (F,) for every tensor; additions and products take their first operand's, attention its values'.
-    """
-    labels = {network.input: np.full(network.input_shape[0], fixed)}
-    for op in network:
-        source = labels[op.inputs[0]]
-        if op.is_depthwise:
-            labels[op.name] = np.repeat(source, op.shape[0] // len(source))
-        elif op.makes_channels:
-            labels[op.name] = produced[op.name]
-        elif op.is_selection:
-            labels[op.name] = source[np.asarray(op.attrs["index"])]
-        elif op.kind == "attention":
-            labels[op.name] = labels[op.inputs[2]]
-        elif op.kind == "concat":
-            labels[op.name] = np.concatenate([labels[name] for name in op.inputs])
-        elif op.kind == "flatten":
-            labels[op.name] = np.repeat(source, op.shape[0] // len(source))
-        else:
-            labels[op.name] = source
-    return labels
 
 
 class _ChannelPadPruner(tp.function.BasePruningFunc):  # type: ignore[misc]
@@ -93,51 +68,34 @@ class _ChannelPadPruner(tp.function.BasePruningFunc):  # type: ignore[misc]
 class _Ties:
     """Union-find over all produced channels; `atoms` holds each tensor's channel numbers, -1 for the input's."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Graph) -> None:
         self.network = network
         self.producers = [op for op in network if op.makes_channels]
-        starts = np.cumsum([0, *[op.shape[0] for op in self.producers]])
+        counts = [network.shapes[op.name][0] for op in self.producers]
+        starts = np.cumsum([0, *counts])
         self.parent = list(range(int(starts[-1])))
         self.own = {
-            op.name: np.arange(start, start + op.shape[0]) for op, start in zip(self.producers, starts, strict=False)
+            op.name: np.arange(start, start + count)
+            for op, start, count in zip(self.producers, starts, counts, strict=False)
         }
         self.atoms = propagate(network, self.own)
         self.frozen = set(self.atoms[network.output].tolist())
         for op in network:
             self._tie_operator(op)
 
-    def _tie_operator(self, op: Op) -> None:
-        if op.kind in ("add", "mul"):
-            self._tie(self.atoms[op.inputs[0]], self.atoms[op.inputs[1]])
-        elif op.kind == "attention":
-            # Queries and keys meet feature by feature; all heads are of one size.
-            query, key, value = (self.atoms[name] for name in op.inputs)
-            self._tie(query, key)
-            for channels in (query, value):
-                per_head = channels.reshape(op.attrs["heads"], -1)
-                for other in per_head[1:]:
-                    self._tie(per_head[0], other)
-        elif self._needs_every_channel(op):
-            self.frozen.update(self.atoms[op.inputs[0]].tolist())
-        elif op.groups > 1 and not op.is_depthwise:
-            for channels in (self.atoms[op.inputs[0]], self.own[op.name]):
-                per_group = channels.reshape(op.groups, -1)
-                for other in per_group[1:]:
-                    self._tie(per_group[0], other)
+    def _tie_operator(self, op: Node) -> None:
+        operator, inputs = OPERATORS[op.kind], [self.atoms[name] for name in op.inputs]
+        for left, right in operator.ties(op, inputs, self.atoms[op.name]):
+            self._tie(left, right)
+        if operator.needs_every_channel(op, self.network.readers(op.name)):
+            self.frozen.update(inputs[0].tolist())
         # A residual addition reached over the output's frozen channels is frozen by the union itself.
-
-    def _needs_every_channel(self, op: Op) -> bool:
-        """Whether a channel of the input cannot go without changing the others, or leaves more than zeros behind."""
-        if op.kind == "activation" and op.attrs["activation"] in ("sigmoid", "hard_sigmoid"):
-            readers = self.network.consumers(op.name)
-            return not all(reader.kind == "mul" for reader in readers)
-        return op.kind == "layer_norm" or (op.kind == "tokens" and bool(op.constants))
 
     def add_dependency_graph(self, module: fx.GraphModule, example: torch.Tensor) -> None:
         """Tie the output channels that Torch-Pruning would prune together with each layer's."""
         names = {layer: name for name, layer in module.named_modules()}
         pads: dict[nn.Module, tuple[int, int]] = {
-            layer: (len(self.atoms[self.network.op(name).inputs[0]]), self.network.op(name).shape[0])
+            layer: (len(self.atoms[self.network.node(name).inputs[0]]), self.network.shapes[name][0])
             for layer, name in names.items()
             if isinstance(layer, ChannelPad)
         }
@@ -185,7 +143,7 @@ class _Ties:
         for op in self.network:
             if op.is_selection:  # one of its channels stays, so that it never becomes empty
                 chosen = [self._find(atom) for atom in self.atoms[op.name].tolist() if atom >= 0]
-                if len(chosen) == op.shape[0] and frozen.isdisjoint(chosen):
+                if len(chosen) == len(self.atoms[op.name]) and frozen.isdisjoint(chosen):
                     frozen.add(chosen[0])
         classes = {op.name: np.array([self._find(atom) for atom in self.own[op.name]]) for op in self.producers}
         open_classes = {
@@ -196,7 +154,7 @@ class _Ties:
             numbers = list(dict.fromkeys(c for name in names for c in open_classes[name]))
             position = {c: i for i, c in enumerate(numbers)}
             members = {name: np.array([position.get(c, -1) for c in classes[name].tolist()]) for name in names}
-            layers = [name for name in names if self.network.op(name).is_layer]
+            layers = [name for name in names if self.network.node(name).is_layer]
             if layers and len(numbers) > 1:
                 groups.append(ChannelGroup(layers[0], len(numbers), members))
         return tuple(groups)

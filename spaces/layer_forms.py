@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from trimtab.errors import BadInput
+from trimtab.graph import Node
 from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises, pays
 from trimtab.spaces.formats import LayerFormat
-from trimtab.spaces.network import Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.sharing import SHARINGS
 from trimtab.spaces.sparsity import PATTERNS, parse_pattern
@@ -46,12 +46,12 @@ class Form(ABC):
         """Read a text; None where it is not of this kind, a number that makes no sense is a `BadInput`."""
 
     @abstractmethod
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         """Whether a layer with weights can take it at all; what it gains is measured."""
 
-    def is_offered(self, op: Op, in_shape: tuple[int, ...]) -> bool:
+    def is_offered(self, op: Node, in_shape: tuple[int, ...]) -> bool:
         """Whether a layer that reads a tensor of this shape can take it and, as far as counting tells, gains by it."""
-        return op.weight is not None and self.applies(op)
+        return op.is_layer and self.applies(op)
 
     @abstractmethod
     def decision(self, bits: LayerFormat, layer: Geometry, in_shape: tuple[int, ...]) -> LayerDecision:
@@ -65,7 +65,7 @@ class _Dense(Form):
     def parse(cls, text: str) -> Form | None:
         return cls(DENSE, 1.0, text) if text == DENSE else None
 
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         return True
 
     def decision(self, bits: LayerFormat, layer: Geometry, in_shape: tuple[int, ...]) -> LayerDecision:
@@ -84,10 +84,10 @@ class _Factorised(Form):
             raise BadInput(f"{text!r}: the number is a fraction between 0 and 1")
         return cls(name, amount, text)
 
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         return factorises(FACTORISATIONS[self.name], op)
 
-    def is_offered(self, op: Op, in_shape: tuple[int, ...]) -> bool:
+    def is_offered(self, op: Node, in_shape: tuple[int, ...]) -> bool:
         if not super().is_offered(op, in_shape):
             return False
         layer = Geometry.of(op)
@@ -115,7 +115,7 @@ class _Sparse(Form):
         pattern = parse_pattern(text)
         return cls(pattern.name, pattern.zeros, text)
 
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         return parse_pattern(self.text).applies(op)
 
     def decision(self, bits: LayerFormat, layer: Geometry, in_shape: tuple[int, ...]) -> LayerDecision:
@@ -134,7 +134,7 @@ class _Shared(Form):
             raise BadInput(f"{text!r}: {wrong}")
         return cls(name, amount, text)
 
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         return SHARINGS[self.name].applies(op)
 
     def decision(self, bits: LayerFormat, layer: Geometry, in_shape: tuple[int, ...]) -> LayerDecision:

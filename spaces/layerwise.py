@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.linalg import cho_factor, cho_solve
 
+from trimtab.graph import OPERATORS, Array, Node
 from trimtab.spaces.candidate import narrowed
 from trimtab.spaces.execute import apply_op
 from trimtab.spaces.factorisation import factor_ops, fit_outputs, kernel_of, plain_factors
-from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision
-from trimtab.spaces.prune import sliced
 from trimtab.spaces.ranges import activation_quant
 from trimtab.spaces.reconstruct import RIDGE
 from trimtab.spaces.statistics import LayerStatistics
@@ -34,7 +33,7 @@ class CompressedLayer:
     channel's error; errors of channels and of layers add up as far as the loss is quadratic.
     """
 
-    ops: tuple[Op, ...]
+    nodes: tuple[Node, ...]
     int8: Mapping[str, tuple[Array, Array]]
     ranges: Mapping[str, Range]
     error: Array
@@ -57,7 +56,7 @@ class LayerCompressor:
 
     def __init__(
         self,
-        whole: Op,
+        whole: Node,
         inputs: Array,
         outputs: Array,
         decision: LayerDecision,
@@ -65,75 +64,72 @@ class LayerCompressor:
         stored: Range,
         rounding: str,
     ) -> None:
-        pruned = sliced(whole, inputs, outputs)
+        pruned = OPERATORS[whole.kind].sliced(whole, inputs, outputs)
         self.pruned, self.decision, self.rounding = pruned, decision, rounding
         self.int8: dict[str, tuple[Array, Array]] = {}
         self.ranges: dict[str, Range] = {}
-        weight: Array = whole.weight[outputs].astype(np.float64)  # type: ignore[index]
+        weight: Array = whole.weight[outputs].astype(np.float64)
         self.target = weight.reshape(len(weight), -1)
         self.sensitivity = statistics.sensitivity[outputs]
         taps = self.target.shape[1] // weight.shape[1]
         # Grouped convolutions keep the same positions in each of their groups, depthwise ones their only one.
         kept = inputs[: len(inputs) // pruned.groups] if not pruned.is_depthwise else np.zeros(1, int)
         self.kept = (kept[:, None] * taps + np.arange(taps)).ravel()
-        self.group = outputs // (whole.shape[0] // whole.groups)
+        self.group = outputs // (len(whole.weight) // whole.groups)
         mean = statistics.mean.reshape(whole.groups, -1)
         self.covariance, self.mean = statistics.covariance, mean[self.group]
         noise = _rounding_noise(statistics.fields, stored, decision).reshape(whole.groups, -1)
         self.noise = noise[self.group][:, self.kept]
         self.fields = statistics.fields[:, self.kept] if whole.groups == 1 else None
 
-    def compress(self, in_shape: tuple[int, ...]) -> CompressedLayer:
-        """Return what stands for the layer, which reads a tensor of this shape."""
-        with one_blas_thread():
-            return self._compressed(in_shape)
-
-    def _compressed(self, in_shape: tuple[int, ...]) -> CompressedLayer:
+    @one_blas_thread()
+    def compress(self) -> CompressedLayer:
+        """Return what stands for the layer."""
         if self._untouched:
             return CompressedLayer((self.pruned,), {}, {}, np.zeros(len(self.target)))
         if self.pruned.groups != 1:
             op = narrowed(self.pruned, self.decision, self.int8)
             ops, seen = [op], np.eye(len(self.kept))
         else:
-            ops, seen = self._dense(in_shape)
+            ops, seen = self._dense()
         weight = ops[-1].weight
-        effective = weight.reshape(len(self.target), -1).astype(np.float64) @ seen  # type: ignore[union-attr]
+        effective = weight.reshape(len(self.target), -1).astype(np.float64) @ seen
         bias = 0.0 if self.pruned.bias is None else self.pruned.bias
         missing = (self.target * self.mean).sum(1) - (effective * self.mean[:, self.kept]).sum(1)
-        ops[-1] = replace(ops[-1], bias=np.asarray(bias + missing, np.float32))
+        ops[-1] = ops[-1].with_weights(bias=np.asarray(bias + missing, np.float32))
         return CompressedLayer(tuple(ops), self.int8, self.ranges, self._error(effective))
 
     @property
     def _untouched(self) -> bool:
         return self.decision == LayerDecision() and len(self.kept) == self.target.shape[1]
 
-    def _dense(self, in_shape: tuple[int, ...]) -> tuple[list[Op], Array]:
+    def _dense(self) -> tuple[list[Node], Array]:
         """Return the operators, and what the last one sees as a matrix (its inputs, the layer's inputs)."""
         covariance = self.covariance[0]
         gram = covariance[np.ix_(self.kept, self.kept)] + np.diag(self.noise[0])
         cross = self.target @ covariance[:, self.kept]
-        own = self.pruned.weight.reshape(len(self.target), -1).astype(np.float64)  # type: ignore[union-attr]
+        own = self.pruned.weight.reshape(len(self.target), -1).astype(np.float64)
         nothing_missing = len(self.kept) == self.target.shape[1] and not self.noise.any()
         weight = own if nothing_missing else _fit(own, cross, gram)
         op = _with_weight(self.pruned, weight)
         if self.decision.rank is None:
             ridged = gram + _ridge(gram)
             return [narrowed(op, self.decision, self.int8, ridged, self.rounding)], np.eye(len(self.kept))
-        *first, last = self._factors(op, gram + _ridge(gram), in_shape)
+        *first, last = self._factors(op, gram + _ridge(gram))
         first = [narrowed(factor, self.decision, self.int8) for factor in first]
         seen = _what_the_last_sees(first, op, last)
         self._note_ranges(first, op)
         inner = seen @ gram @ seen.T
-        left = last.weight.reshape(len(self.target), -1).astype(np.float64)  # type: ignore[union-attr]
+        left = last.weight.reshape(len(self.target), -1).astype(np.float64)
         last = _with_weight(last, _fit(left, cross @ seen.T, inner))
         return [*first, narrowed(last, self.decision, self.int8, inner + _ridge(inner), self.rounding)], seen
 
-    def _factors(self, op: Op, gram: Array, in_shape: tuple[int, ...]) -> Sequence[Op]:
+    def _factors(self, op: Node, gram: Array) -> Sequence[Node]:
         name = self.decision.factorisation
         plain = plain_factors(op, name, self.decision.rank or 0)
-        return factor_ops(op, name, fit_outputs(name, plain, kernel_of(op), gram), in_shape)
+        return factor_ops(op, name, fit_outputs(name, plain, kernel_of(op), gram))
 
-    def _note_ranges(self, first: Sequence[Op], op: Op) -> None:
+    def _note_ranges(self, first: Sequence[Node], op: Node) -> None:
         """Note the ranges of tensors between factors: those on some of the layer's inputs."""
         x = _as_images(torch.from_numpy(self.fields), op)
         for factor in first:
@@ -173,24 +169,24 @@ def _ridge(gram: Array) -> Array:
     return np.eye(len(gram)) * (RIDGE * max(float(np.diagonal(gram).mean()), 1e-12))
 
 
-def _with_weight(op: Op, weight: Array) -> Op:
-    return replace(op, weight=weight.reshape(op.weight.shape).astype(np.float32))  # type: ignore[union-attr]
+def _with_weight(op: Node, weight: Array) -> Node:
+    return op.with_weights(weight=weight.reshape(op.weight.shape).astype(np.float32))
 
 
-def _what_the_last_sees(first: Sequence[Op], op: Op, last: Op) -> Array:
+def _what_the_last_sees(first: Sequence[Node], op: Node, last: Node) -> Array:
     """Each input of the last factor as a combination of the layer's inputs, (its I, I): what unit inputs become."""
-    x = _as_images(torch.eye(op.weight[0].size), op)  # type: ignore[index]
+    x = _as_images(torch.eye(op.weight[0].size), op)
     for factor in first:
         x = apply_op(_unpadded(factor), [x])
     return np.asarray(x.reshape(len(x), -1).T.double().numpy())
 
 
-def _as_images(fields: torch.Tensor, op: Op) -> torch.Tensor:
-    return fields if op.kind == "linear" else fields.reshape(len(fields), *op.weight.shape[1:])  # type: ignore[union-attr]
+def _as_images(fields: torch.Tensor, op: Node) -> torch.Tensor:
+    return fields if op.kind == "linear" else fields.reshape(len(fields), *op.weight.shape[1:])
 
 
-def _unpadded(op: Op) -> Op:
+def _unpadded(op: Node) -> Node:
     """The operator as one output position of the layer sees it."""
     if op.kind == "linear":
         return op
-    return replace(op, attrs={**op.attrs, "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1)})
+    return op.with_attrs(stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1))

@@ -64,7 +64,7 @@ _DEFAULTS = LayerDecision().to_json()
 class Policy:
     """Kept channels for every group and a `LayerDecision` for every layer of one network.
 
-    `network` is the fingerprint of the network that the policy is for (`Network.fingerprint`).
+    `network` is the fingerprint of the network that the policy is for (`Graph.fingerprint`).
     """
 
     network: str

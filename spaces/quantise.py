@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimtab.errors import unknown_name
+from trimtab.graph import Array
 from trimtab.spaces.formats import INT8, WeightFormat
 from trimtab.spaces.grids import nearest
-from trimtab.spaces.network import Array
 from trimtab.spaces.ranges import RANGES
 from trimtab.spaces.rounding import ROUNDINGS, adaround, descent, gptq
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.spaces.network import Array
+from trimtab.graph import Array
 
 __all__ = ["RANGES", "activation_quant", "activation_range", "note_ranges", "sampled", "whole_range"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.spaces.network import Array, Network, Op
+from trimtab.graph import Array, Graph, Node
 
 __all__ = [
     "SAMPLES_PER_INPUT",
@@ -69,12 +69,12 @@ class Sample(Positions):
     rectified: bool = False
 
 
-def eager_order(network: Network) -> tuple[Op, ...]:
+def eager_order(network: Graph) -> tuple[Node, ...]:
     """Return the operators with those that have no weight as early as their inputs are there.
 
     So a shortcut without weights is there before the layer whose sum with it that layer is fitted to.
     """
-    there, left, order = {network.input}, list(network.ops), []
+    there, left, order = {network.input}, list(network.nodes), []
     while left:
         op = next((op for op in left if not op.is_layer and there.issuperset(op.inputs)), left[0])
         left.remove(op)
@@ -83,14 +83,14 @@ def eager_order(network: Network) -> tuple[Op, ...]:
     return tuple(order)
 
 
-def is_rectified(network: Network, tensor: str) -> bool:
+def is_rectified(network: Graph, tensor: str) -> bool:
     """Whether nothing but ReLUs read a tensor."""
-    readers = network.consumers(tensor)
+    readers = network.readers(tensor)
     relus = [op for op in readers if op.kind == "activation" and op.attrs["activation"] == "relu"]
     return bool(readers) and len(relus) == len(readers) and tensor != network.output
 
 
-def target_tensors(network: Network) -> dict[str, tuple[str, str | None]]:
+def target_tensors(network: Graph) -> dict[str, tuple[str, str | None]]:
     """Return for every dense layer the tensor it is fitted to, and the other operand where that is a sum."""
     order = {name: i for i, name in enumerate([network.input, *(op.name for op in eager_order(network))])}
     targets: dict[str, tuple[str, str | None]] = {}
@@ -98,7 +98,7 @@ def target_tensors(network: Network) -> dict[str, tuple[str, str | None]]:
         if op.groups != 1:
             continue
         targets[op.name] = (op.name, None)
-        readers = network.consumers(op.name)
+        readers = network.readers(op.name)
         if len(readers) == 1 and readers[0].kind == "add" and op.name != network.output:
             (add,) = readers
             others = [name for name in add.inputs if name != op.name]
@@ -107,9 +107,9 @@ def target_tensors(network: Network) -> dict[str, tuple[str, str | None]]:
     return targets
 
 
-def draw_positions(op: Op, shape: Sequence[int], seed: int, per_input: int = SAMPLES_PER_INPUT) -> Positions:
+def draw_positions(op: Node, shape: Sequence[int], seed: int, per_input: int = SAMPLES_PER_INPUT) -> Positions:
     """Draw positions of a layer's output of this shape, (N, O, H, W) or (N, O), without repetition, seeded."""
-    inputs = op.weight[0].size if op.weight is not None else 1
+    inputs = op.weight[0].size if op.is_layer else 1
     grid = (shape[0], *(shape[2:] if len(shape) == 4 else (1, 1)))
     total = math.prod(grid)
     wanted = min(total, max(LEAST_SAMPLES, per_input * inputs))
@@ -118,7 +118,7 @@ def draw_positions(op: Op, shape: Sequence[int], seed: int, per_input: int = SAM
 
 
 def sample_targets(
-    op: Op,
+    op: Node,
     tensor: Tensor,
     other: str | None,
     seed: int,
@@ -131,7 +131,7 @@ def sample_targets(
 
 
 def solve(
-    op: Op, x: Tensor, sample: Sample, channels: Array, values: Mapping[str, Tensor]
+    op: Node, x: Tensor, sample: Sample, channels: Array, values: Mapping[str, Tensor]
 ) -> tuple[Array, Array, Tensor]:
     """Return the weight and bias of `op` with which its output on `x` is nearest to the sample's values.
 
@@ -141,7 +141,7 @@ def solve(
     that `op` still has, `values` the candidate's tensors so far. The change of the weights is penalised, so a layer
     that has nothing to make up for stays as it is.
     """
-    if op.weight is None:
+    if not op.is_layer:
         raise ValueError(f"{op.name} has no weight")
     weight = torch.from_numpy(op.weight.reshape(op.weight.shape[0], -1).astype(np.float32))
     bias = torch.zeros(len(weight)) if op.bias is None else torch.from_numpy(op.bias.astype(np.float32))
@@ -193,14 +193,14 @@ def _rectified(fit: _Fit, wanted: Tensor, found: Tensor, change: Tensor, shift: 
     return now
 
 
-def receptive_fields(op: Op, x: Tensor, sample: Positions) -> Tensor:
+def receptive_fields(op: Node, x: Tensor, sample: Positions) -> Tensor:
     """Return the receptive field of every sampled output position, (S, C * kh * kw)."""
     if op.kind == "linear":
         return x[sample.image]
     top, left, bottom, right = op.attrs["padding"]
     padded = F.pad(x, (left, right, top, bottom)) if any((top, left, bottom, right)) else x
     (stride_h, stride_w), (dilation_h, dilation_w) = op.attrs["stride"], op.attrs["dilation"]
-    height, width = op.weight.shape[2:]  # type: ignore[union-attr]
+    height, width = op.weight.shape[2:]
     rows = sample.row[:, None] * stride_h + torch.arange(height) * dilation_h
     columns = sample.column[:, None] * stride_w + torch.arange(width) * dilation_w
     # Indexing pixels of channels-last images reads whole channel vectors at once.

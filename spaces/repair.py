@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import BadInput
+from trimtab.graph import Array, Node
 from trimtab.spaces.block_reconstruction import block_of, run_block, tune
 from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, prune_network
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import factor_ops, layer_of, plain_factors
 from trimtab.spaces.factorisation.fit_layer import fitted_factors
 from trimtab.spaces.formats import BYTE
-from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation, dequantise
 from trimtab.spaces.ranges import activation_quant, note_ranges
@@ -98,13 +98,13 @@ class Calibration:
         sums: dict[str, Tensor] = {}
         fitted = {tensor: (name, other) for name, (tensor, other) in target_tensors(network).items()}
 
-        def observe(op: Op, y: Tensor) -> None:
+        def observe(op: Node, y: Tensor) -> None:
             if op.is_layer:
                 moments[op.name] = _moments(y)
             if repairs.reconstruct and op.name in fitted:
                 name, other = fitted[op.name]
                 rectified = is_rectified(network, op.name)
-                samples[name] = sample_targets(network.op(name), y, other, len(samples), rectified, repairs.samples)
+                samples[name] = sample_targets(network.node(name), y, other, len(samples), rectified, repairs.samples)
                 if other is not None and repairs.block_steps:
                     sums[name] = y
 
@@ -144,7 +144,7 @@ class _Repair:
         self.samples = {} if self.untouched else dict(calibration.samples)
         self.blocks = self._float_blocks()
         self.values = {self.network.input: calibration.images}
-        self.ops: dict[str, Op] = {}
+        self.nodes: dict[str, Node] = {}
         self.int8: dict[str, tuple[Array, Array]] = {}
         self.ranges: dict[str, tuple[float, float]] = {}
         # Sums and products are stored in 8 bits, whatever the layers that read them ask for.
@@ -169,16 +169,16 @@ class _Repair:
                 read = [name for name, reader in last.items() if reader == i]
                 for name in [*read, *executed[op.name][:-1]]:
                     self.values.pop(name, None)
-        ops = tuple(self.ops[name] for op in self.network for name in executed[op.name])
-        network = replace(self.network, ops=ops)
+        ops = tuple(self.nodes[name] for op in self.network for name in executed[op.name])
+        network = replace(self.network, nodes=ops)
         decisions = layer_decisions(network, self.policy)
         return Candidate(self.policy, network, decisions, self.int8, self.ranges, self.stored)
 
-    def _keep(self, op: Op, y: Tensor) -> None:
-        self.ops[op.name], self.values[op.name] = op, y
+    def _keep(self, op: Node, y: Tensor) -> None:
+        self.nodes[op.name], self.values[op.name] = op, y
         self._measure(op.name, y)
 
-    def _float_blocks(self) -> dict[str, tuple[Op, ...]]:
+    def _float_blocks(self) -> dict[str, tuple[Node, ...]]:
         """By their last layers, the residual blocks of which every weight may still move."""
         if self.untouched:
             return {}
@@ -188,17 +188,17 @@ class _Repair:
             name: block for name, block in blocks.items() if free.issuperset(op.name for op in block if op.is_layer)
         }
 
-    def _tune(self, block: tuple[Op, ...]) -> None:
+    def _tune(self, block: tuple[Node, ...]) -> None:
         """Fit a block's layers together, once each has been fitted on its own."""
         last = block[-1].name
         sample, steps = self.calibration.samples[last], self.calibration.repairs.block_steps
         x, other = self.values[block[0].inputs[0]], self.values[str(sample.other)]
         wanted = self.calibration.sums[last][:, torch.from_numpy(self.channels[last])]
-        tuned = tune([self.ops[op.name] for op in block], x, other, wanted, sample.rectified, steps)
+        tuned = tune([self.nodes[op.name] for op in block], x, other, wanted, sample.rectified, steps)
         for op, y in zip(tuned, run_block(tuned, x), strict=True):
             self._keep(op, y)
 
-    def _executed_as(self, op: Op) -> list[Op]:
+    def _executed_as(self, op: Node) -> list[Node]:
         """The operator itself, or the factors of a factorised layer."""
         decision = self.policy.layers.get(op.name)
         if decision is None or decision.rank is None:
@@ -206,12 +206,12 @@ class _Repair:
         x, sample = self._input(op), self.samples.get(op.name)
         if sample is None or self.space.options.factors == "plain":
             factors = plain_factors(op, decision.factorisation, decision.rank)
-            return factor_ops(op, decision.factorisation, factors, tuple(x.shape[1:]))
+            return factor_ops(op, decision.factorisation, factors)
         rectified, kept = sample.rectified and self.space.options.factors == "nonlinear", self.channels[op.name]
         parts, self.samples[op.name] = fitted_factors(op, decision, x, sample, kept, self.values, rectified)
         return parts
 
-    def _last_readers(self, order: Sequence[Op]) -> dict[str, int]:
+    def _last_readers(self, order: Sequence[Node]) -> dict[str, int]:
         """The index of the last operator that needs a tensor; a layer fitted to a sum needs the other operand."""
         last: dict[str, int] = {}
         for i, op in enumerate(order):
@@ -226,10 +226,10 @@ class _Repair:
         """Note a tensor's range, and what of it each storage holds that the policy asks for anywhere."""
         note_ranges(tensor, values, self.ranges, self.stored, self.calibration.quantisation.ranges)
 
-    def _output(self, op: Op) -> Tensor:
+    def _output(self, op: Node) -> Tensor:
         return apply_op(op, [self.values[name] for name in op.inputs])
 
-    def _input(self, op: Op) -> Tensor:
+    def _input(self, op: Node) -> Tensor:
         """What a layer reads: rounded where that is worth making up for."""
         x, numbers = self.values[op.inputs[0]], self._decision(op).format
         if not numbers.reads_narrow:
@@ -238,10 +238,10 @@ class _Repair:
         scale, zero = activation_quant(*self.stored[bits][op.inputs[0]], bits)
         return torch.clamp(torch.round(x / scale), -zero, 2**bits - 1 - zero) * scale
 
-    def _decision(self, op: Op) -> LayerDecision:
+    def _decision(self, op: Node) -> LayerDecision:
         return self.policy.layers[layer_of(op.name)]
 
-    def _layer(self, op: Op) -> tuple[Op, Tensor]:
+    def _layer(self, op: Node) -> tuple[Node, Tensor]:
         """Fit, quantise and correct one layer; return it with its output."""
         sample = self.samples.get(op.name)
         x, decision, rounding = self._input(op), self._decision(op), self.calibration.quantisation.rounding
@@ -250,13 +250,13 @@ class _Repair:
             y = apply_op(op, [x])
             return (op, y) if self.untouched else self._settled(op, y)
         weight, bias, gram = solve(op, x, sample, self.channels[op.name], self.values)
-        fitted = replace(op, weight=weight, bias=bias)
+        fitted = op.with_weights(weight=weight, bias=bias)
         op = narrowed(fitted, decision, self.int8, gram.numpy(), rounding)
         y = apply_op(op, [x])
         # What a fitted layer owes is what the fit gave: before a sum or a ReLU it has to differ from what it was.
         return (op, y) if op is fitted else self._corrected(op, y, _moments(apply_op(fitted, [x])))
 
-    def _settled(self, op: Op, y: Tensor) -> tuple[Op, Tensor]:
+    def _settled(self, op: Node, y: Tensor) -> tuple[Node, Tensor]:
         """A layer and its output with the moments that it used to have; inner factors have none to compare with."""
         if op.name not in self.calibration.moments:
             return op, y
@@ -264,11 +264,11 @@ class _Repair:
         mean, std = self.calibration.moments[op.name]
         return self._corrected(op, y, (mean[kept], std[kept]))
 
-    def _corrected(self, op: Op, y: Tensor, wanted: Moments) -> tuple[Op, Tensor]:
+    def _corrected(self, op: Node, y: Tensor, wanted: Moments) -> tuple[Node, Tensor]:
         """A layer and its output with each channel's mean, and standard deviation behind a batch norm, as wanted."""
         return self._matched(op, y, _moments(y), wanted)
 
-    def _matched(self, op: Op, y: Tensor, found: Moments, wanted: Moments) -> tuple[Op, Tensor]:
+    def _matched(self, op: Node, y: Tensor, found: Moments, wanted: Moments) -> tuple[Node, Tensor]:
         """A layer and its output, scaled and shifted so that moments `found` in it become those that are wanted."""
         repairs, (mean, std), (wanted_mean, wanted_std) = self.calibration.repairs, found, wanted
         normalised = op.name in self.space.normalised
@@ -282,7 +282,7 @@ class _Repair:
         shift = wanted_mean - mean * factor
         return self._moved(op, factor, shift), torch.addcmul(_per_channel(shift, y), y, _per_channel(factor, y))
 
-    def _moved(self, op: Op, factor: Tensor, shift: Tensor) -> Op:
+    def _moved(self, op: Node, factor: Tensor, shift: Tensor) -> Node:
         """The layer with the correction folded in; int8 values stay, their scales change."""
         scale = factor.numpy()
         bias = shift.numpy() if op.bias is None else op.bias * scale + shift.numpy()
@@ -291,9 +291,9 @@ class _Repair:
             self.int8[op.name] = values, (old * scale).astype(np.float32)
             weight = dequantise(*self.int8[op.name])
         else:
-            weight = op.weight * scale.reshape(-1, *[1] * (op.weight.ndim - 1))  # type: ignore[union-attr,operator]
+            weight = op.weight * scale.reshape(-1, *[1] * (op.weight.ndim - 1))
             weight = self._decision(op).format.weight.round_floats(weight)
-        return replace(op, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+        return op.with_weights(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 
 class _Settling(_Repair):
@@ -308,14 +308,14 @@ class _Settling(_Repair):
         settled = super().run()
         return replace(self.candidate, network=settled.network, int8=settled.int8)
 
-    def _executed_as(self, op: Op) -> list[Op]:
+    def _executed_as(self, op: Node) -> list[Node]:
         """The operator itself: factors stand in the network already."""
         return [op]
 
     def _measure(self, tensor: str, values: Tensor) -> None:
         """Nothing: the ranges stay."""
 
-    def _layer(self, op: Op) -> tuple[Op, Tensor]:
+    def _layer(self, op: Node) -> tuple[Node, Tensor]:
         y, sample = apply_op(op, [self.values[op.inputs[0]]]), self.calibration.samples.get(op.name)
         if self.untouched:
             return op, y

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.graph import Array
 from trimtab.spaces.grids import nearest
-from trimtab.spaces.network import Array
 from trimtab.threads import torch_threads
 
 __all__ = ["ROUNDINGS", "adaround", "descent", "gptq"]

@@ -17,9 +17,9 @@ import numpy as np
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from trimtab.graph import Array, Node
 from trimtab.sharing import LARGEST_CODEBOOK, LAYOUTS, SUBVECTOR, circulant_index, expand, hashed_index, subvectors
 from trimtab.spaces.formats import WeightFormat
-from trimtab.spaces.network import Array, Op
 from trimtab.spaces.quantise import quantise_weight
 
 __all__ = ["SHARINGS", "Sharing", "flips_signs", "parameters", "share", "share_integers"]
@@ -41,7 +41,7 @@ class Sharing(ABC):
     flips_signs: ClassVar[bool] = False
 
     @abstractmethod
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         """Whether a layer can share weights so at all. What it gains is another question, which measurement answers."""
 
     def why_not(self, amount: float) -> str | None:
@@ -64,7 +64,7 @@ class Hashed(Sharing):
     name = "hashed"
     flips_signs = True
 
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         return True
 
     def why_not(self, amount: float) -> str | None:
@@ -86,7 +86,7 @@ class Circulant(Sharing):
     name = "circulant"
     largest = LARGEST_BLOCK
 
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         return op.groups == 1
 
     def fit(self, weight: Array, amount: float) -> dict[str, Array]:
@@ -109,8 +109,8 @@ class Kernels(Sharing):
 
     name = "kernels"
 
-    def applies(self, op: Op) -> bool:
-        return op.kind == "conv2d" and op.weight is not None and math.prod(op.weight.shape[2:]) > 1
+    def applies(self, op: Node) -> bool:
+        return op.kind == "conv2d" and op.is_layer and math.prod(op.weight.shape[2:]) > 1
 
     def fit(self, weight: Array, amount: float) -> dict[str, Array]:
         kernels = weight.reshape(-1, math.prod(weight.shape[2:]))
@@ -127,7 +127,7 @@ class Product(Sharing):
 
     name = "product"
 
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         return op.kind == "linear"
 
     def fit(self, weight: Array, amount: float) -> dict[str, Array]:

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from trimtab.errors import BadInput, unknown_name
+from trimtab.graph import Array, Graph, Node
+from trimtab.graph.channels import propagate
 from trimtab.spaces.criteria import CRITERIA, Evidence, channel_scores
 from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises
 from trimtab.spaces.formats import DEFAULT_FORMATS, FLOAT, INT8, LayerFormat
-from trimtab.spaces.groups import ChannelGroup, channel_groups, propagate
+from trimtab.spaces.groups import ChannelGroup, channel_groups
 from trimtab.spaces.layer_forms import DENSE, Form, parse_form
-from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.prune import importance_order, smallest_kept
 from trimtab.spaces.trace import trace_both
@@ -135,7 +136,7 @@ class Removal:
 class LayerShape:
     """A layer under a policy: input and output channels of the dense form, before its rank is applied."""
 
-    op: Op
+    op: Node
     inputs: int
     outputs: int
     decision: LayerDecision
@@ -148,7 +149,7 @@ class Space:
     `order` holds per group its channels, most important first.
     """
 
-    network: Network
+    network: Graph
     normalised: frozenset[str]
     groups: tuple[ChannelGroup, ...]
     options: Options
@@ -210,13 +211,15 @@ class Space:
         """The channel groups that every tensor's channels belong to."""
         # Depthwise layers are no members of a group, but their channels go with it.
         number = {name: i for i, group in enumerate(self.groups) for name in group.members}
-        produced = {name: np.full(op.shape[0], number.get(name, -1)) for name, op in self._producers.items()}
+        produced = {
+            op.name: np.full(self.network.shapes[op.name][0], number.get(op.name, -1)) for op in self._producers
+        }
         labels = propagate(self.network, produced)
         return {name: {self.groups[i].name for i in np.unique(found) if i >= 0} for name, found in labels.items()}
 
     @cached_property
-    def _producers(self) -> dict[str, Op]:
-        return {op.name: op for op in self.network if op.makes_channels}
+    def _producers(self) -> list[Node]:
+        return [op for op in self.network if op.makes_channels]
 
     def _layer_knobs(self) -> list[Knob]:
         knobs: list[Knob] = []
@@ -225,7 +228,7 @@ class Space:
             if op.name in self.options.fixed:
                 continue
             knobs.append(Knob("bits", op.name, self._formats))
-            in_shape = self.network.shape_of(op.inputs[0])
+            in_shape = self.network.shapes[op.inputs[0]]
             texts = tuple(form.text for form in forms if form.is_offered(op, in_shape))
             knobs.append(Knob("form", op.name, (*texts, DENSE)))
         return knobs
@@ -279,12 +282,12 @@ class Space:
         self, layer: str, channels: Mapping[str, int], bits: LayerFormat | None = None, form: str | None = None
     ) -> LayerDecision:
         """Return a layer's decision at these widths, for the choices of its knobs; None: as where there is no knob."""
-        op = self.network.op(layer)
+        op = self.network.node(layer)
         return self._decision(op, self.widths(channels), bits or self._default_format(layer), form or DENSE)
 
     def decisions(self, layer: str, channels: Mapping[str, int]) -> Iterator[LayerDecision]:
         """Yield every decision about a layer that its knobs allow at these widths."""
-        op, widths = self.network.op(layer), self.widths(channels)
+        op, widths = self.network.node(layer), self.widths(channels)
         choices = {knob.kind: knob.choices for knob in self.knobs if knob.target == layer and knob.kind != "channels"}
         for bits in choices.get("bits", (self._default_format(layer),)):
             for form in choices.get("form", (DENSE,)):
@@ -302,7 +305,7 @@ class Space:
             elif knob.kind == "bits":
                 wanted, values = policy.layers[knob.target].format, knob.choices
             else:
-                wanted, op = policy.layers[knob.target], self.network.op(knob.target)
+                wanted, op = policy.layers[knob.target], self.network.node(knob.target)
                 values = [self._decision(op, widths, wanted.format, str(text)) for text in knob.choices]
             if wanted not in values:
                 raise BadInput(f"the policy's {knob.name} = {wanted} is not one of the space's choices {list(values)}")
@@ -360,9 +363,9 @@ class Space:
                 )
         widths = self.widths(policy.channels)
         for name, decision in policy.layers.items():
-            self._check_layer(self.network.op(name), decision, widths)
+            self._check_layer(self.network.node(name), decision, widths)
 
-    def _check_layer(self, op: Op, decision: LayerDecision, widths: Mapping[str, int]) -> None:
+    def _check_layer(self, op: Node, decision: LayerDecision, widths: Mapping[str, int]) -> None:
         bits = decision.format
         if (why := bits.why_not_offered) is not None:
             raise BadInput(f"layer {op.name!r}: {why}")
@@ -376,7 +379,7 @@ class Space:
         for text, kind in ((decision.pattern, "pattern"), (decision.sharing, "sharing")):
             if text is not None:
                 form = parse_form(text)
-                if form.kind != kind or op.weight is None or not form.applies(op):
+                if form.kind != kind or not op.is_layer or not form.applies(op):
                     raise BadInput(f"layer {op.name!r} cannot have the {kind} {text!r}")
         if decision.rank is not None:
             chosen = FACTORISATIONS.get(decision.factorisation)
@@ -399,26 +402,10 @@ class Space:
         return self._known_widths[kept]
 
     def _find_widths(self, channels: Mapping[str, int]) -> dict[str, int]:
-        produced: dict[str, int] = {}
-        for name, (free, group) in self._width_plan.items():
-            produced[name] = free if group is None else self._kept_width(name, group, channels[group])
-        widths = {self.network.input: self.network.input_shape[0]}
-        for op in self.network:
-            if op.name in produced:
-                widths[op.name] = produced[op.name]
-            elif op.kind == "concat":
-                widths[op.name] = sum(widths[name] for name in op.inputs)
-            elif op.is_selection:
-                always, counts = self._selected_widths[op.name]
-                widths[op.name] = always + sum(int(count[channels[group]]) for group, count in counts.items())
-            elif op.kind == "attention":
-                widths[op.name] = widths[op.inputs[2]]
-            elif op.is_depthwise or op.kind == "flatten":
-                factor = op.shape[0] // self.network.shape_of(op.inputs[0])[0]
-                widths[op.name] = widths[op.inputs[0]] * factor
-            else:
-                widths[op.name] = widths[op.inputs[0]]
-        return widths
+        return {
+            tensor: always + sum(counts[channels[group]] for group, counts in varying)
+            for tensor, (always, varying) in self._width_tables.items()
+        }
 
     def layer_shapes(self, policy: Policy) -> list[LayerShape]:
         """Return every layer's widths and decision, in network order."""
@@ -428,54 +415,33 @@ class Space:
         ]
 
     @cached_property
-    def _width_plan(self) -> dict[str, tuple[int, str | None]]:
-        group_of = {name: group.name for group in self.groups for name in group.members}
-        return {name: (op.shape[0], group_of.get(name)) for name, op in self._producers.items()}
+    def _width_tables(self) -> dict[str, tuple[int, list[tuple[str, list[int]]]]]:
+        """Per tensor how many channels always stay, and per group how many stay as a function of its count.
 
-    @cached_property
-    def _kept_widths(self) -> dict[tuple[str, str], Array]:
-        # Kept channels of each member as a function of the group's count: members may hold a group channel several
-        # times (grouped convolutions) or only some of them (additions behind concatenations).
-        table = {}
-        for group in self.groups:
-            for name, positions in group.members.items():
-                per_channel = np.bincount(positions[positions >= 0], minlength=group.size)
-                always = int((positions < 0).sum())
-                cumulative = np.concatenate([[0], np.cumsum(per_channel[self.order[group.name]])])
-                table[name, group.name] = cumulative + always
-        return table
-
-    @cached_property
-    def _selected_widths(self) -> dict[str, tuple[int, dict[str, Array]]]:
-        """Per selection of channels how many always stay, and per group how many stay as a function of its count."""
+        A tensor may hold a group's channel several times (behind a flatten), or only some of them (of a concatenation).
+        """
         starts = np.cumsum([0, *[group.size for group in self.groups]])
-        produced = {name: np.full(op.shape[0], -1) for name, op in self._producers.items()}
+        produced = {op.name: np.full(self.network.shapes[op.name][0], -1) for op in self._producers}
         for group, start in zip(self.groups, starts, strict=False):
             for name, positions in group.members.items():
                 produced[name] = np.where(positions < 0, -1, positions + start)
-        labels = propagate(self.network, produced)
-        table = {}
-        for op in self.network:
-            if op.is_selection:
-                found = labels[op.name]
-                per_label = np.bincount(found[found >= 0], minlength=starts[-1])
-                counts = {}
-                for group, start in zip(self.groups, starts, strict=False):
-                    per_channel = per_label[start : start + group.size]
-                    if per_channel.any():
-                        counts[group.name] = np.concatenate([[0], np.cumsum(per_channel[self.order[group.name]])])
-                table[op.name] = int((found < 0).sum()), counts
-        return table
+        tables = {}
+        for tensor, labels in propagate(self.network, produced).items():
+            per_label = np.bincount(labels[labels >= 0], minlength=starts[-1])
+            varying = []
+            for group, start in zip(self.groups, starts, strict=False):
+                per_channel = per_label[start : start + group.size]
+                if per_channel.any():
+                    varying.append((group.name, [0, *np.cumsum(per_channel[self.order[group.name]]).tolist()]))
+            tables[tensor] = int((labels < 0).sum()), varying
+        return tables
 
-    def _kept_width(self, name: str, group: str, kept: int) -> int:
-        return int(self._kept_widths[name, group][kept])
-
-    def _decision(self, op: Op, widths: Mapping[str, int], bits: LayerFormat, text: str) -> LayerDecision:
+    def _decision(self, op: Node, widths: Mapping[str, int], bits: LayerFormat, text: str) -> LayerDecision:
         """A layer's decision, without a rank that costs no less than the dense layer, and zeros that bits lack."""
         key = (op.name, widths[op.inputs[0]], widths[op.name], bits, text)
         decision = self._known_decisions.get(key)
         if decision is None:
-            layer, in_shape = Geometry.of(op, *key[1:3]), self.network.shape_of(op.inputs[0])
+            layer, in_shape = Geometry.of(op, *key[1:3]), self.network.shapes[op.inputs[0]]
             decision = self._known_decisions[key] = parse_form(text).decision(bits, layer, in_shape)
         return decision
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.linalg.blas import dger
 
 from trimtab.errors import BadInput
-from trimtab.spaces.network import Array, Op
+from trimtab.graph import Array, Node
 from trimtab.threads import one_blas_thread
 
 __all__ = [
@@ -90,7 +90,7 @@ class Pattern:
         fits = name == cls.name and _SHARE.fullmatch(share) is not None and 0 < float(share) < 1
         return cls(float(share)) if fits else None
 
-    def applies(self, op: Op) -> bool:
+    def applies(self, op: Node) -> bool:
         """Whether a layer can have it. What it gains is another question, which measurement answers."""
         return op.groups == 1
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from trimtab.graph import Array, Graph, Node
 from trimtab.spaces.criteria import BATCH, drawn_loss
 from trimtab.spaces.execute import layer_gradients, run
 from trimtab.spaces.formats import ACTIVATION_BITS
-from trimtab.spaces.network import Array, Network, Op
 from trimtab.spaces.ranges import note_ranges
 from trimtab.spaces.reconstruct import draw_positions, receptive_fields
 
@@ -62,7 +62,7 @@ class NetworkRanges:
         return cls(pairs(data["whole"]), {int(bits): pairs(ranges) for bits, ranges in data["stored"].items()})
 
 
-def network_ranges(network: Network, images: Tensor, method: str) -> NetworkRanges:
+def network_ranges(network: Graph, images: Tensor, method: str) -> NetworkRanges:
     """Return the ranges of every tensor for images (N, C, H, W), chosen by one of `trimtab.spaces.ranges.RANGES`."""
     whole: dict[str, tuple[float, float]] = {}
     stored: dict[int, dict[str, tuple[float, float]]] = {bits: {} for bits in ACTIVATION_BITS}
@@ -75,13 +75,13 @@ def network_ranges(network: Network, images: Tensor, method: str) -> NetworkRang
     return NetworkRanges(whole, stored)
 
 
-def layer_statistics(network: Network, images: Tensor, seed: int = 0) -> dict[str, LayerStatistics]:
+def layer_statistics(network: Graph, images: Tensor, seed: int = 0) -> dict[str, LayerStatistics]:
     """Return every layer's statistics on images (N, C, H, W)."""
     sensitivity = _sensitivities(network, images, seed)
     found: dict[str, LayerStatistics] = {}
 
-    def observe_reader(op: Op, x: Tensor) -> None:
-        places = draw_positions(op, (len(x), *op.shape), seed)
+    def observe_reader(op: Node, x: Tensor) -> None:
+        places = draw_positions(op, (len(x), *network.shapes[op.name]), seed)
         fields = receptive_fields(op, x, places)
         mean, covariance = _moments(fields, op.groups)
         step = max(1, len(fields) // KEPT_FIELDS)
@@ -89,7 +89,7 @@ def layer_statistics(network: Network, images: Tensor, seed: int = 0) -> dict[st
         found[op.name] = LayerStatistics(mean, covariance, sensitivity[op.name], kept)
 
     def observe(tensor: str, values: Tensor) -> None:
-        for op in network.consumers(tensor):
+        for op in network.readers(tensor):
             if op.is_layer:
                 observe_reader(op, values)
 
@@ -105,10 +105,10 @@ def _moments(fields: Tensor, groups: int) -> tuple[Array, Array]:
     return mean.numpy(), (grouped.mT @ grouped / len(fields)).numpy()
 
 
-def _sensitivities(network: Network, images: Tensor, seed: int) -> dict[str, Array]:
+def _sensitivities(network: Graph, images: Tensor, seed: int) -> dict[str, Array]:
     """Fisher's information: gradients for classes drawn from the network's own predictions."""
     loss = drawn_loss(seed)
-    total = {op.name: np.zeros(op.shape[0]) for op in network.layers}
+    total = {op.name: np.zeros(network.shapes[op.name][0]) for op in network.layers}
     for start in range(0, len(images), BATCH):
         for name, at in layer_gradients(network, images[start : start + BATCH], loss).items():
             squares = at.gradient.double().square()

@@ -1,4 +1,4 @@
-"""Tracing of a PyTorch module to a `Network`, by torch.fx."""
+"""Tracing of a PyTorch module to a `Graph`, by torch.fx."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from trimtab.errors import BadInput
+from trimtab.graph import Graph
 from trimtab.spaces.convert import UnsupportedNetwork, as_tuple, convert, is_in_place
 from trimtab.spaces.execute import run
-from trimtab.spaces.network import Network
 from trimtab.spaces.zoo import ChannelPad
 
 __all__ = ["UnsupportedNetwork", "convert", "trace", "trace_both", "trace_module"]
@@ -91,15 +91,15 @@ def _give_every_use_a_layer(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def trace(model: nn.Module, example: torch.Tensor) -> Network:
-    """Turn a module into a `Network`; what it cannot express is an `UnsupportedNetwork`.
+def trace(model: nn.Module, example: torch.Tensor) -> Graph:
+    """Turn a module into a `Graph`; what it cannot express is an `UnsupportedNetwork`.
 
     `example` is one input, (1, C, H, W) or (1, F), float32. The module is not changed, its weights are copied.
     """
     return trace_both(model, example)[1]
 
 
-def trace_both(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule, Network]:
+def trace_both(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule, Graph]:
     """Return what `trace` returns and the fx module that it came from, whose weights are a copy of the model's.
 
     The network is run beside the model on random inputs: one that computes something else is an `UnsupportedNetwork`.
@@ -113,7 +113,7 @@ def trace_both(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule,
     return module, network
 
 
-def _compare(model: nn.Module, network: Network, example: torch.Tensor) -> None:
+def _compare(model: nn.Module, network: Graph, example: torch.Tensor) -> None:
     # What fx cannot see ends here: writes through views, dropout that is always on, a batch size in a reshape.
     probe = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
     try:

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.kernels.graph import Graph
+from trimtab.graph import Graph
 from trimtab.kernels.session import TimeSlice
 
 __all__ = [

@@ -13,7 +13,7 @@ import numpy as np
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Engine, TimeSlice
 from trimtab.evaluators.onnx_model import product_name
-from trimtab.kernels.graph import Graph
+from trimtab.graph import Graph
 
 __all__ = ["small_program_seconds", "time_runs"]
 

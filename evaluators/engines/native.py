@@ -9,7 +9,7 @@ import numpy as np
 
 from trimtab import kernels
 from trimtab.evaluators.engines.base import Images, TimeSlice
-from trimtab.kernels.graph import Graph
+from trimtab.graph import Graph
 
 __all__ = ["NativeEngine"]
 

@@ -13,7 +13,7 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Images, TimeSlice
 from trimtab.evaluators.engines.loop import small_program_seconds, time_runs
 from trimtab.evaluators.onnx_model import save_onnx, to_onnx
-from trimtab.kernels.graph import Graph
+from trimtab.graph import Graph
 
 __all__ = ["OpenVinoEngine", "OpenVinoSession"]
 

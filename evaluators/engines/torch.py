@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.errors import BadInput
+from trimtab.errors import BadInput, UnsupportedOperator
 from trimtab.evaluators.engines.base import Images, TimeSlice
 from trimtab.evaluators.engines.loop import small_program_seconds, time_runs
 from trimtab.evaluators.engines.torch_operators import (
@@ -22,10 +22,8 @@ from trimtab.evaluators.engines.torch_operators import (
     padding_of,
     to_bf16,
 )
-from trimtab.kernels.errors import UnsupportedOperator
-from trimtab.kernels.graph import Graph, Node, Quant
-from trimtab.kernels.passes import fuse
-from trimtab.kernels.validate import check_graph, is_integer
+from trimtab.graph import Graph, Node, Quant, check_graph, is_integer
+from trimtab.graph.passes import fuse
 from trimtab.threads import torch_threads
 
 __all__ = ["TorchEngine", "TorchSession"]
@@ -90,14 +88,14 @@ class TorchSession:
     def __init__(self, graph: Graph, threads: int) -> None:
         self.threads = threads
         fused = fuse(graph)
-        self._graph, _ = check_graph(fused)
+        self._graph = check_graph(fused)
         names = [fused.input, *(node.name for node in fused.nodes)]
         numbers = {name: i for i, name in enumerate(names)}
         last = {name: i for i, node in enumerate(self._graph.nodes) for name in node.inputs}
         last[fused.output] = len(names)
         self._count, self._output = len(names), numbers[fused.output]
         # What a layer or addition gives is its own memory; other results may be views of what is still read.
-        owned = {n.name for n in self._graph.nodes if n.op in ("conv2d", "add")}
+        owned = {n.name for n in self._graph.nodes if n.kind in ("conv2d", "add")}
         self._steps = []
         for i, node in enumerate(self._graph.nodes):
             dead = {name for name in node.inputs if last[name] == i}
@@ -144,19 +142,19 @@ def _stored(x: Tensor, quant: Quant | None) -> Tensor:
 
 def _compute(graph: Graph, node: Node, free: set[str]) -> Compute:
     """Return what computes a node from the stored values of its inputs; it may overwrite the `free` ones."""
-    if node.op not in FLOAT_OPERATORS and node.op not in MOVES:
-        raise UnsupportedOperator(f"layer {node.name!r}: the engine torch has no {node.op}")
+    if node.kind not in FLOAT_OPERATORS and node.kind not in MOVES:
+        raise UnsupportedOperator(f"layer {node.name!r}: the engine torch has no {node.kind}")
     if is_integer(graph, node):
         return _integer_layer(graph, node, free)
     quants = [graph.quant.get(name) for name in node.inputs]
     result = graph.quant.get(node.name)
-    if node.op in MOVES:
+    if node.kind in MOVES:
         zero = 0 if result is None else result.zero_point
-        move = MOVES[node.op](node, zero)
+        move = MOVES[node.kind](node, zero)
         if all(quant == result for quant in quants):
             return move
         return lambda *inputs: move(*(_stored(_real(x, q), result) for x, q in zip(inputs, quants, strict=True)))
-    compute = FLOAT_OPERATORS[node.op](node)
+    compute = FLOAT_OPERATORS[node.kind](node)
     if node.attrs.get("precision") == "bf16":
         compute = _of_bf16(compute)
     if result is None and not any(quants):
@@ -186,7 +184,7 @@ def _integer_layer(graph: Graph, node: Node, free: set[str]) -> Compute:
         product = _integer_product(graph, node, None, "none")
         return lambda x: _stored(activate(product(x)), result)
     summable = whole and activation in ("none", "relu") and (residual is None) == (result is None)
-    if summable and node.op == "conv2d":
+    if summable and node.kind == "conv2d":
         return _integer_sum(graph, node, result, residual, activation, node.inputs[1] in free)
     product = _integer_product(graph, node, None, "none")
     return lambda x, r: _stored(activate(product(x).add_(_real(r, residual))), result)
@@ -196,7 +194,7 @@ def _integer_product(graph: Graph, node: Node, result: Quant | None, activation:
     call = _IntegerCall.of(graph, node)
     name, bounds = POST_OPS[activation]
     out = (1.0, 0, torch.float32) if result is None else (result.scale, result.zero_point, torch.uint8)
-    if node.op == "linear":
+    if node.kind == "linear":
         linear = torch.ops.onednn.qlinear_pointwise
         return lambda x: linear(*call.arguments(x), *call.weights, call.bias, *out, name, bounds, "")
     conv = torch.ops.onednn.qconv_pointwise
@@ -238,7 +236,7 @@ class _IntegerCall:
         scale = torch.from_numpy(np.array(node.weights["weight_scale"]))
         bias = torch.from_numpy(np.array(node.weights["bias"])) if "bias" in node.weights else None
         zeros = torch.zeros(len(weight), dtype=torch.int32)
-        if node.op == "linear":
+        if node.kind == "linear":
             packed = torch.ops.onednn.qlinear_prepack(weight, None)
             return _IntegerCall(quant, (packed, scale, zeros), bias, ([], [], [], 1), None)
         padding, margin = padding_of(node)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.kernels.errors import UnsupportedOperator
-from trimtab.kernels.graph import LARGEST_BF16, Node
+from trimtab.errors import UnsupportedOperator
+from trimtab.graph import LARGEST_BF16, Node
 
 __all__ = ["FLOAT_OPERATORS", "MOVES", "Compute", "activate_in_place", "padding_of", "to_bf16"]
 

@@ -19,7 +19,7 @@ from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.onnx_model import to_onnx
 from trimtab.evaluators.rounds import Rounds, interleave
 from trimtab.evaluators.timing import timing_slot
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.graph import Graph, Node, Quant
 from trimtab.kernels.roofline import Roofline, beyond_caches, cache_sizes, measure_roofline, stream_rate
 from trimtab.kernels.session import Session
 from trimtab.search.bench.child import run_in_child

@@ -17,12 +17,11 @@ from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.rounds import Rounds, interleave
 from trimtab.evaluators.timing import timing_slot
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.graph import Graph, Node, Quant
 from trimtab.search.bench.child import run_in_child
 from trimtab.search.bench.rows import empty_network, named
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import run
-from trimtab.spaces.network import Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space, build_space
 from trimtab.spaces.zoo import ZOO, build
@@ -187,7 +186,7 @@ def calibrated(space: Space, policy: Policy, images: Images) -> Candidate:
     x = torch.from_numpy(images[:2])
     ranges = {candidate.network.input: (float(x.min()), float(x.max()))}
 
-    def observe(op: Op, y: torch.Tensor) -> None:
+    def observe(op: Node, y: torch.Tensor) -> None:
         ranges[op.name] = (float(y.min()), float(y.max()))
 
     run(candidate.network, x, observe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trimtab.evaluators.intervals import Interval
-from trimtab.kernels.graph import Graph, Node
+from trimtab.graph import Graph, Node
 
 __all__ = ["empty_network", "named"]
 

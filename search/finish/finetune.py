@@ -19,11 +19,10 @@ from torch.nn import functional as F
 from trimtab.evaluators.accuracy import simulated
 from trimtab.evaluators.data import Images, Labels
 from trimtab.evaluators.engines.torch_operators import to_bf16
-from trimtab.kernels.graph import Quant
+from trimtab.graph import Array, Node, Quant
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import apply_layer, apply_op
 from trimtab.spaces.formats import WeightFormat
-from trimtab.spaces.network import Array, Op
 from trimtab.spaces.quantise import dequantise
 from trimtab.threads import torch_threads
 
@@ -158,7 +157,7 @@ class _Trainable:
     def candidate(self) -> Candidate:
         """Return the candidate as it was trained."""
         int8 = dict(self.original.int8)
-        ops: list[Op] = []
+        ops: list[Node] = []
         for op in self.original.network:
             if op.is_layer:
                 weight, bias = self._weight(op.name).detach(), self.biases[op.name].detach()
@@ -176,11 +175,11 @@ class _Trainable:
                 else:
                     stored = self.original.decisions[op.name].format.weight
                     folded = stored.round_floats((weight * column).numpy())
-                op = replace(op, weight=folded, bias=bias.numpy())
+                op = op.with_weights(weight=folded, bias=bias.numpy())
             ops.append(op)
-        return replace(self.original, network=replace(self.original.network, ops=tuple(ops)), int8=int8)
+        return replace(self.original, network=replace(self.original.network, nodes=tuple(ops)), int8=int8)
 
-    def _layer(self, op: Op, x: Tensor) -> Tensor:
+    def _layer(self, op: Node, x: Tensor) -> Tensor:
         y = apply_layer(op, x, self._weight(op.name), self.biases[op.name])
         return self.norms[op.name](y) if op.name in self.norms else y
 

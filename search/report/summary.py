@@ -236,8 +236,8 @@ def _layers(problem: Problem, best: Winner | None, steps: Sequence[Mapping[str, 
             kernels.setdefault(step["layer"], {})[step["kernel"]] = None
     rows = []
     for shape in problem.space.layer_shapes(best.evaluation.policy):
-        base = problem.space.network.op(shape.op.name)
-        inputs = problem.space.network.shape_of(base.inputs[0])[0]
+        base = problem.space.network.node(shape.op.name)
+        inputs = problem.space.network.shapes[base.inputs[0]][0]
         rows.append(
             {
                 "layer": base.name,
@@ -245,8 +245,8 @@ def _layers(problem: Problem, best: Winner | None, steps: Sequence[Mapping[str, 
                 "inputs": shape.inputs,
                 "inputs_of": inputs,
                 "outputs": shape.outputs,
-                "outputs_of": base.shape[0],
-                "kernel": list(base.weight.shape[2:]) if base.weight is not None else [],
+                "outputs_of": len(base.weight),
+                "kernel": list(base.weight.shape[2:]),
                 **shape.decision.format.to_json(),
                 "rank": shape.decision.rank,
                 "form": shape.decision.form,

@@ -88,7 +88,7 @@ def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     """Trace a model, agree on its MACs and record its untouched activations."""
     example = torch.from_numpy(splits.calibration[:1].copy())
     space = build_space(model, example, config.space, splits.calibration)
-    outputs = space.network.op(space.network.output).shape
+    outputs = space.network.shapes[space.network.output]
     if len(outputs) != 1 or outputs[0] < splits.classes:
         raise BadInput(f"the network has outputs of shape {outputs}, the data {splits.classes} classes")
     count_macs(model, example, StepPlan(space).steps(space.base()))

@@ -12,11 +12,11 @@ from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.plan import Step
 from trimtab.evaluators.table import LatencyTable
+from trimtab.graph import Node
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces.formats import INT8, LayerFormat
 from trimtab.spaces.layer_forms import parse_form
-from trimtab.spaces.network import Op
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Choice, Knob, Removal, Space
 
@@ -101,11 +101,11 @@ def _priced(model: CostModel, budgets: Collection[str], progress: Progress) -> l
         return price_choices(model, budgets)
 
 
-def _layer(space: Space, op: Op) -> dict[str, Any]:
+def _layer(space: Space, op: Node) -> dict[str, Any]:
     return {
         "layer": op.name,
         "kind": op.kind,
-        "shape": list(op.weight.shape) if op.weight is not None else [],
+        "shape": list(op.weight.shape) if op.is_layer else [],
         "group": next((group.name for group in space.groups if op.name in group.members), None),
         "fixed": op.name in space.options.fixed,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trimtab.spaces.network import Array
+from trimtab.graph import Array
 
 __all__ = ["cp", "leading_vectors", "truncated_svd", "tucker2"]
 

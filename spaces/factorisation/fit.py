@@ -13,9 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
+from trimtab.graph import Array
 from trimtab.spaces.factorisation.decompose import leading_vectors
 from trimtab.spaces.factorisation.registry import FACTORISATIONS, compose
-from trimtab.spaces.network import Array
 
 __all__ = ["Rectified", "fit_outputs", "fit_rectified"]
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.graph import Array, Node
 from trimtab.spaces.factorisation import (
     Rectified,
     factor_ops,
@@ -17,7 +18,6 @@ from trimtab.spaces.factorisation import (
     kernel_of,
     plain_factors,
 )
-from trimtab.spaces.network import Array, Op
 from trimtab.spaces.policy import LayerDecision
 from trimtab.spaces.reconstruct import Sample, receptive_fields, solve
 from trimtab.threads import one_blas_thread
@@ -26,14 +26,14 @@ __all__ = ["fitted_factors"]
 
 
 def fitted_factors(
-    op: Op,
+    op: Node,
     decision: LayerDecision,
     x: Tensor,
     sample: Sample,
     channels: Array,
     values: Mapping[str, Tensor],
     rectified: bool,
-) -> tuple[list[Op], Sample]:
+) -> tuple[list[Node], Sample]:
     """Return the layers of a factorised layer's factors, and the sample that its last one is to be fitted to.
 
     `op` is the dense layer, its other arguments those of `solve`. First the dense layer is fitted to the untouched
@@ -46,14 +46,13 @@ def fitted_factors(
     if rank is None:
         raise ValueError(f"{op.name} has no rank")
     weight, bias, gram = solve(op, x, sample, channels, values)
-    op = replace(op, weight=weight, bias=bias)
+    op = op.with_weights(weight=weight, bias=bias)
     dense, covariance = kernel_of(op), gram.double().numpy()
     plain = plain_factors(op, name, rank)
-    in_shape = tuple(x.shape[1:])
     with one_blas_thread():
         factors = fit_outputs(name, plain, dense, covariance)
         if not rectified:
-            return factor_ops(op, name, factors, in_shape), sample
+            return factor_ops(op, name, factors), sample
         kept = torch.from_numpy(channels)
         wanted = sample.values[:, kept]
         beside = torch.zeros_like(wanted) if sample.other is None else sample.at(values[sample.other])
@@ -62,5 +61,5 @@ def fitted_factors(
         factors, bias, sums = fit_rectified(name, factors, dense, bias, layer)
     reached = sample.values.clone()
     reached[:, kept] = torch.from_numpy(sums.astype(np.float32))
-    op = replace(op, bias=bias.astype(np.float32))
-    return factor_ops(op, name, factors, in_shape), replace(sample, values=reached, rectified=False)
+    op = op.with_weights(bias=bias.astype(np.float32))
+    return factor_ops(op, name, factors), replace(sample, values=reached, rectified=False)

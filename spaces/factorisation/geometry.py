@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.spaces.network import Op
+from trimtab.graph import Node
 
 __all__ = ["Geometry", "total_macs"]
 
@@ -27,9 +27,9 @@ class Geometry:
     groups: int = 1
 
     @classmethod
-    def of(cls, op: Op, inputs: int | None = None, outputs: int | None = None) -> Geometry:
+    def of(cls, op: Node, inputs: int | None = None, outputs: int | None = None) -> Geometry:
         """Return a layer's geometry, with so many input and output channels where they are given."""
-        if op.weight is None:
+        if not op.is_layer:
             raise ValueError(f"{op.name} is not a layer")
         inputs = op.weight.shape[1] * op.groups if inputs is None else inputs
         outputs = op.weight.shape[0] if outputs is None else outputs

@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from trimtab.graph import Array
 from trimtab.spaces.factorisation import decompose
 from trimtab.spaces.factorisation.geometry import Geometry, total_macs
-from trimtab.spaces.network import Array
 
 __all__ = ["FACTORISATIONS", "Factorisation", "compose", "parts_of", "pays"]
 

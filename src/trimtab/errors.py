@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["BadInput", "InfeasibleBudget", "TrimtabError", "unknown_name"]
+__all__ = ["BadInput", "InfeasibleBudget", "TrimtabError", "UnsupportedOperator", "unknown_name"]
 
 
 class TrimtabError(Exception):
@@ -18,6 +18,10 @@ class BadInput(TrimtabError, ValueError):
     """The user's input cannot be used: a file, a key, a value, a network."""
 
     exit_code = 2
+
+
+class UnsupportedOperator(BadInput):
+    """There is no such operator; the text names the operator and the layer, and lists what there is."""
 
 
 class InfeasibleBudget(TrimtabError):

@@ -12,7 +12,7 @@ SPACES = [toy_space(), build_space(CifarResNet(20).eval(), torch.zeros(1, 3, 32,
 
 
 def sizes(space: Space, found: list[list[int]]) -> list[set[tuple[int, ...]]]:
-    return [{space.network.op(space.knobs[i].target).shape[1:] for i in knobs} for knobs in found]
+    return [{space.network.shapes[space.knobs[i].target][1:] for i in knobs} for knobs in found]
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -10,12 +10,12 @@ import numpy as np
 
 from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
 from trimtab.evaluators.plan import STEP, Step, step_graph
-from trimtab.kernels.graph import Graph
+from trimtab.graph import Graph
 
 
 def _text(graph: Graph) -> str:
     nodes = [
-        (n.op, sorted(n.attrs.items()), [(k, w.dtype, w.shape) for k, w in n.weights.items()]) for n in graph.nodes
+        (n.kind, sorted(n.attrs.items()), [(k, w.dtype, w.shape) for k, w in n.weights.items()]) for n in graph.nodes
     ]
     return repr((graph.input_shape, nodes, sorted(graph.quant)))
 

@@ -246,7 +246,7 @@ def test_grades_by_hand() -> None:
 def test_a_timing_candidate_has_the_shapes_of_the_repaired_one(name: str) -> None:
     for policy in random_policies(space_of(name), 2):
         bare, repaired = lower(timing_candidate(space_of(name), policy)), lower(candidate_of(name, policy))
-        assert [(node.op, node.name, node.inputs) for node in bare.nodes] == [
-            (node.op, node.name, node.inputs) for node in repaired.nodes
+        assert [(node.kind, node.name, node.inputs) for node in bare.nodes] == [
+            (node.kind, node.name, node.inputs) for node in repaired.nodes
         ]
         assert set(bare.quant) == set(repaired.quant)

@@ -19,10 +19,10 @@ from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.cost import TableFit, peak_memory
 from trimtab.evaluators.plan import Call, Step, StepPlan
 from trimtab.evaluators.size import Coded
+from trimtab.graph import check_graph
+from trimtab.graph.passes import fuse, legalise
 from trimtab.kernels import packing, stored_bytes
 from trimtab.kernels.packing import estimate
-from trimtab.kernels.passes import fuse, legalise
-from trimtab.kernels.validate import check_graph
 from trimtab.spaces import Candidate, LayerDecision, Policy, Space, build_space
 from trimtab.spaces.formats import FLOAT, LayerFormat, WeightFormat
 from trimtab.spaces.layer_forms import parse_form
@@ -52,13 +52,13 @@ def test_size_is_what_the_repaired_candidate_stores(name: str) -> None:
 
 def nominal_bytes(candidate: Candidate) -> int:
     """The bytes of a candidate whose layers use every value that their bits allow."""
-    total = sum(array.nbytes for op in candidate.network for array in op.constants.values())
+    total = sum(array.nbytes for op in candidate.network if not op.is_layer for array in op.weights.values())
     for op in candidate.network.layers:
         bits, weights = candidate.decisions[op.name].format.weight.bits, op.weight.size
         packed = bits * math.ceil(weights / 8) + 2**bits if bits < 8 else weights * bits // 8
         total += min(packed, weights) if bits < 8 else packed
-        total += 4 * (op.bias is not None) * op.shape[0]
-        total += 4 * op.shape[0] * (bits <= 8)
+        total += 4 * (op.bias is not None) * len(op.weight)
+        total += 4 * len(op.weight) * (bits <= 8)
     return total
 
 
@@ -201,8 +201,8 @@ def test_an_input_that_is_read_late_lives_until_then() -> None:
 
 def liveness_peak(space: Space, policy: Policy) -> int:
     """The peak of a simulated run of the real program: every tensor is dropped after its last reader."""
-    graph, shapes = check_graph(legalise(fuse(lower(timing_candidate(space, policy)))))
-    size = {name: math.prod(shape) * (1 if name in graph.quant else 4) for name, shape in shapes.items()}
+    graph = check_graph(legalise(fuse(lower(timing_candidate(space, policy)))))
+    size = {name: math.prod(shape) * (1 if name in graph.quant else 4) for name, shape in graph.shapes.items()}
     live, peak = {graph.input}, size[graph.input]
     for i, node in enumerate(graph.nodes):
         live.add(node.name)

@@ -82,7 +82,7 @@ def test_a_layer_database_makes_sparse_layers_too(space: Space, tmp_path: Path) 
     dense, sparse = space.uniform(0.75, INT8), space.uniform(0.75, INT8, "2:4")
     assert sum(base.errors(sparse).values()) > sum(base.errors(dense).values())
     for op in base.stitch(sparse).network.layers[1:]:
-        assert op.weight is not None
+        assert op.is_layer
         assert (op.weight == 0).mean() > 0.37
 
 

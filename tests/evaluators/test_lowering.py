@@ -15,10 +15,9 @@ from trimtab.evaluators import lower
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import Storage, storage
-from trimtab.kernels import Graph
+from trimtab.graph import Graph, Node
 from trimtab.spaces import FORMATS, Calibration, Candidate, LayerDecision, build_space, compress
 from trimtab.spaces.formats import LayerFormat
-from trimtab.spaces.network import Network, Op
 from trimtab.spaces.ranges import activation_quant
 
 Array = Any
@@ -85,7 +84,7 @@ class ByHand:
     def sums(self, layer: str, q: Array, at: tuple[float, int]) -> tuple[Array, Array]:
         """Exact integer sums (N, O, ...) and their scale in float64, shaped alike."""
         weight, scale = self.candidate.int8[layer]
-        op = self.candidate.network.op(layer)
+        op = self.candidate.network.node(layer)
         x, w = torch.from_numpy(q.astype(np.float64) - at[1]), torch.from_numpy(weight.astype(np.float64))
         padding = (weight.shape[-1] - 1) // 2 if weight.ndim == 4 else 0
         acc = F.linear(x, w) if weight.ndim == 2 else F.conv2d(x, w, padding=padding)
@@ -137,17 +136,17 @@ def test_moved_values_keep_their_scale() -> None:
         assert quant[op.name] == quant[op.inputs[0]]
 
 
-def layer(name: str, source: str) -> Op:
+def layer(name: str, source: str) -> Node:
     attrs = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
-    return Op("conv2d", name, (source,), (4, 8, 8), attrs, np.ones((4, 4, 1, 1), np.float32))
+    return Node("conv2d", name, (source,), attrs, {"weight": np.ones((4, 4, 1, 1), np.float32)})
 
 
-def op(kind: str, name: str, *sources: str) -> Op:
-    return Op(kind, name, sources, (4, 8, 8), {"activation": "relu"} if kind == "activation" else {})
+def op(kind: str, name: str, *sources: str) -> Node:
+    return Node(kind, name, sources, {"activation": "relu"} if kind == "activation" else {})
 
 
-def stored(ops: list[Op], floats: dict[str, LayerDecision] | None = None) -> set[str]:
-    network = Network("x", (4, 8, 8), tuple(ops), ops[-1].name)
+def stored(ops: list[Node], floats: dict[str, LayerDecision] | None = None) -> set[str]:
+    network = Graph("x", (4, 8, 8), tuple(ops), ops[-1].name)
     decisions = {found.name: INT8 for found in network.layers} | (floats or {})
     return set(Storage(network).bits(decisions))
 
@@ -188,8 +187,8 @@ def test_a_float_reader_keeps_the_tensor_float() -> None:
     assert stored(TWO_READERS, {"c": FLOAT}) == {"x", "sum"}
 
 
-def lowered(ops: list[Op], decisions: dict[str, LayerDecision]) -> Graph:
-    network = Network("x", (4, 8, 8), tuple(ops), ops[-1].name)
+def lowered(ops: list[Node], decisions: dict[str, LayerDecision]) -> Graph:
+    network = Graph("x", (4, 8, 8), tuple(ops), ops[-1].name)
     all_decisions = {found.name: INT8 for found in network.layers} | decisions
     int8 = {
         name: (np.ones((4, 4, 1, 1), np.int8), np.ones(4, np.float32))
@@ -211,7 +210,7 @@ def test_integer_layers_share_one_quantised_copy() -> None:
         op("add", "t", "s", "d"),
     ]
     graph = lowered(ops, {"c": FLOAT})
-    copies = [node for node in graph.nodes if node.op == "quantize"]
+    copies = [node for node in graph.nodes if node.kind == "quantize"]
     assert [(node.name, node.inputs) for node in copies] == [("a/int8", ("a",))]
     reads = {node.name: node.inputs[0] for node in graph.nodes}
     assert (reads["b"], reads["c"], reads["d"]) == ("a/int8", "a", "a/int8")
@@ -222,7 +221,7 @@ def test_integer_layers_share_one_quantised_copy() -> None:
 W4A4, W8A4, W1A1 = (LayerDecision(LayerFormat.of(*bits)) for bits in ((4, 4), (8, 4), (1, 1)))
 
 
-def bits_of(ops: list[Op], decisions: dict[str, LayerDecision]) -> dict[str, int]:
+def bits_of(ops: list[Node], decisions: dict[str, LayerDecision]) -> dict[str, int]:
     return {name: quant.bits for name, quant in lowered(ops, decisions).quant.items()}
 
 
@@ -251,8 +250,8 @@ def test_layers_that_ask_for_other_bits_read_copies() -> None:
 
 
 def test_no_copy_without_a_float_reader() -> None:
-    assert "quantize" not in {node.op for node in lowered(TWO_READERS, {}).nodes}
-    assert "quantize" not in {node.op for node in lowered(TWO_READERS, dict.fromkeys("abcd", FLOAT)).nodes}
+    assert "quantize" not in {node.kind for node in lowered(TWO_READERS, {}).nodes}
+    assert "quantize" not in {node.kind for node in lowered(TWO_READERS, dict.fromkeys("abcd", FLOAT)).nodes}
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -261,11 +260,11 @@ def test_layers_compute_in_the_bits_that_were_decided(name: str) -> None:
         candidate = timing_candidate(space_of(name), policy)
         graph = lower(candidate)
         for node in graph.nodes:
-            if node.op in ("conv2d", "linear"):
+            if node.kind in ("conv2d", "linear"):
                 decision = candidate.decisions[node.name]
                 assert (node.weights["weight"].dtype == np.int8) == (decision.format.weight.bits <= 8)
                 assert (node.inputs[0] in graph.quant) == (decision.format.activation_bits <= 8)
-                depthwise = candidate.network.op(node.name).is_depthwise
+                depthwise = candidate.network.node(node.name).is_depthwise
                 bf16 = (decision.format.weight.bits, decision.format.activation_bits) == (16, 16)
                 assert ("precision" in node.attrs) == (bf16 and not depthwise)
                 if decision.format.weight.bits < 8:

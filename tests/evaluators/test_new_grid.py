@@ -126,7 +126,7 @@ def test_its_price_is_its_own(space: Space, bits: LayerFormat, tmp_path: Path) -
     stored = stored_bytes(lower(timing_candidate(space, policy)))
     assert stored <= model.coded_size(policy) <= 1.04 * stored
     assert model.coded_size(policy) != model.coded_size(plain)
-    rest = sum(4 * 2 * op.shape[0] for op in space.network.layers)  # scales and biases
+    rest = sum(4 * 2 * len(op.weight) for op in space.network.layers)  # scales and biases
     weights = sum(bytes_of(op.weight.size, bits.weight.bits) for op in space.network.layers)
     assert model.size(policy) == weights + rest
 

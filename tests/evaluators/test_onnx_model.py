@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from trimtab.errors import BadInput
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.onnx_model import product_name, save_onnx, to_onnx
-from trimtab.kernels.graph import OPERATORS, Graph, Node, Quant
+from trimtab.graph import OPERATORS, Graph, Node, Quant, check_graph
 from trimtab.spaces import Calibration, Candidate, Options, Space, build_space, compress
 from trimtab.spaces.execute import run
 from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
@@ -32,7 +32,7 @@ PAIRS = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups"
 def reference(graph: Graph, x: Array) -> Array:
     """Interpret a program plainly: in float64, rounded where it stores uint8."""
     values = {graph.input: stored(torch.from_numpy(x).double(), graph.quant.get(graph.input))}
-    for node in graph.nodes:
+    for node in check_graph(graph).nodes:
         y = computed(node, [values[name] for name in node.inputs], graph.quant.get(node.inputs[0]))
         values[node.name] = stored(y, graph.quant.get(node.name))
     return values[graph.output].numpy()
@@ -47,41 +47,41 @@ def stored(x: Tensor, quant: Quant | None) -> Tensor:
 
 def computed(node: Node, inputs: list[Tensor], quant: Quant | None) -> Tensor:
     x, attrs = inputs[0], node.attrs
-    if node.op in ("conv2d", "linear"):
+    if node.kind in ("conv2d", "linear"):
         y = layer(node, x, quant)
         return activated(y + inputs[1] if len(inputs) == 2 else y, attrs["activation"])
-    if node.op in ("add", "activation"):
+    if node.kind in ("add", "activation"):
         return activated(sum(inputs[1:], x), attrs["activation"])
-    if node.op == "mul":
+    if node.kind == "mul":
         return x * inputs[1]
-    if node.op == "adaptive_avg_pool2d":
+    if node.kind == "adaptive_avg_pool2d":
         return F.adaptive_avg_pool2d(x, attrs["size"])
-    if node.op == "layer_norm":
+    if node.kind == "layer_norm":
         weight, bias = (torch.from_numpy(node.weights[name]).double() for name in ("weight", "bias"))
         return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, attrs["epsilon"]).movedim(-1, 1)
-    if node.op == "tokens":
+    if node.kind == "tokens":
         return token_sequence(node, x)
-    if node.op == "attention":
+    if node.kind == "attention":
         heads = [y.unflatten(1, (attrs["heads"], -1)).squeeze(-1).mT for y in inputs]
         weights = (attrs["scale"] * heads[0] @ heads[1].mT).softmax(-1)
         return (weights @ heads[2]).mT.flatten(1, 2)[..., None]
-    if node.op == "concat":
+    if node.kind == "concat":
         return torch.cat(inputs, 1)
-    if node.op == "flatten":
+    if node.kind == "flatten":
         return x.flatten(1)
-    if node.op == "subsample":
+    if node.kind == "subsample":
         return x[:, :, :: attrs["stride"][0], :: attrs["stride"][1]]
-    if node.op == "channel_map":
+    if node.kind == "channel_map":
         columns = [x[:, i] if i >= 0 else torch.zeros_like(x[:, 0]) for i in attrs["index"]]
         return torch.stack(columns, 1)
-    if node.op == "global_avg_pool2d":
+    if node.kind == "global_avg_pool2d":
         return x.mean((2, 3), keepdim=True)
-    if node.op == "max_pool2d":
+    if node.kind == "max_pool2d":
         return windows(x, attrs, -torch.inf).amax(-1)
-    if node.op == "avg_pool2d":
+    if node.kind == "avg_pool2d":
         ones = windows(torch.ones_like(x), attrs, float(attrs["count_include_pad"]))
         return windows(x, attrs, 0.0).sum(-1) / ones.sum(-1)
-    assert node.op == "quantize"
+    assert node.kind == "quantize"
     return x
 
 
@@ -114,7 +114,7 @@ def layer(node: Node, x: Tensor, quant: Quant | None) -> Tensor:
         if quant is not None:
             unit = scale * float(np.float32(quant.scale))
             bias = torch.round(bias / unit) * unit
-    if node.op == "linear":
+    if node.kind == "linear":
         return F.linear(x, weight, bias)
     padded = pad(x, node.attrs, 0.0)
     return F.conv2d(padded, weight, bias, node.attrs["stride"], 0, node.attrs["dilation"], node.attrs["groups"])
@@ -157,7 +157,7 @@ def operators(model: onnx.ModelProto, folder: Path) -> Counter[str]:
 
 def integer_layers(graph: Graph, op: str = "conv2d") -> int:
     return sum(
-        node.op == op and node.weights["weight"].dtype == np.int8 and node.inputs[0] in graph.quant
+        node.kind == op and node.weights["weight"].dtype == np.int8 and node.inputs[0] in graph.quant
         for node in graph.nodes
     )
 

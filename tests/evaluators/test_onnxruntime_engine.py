@@ -8,7 +8,7 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.loop import LAYER_SLICES
 from trimtab.evaluators.engines.onnxruntime import RUN_BATCH, OnnxRuntimeEngine
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.graph import Graph, Node, Quant
 
 SHAPE = (4, 8, 8)
 

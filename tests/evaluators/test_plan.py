@@ -15,11 +15,10 @@ from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.plan import STEP, Step, StepPlan, step_graph
 from trimtab.evaluators.size import Coded
+from trimtab.graph import Node, check_graph
+from trimtab.graph.passes import fuse, legalise
 from trimtab.kernels import Graph, Session, emulated_levels, levels
-from trimtab.kernels.graph import Node
 from trimtab.kernels.packing import packed_size
-from trimtab.kernels.passes import fuse, legalise
-from trimtab.kernels.validate import check_graph
 from trimtab.spaces import LayerDecision, Policy, Space
 from trimtab.spaces.candidate import reshape_network
 from trimtab.spaces.execute import run
@@ -33,22 +32,22 @@ LAYERS = ("conv2d", "linear")
 
 def executed(graph: Graph) -> list[Line]:
     """What the engine makes of a program: every step's operator, tensors, shapes, storage, activation, residual."""
-    graph, shapes = check_graph(legalise(fuse(graph)))
+    graph = check_graph(legalise(fuse(graph)))
 
     def line(node: Node) -> Line:
-        residual = node.op in LAYERS and len(node.inputs) == 2
+        residual = node.kind in LAYERS and len(node.inputs) == 2
         first = node.inputs[0]
-        kernel = node.weights["weight"].shape[2:] if node.op == "conv2d" else None
+        kernel = node.weights["weight"].shape[2:] if node.kind == "conv2d" else None
         attrs = tuple(node.attrs.get(name) for name in ("activation", "stride", "padding", "dilation", "groups"))
         stored = (first in graph.quant, node.name in graph.quant)
-        bits = graph.quant[first].bits if node.op in LAYERS and first in graph.quant else 32
+        bits = graph.quant[first].bits if node.kind in LAYERS and first in graph.quant else 32
         bits = 16 if node.attrs.get("precision") == "bf16" else bits
         return (
             node.name,
             set(node.inputs),
-            node.op,
-            shapes[first],
-            shapes[node.name],
+            node.kind,
+            graph.shapes[first],
+            graph.shapes[node.name],
             *stored,
             residual,
             bits,
@@ -164,7 +163,7 @@ def test_only_what_changes_the_values_is_an_entry_of_its_own() -> None:
 
 @pytest.mark.parametrize("weight", [each for each in GRID_FORMATS if each.grid != "uniform"], ids=str)
 def test_a_grid_has_a_price_of_its_own_where_its_levels_are_its_own(weight: WeightFormat) -> None:
-    even, op = WeightFormat(weight.bits), space_of("resnet20").network.op("layer3.1.conv2")
+    even, op = WeightFormat(weight.bits), space_of("resnet20").network.node("layer3.1.conv2")
     rows = op.weight.reshape(len(op.weight), -1)
     assert set(weight.fit(rows)[0].tolist()) != set(even.fit(rows)[0].tolist())
     assert entries(LayerDecision(LayerFormat(weight, 8)), LayerDecision(LayerFormat(even, 8))) == 2
@@ -215,7 +214,7 @@ def test_weights_are_those_of_the_layers(name: str) -> None:
     space = space_of(name)
     for policy in random_policies(space, 2):
         candidate = timing_candidate(space, policy)
-        weights = sum(op.weight.size for op in candidate.network.layers if op.weight is not None)
+        weights = sum(op.weight.size for op in candidate.network.layers if op.is_layer)
         assert sum(step.weights for step in StepPlan(space).steps(policy)) == weights
 
 
@@ -232,7 +231,7 @@ def test_every_step_s_program_holds_just_that_step(name: str) -> None:
         node = next(node for node in graph.nodes if node.name == STEP)
         if step.kind in LAYERS and step.in_int8:
             assert graph.quant[node.inputs[0]].bits == step.format.activation_bits
-        if node.op in LAYERS:
+        if node.kind in LAYERS:
             if step.format.weight.bits < 8:
                 assert len(np.unique(node.weights["weight"])) <= 2**step.format.weight.bits
             if step.format.weight.bits == 16:
@@ -255,8 +254,8 @@ def test_prediction_needs_no_weights() -> None:
     space = space_of("resnet8")
     policy = random_policies(space, 1)[-1]
     shapes = [call.step.out_shape for call in StepPlan(space).calls(policy)]
-    graph, found = check_graph(legalise(fuse(lower(candidate_of("resnet8", policy)))))
-    assert shapes == [found[node.name] for node in graph.nodes]
+    graph = check_graph(legalise(fuse(lower(candidate_of("resnet8", policy)))))
+    assert shapes == [graph.shapes[node.name] for node in graph.nodes]
 
 
 def test_an_operand_added_to_itself_is_not_fused() -> None:
@@ -286,7 +285,7 @@ def test_macs_of_one_step_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["resnet8", "concat", "inverted"])
 def test_chains_are_predicted_as_they_are_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimtab.kernels.band_fusion.CHAINED_BYTES", 1)
+    monkeypatch.setattr("trimtab.graph.bands.CHAINED_BYTES", 1)
     space = space_of(name)
     plan = StepPlan(space)
     chains = 0
@@ -316,5 +315,5 @@ def test_chains_do_not_change_what_is_counted(name: str, monkeypatch: pytest.Mon
         return sum(step.macs for step in steps), sum(step.weights for step in steps)
 
     apart = counts()
-    monkeypatch.setattr("trimtab.kernels.band_fusion.CHAINED_BYTES", 1)
+    monkeypatch.setattr("trimtab.graph.bands.CHAINED_BYTES", 1)
     assert counts() == apart

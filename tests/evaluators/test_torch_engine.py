@@ -9,7 +9,7 @@ import torch
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.torch import TorchEngine
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.graph import Graph, Node, Quant
 
 
 def conv(name: str, inputs: tuple[str, ...], channels: int, **attrs: object) -> Node:

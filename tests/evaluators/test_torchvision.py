@@ -18,9 +18,9 @@ from torch import nn
 from trimtab.evaluators.cost import count_macs
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.plan import StepPlan
+from trimtab.graph import is_integer
+from trimtab.graph.passes import legalise
 from trimtab.kernels import Graph, Session, fuse
-from trimtab.kernels.passes import legalise
-from trimtab.kernels.validate import is_integer
 from trimtab.spaces import Calibration, Options, Repairs, Space, build_space, compress
 from trimtab.spaces.candidate import apply
 from trimtab.spaces.execute import run
@@ -113,7 +113,7 @@ def check_steps(graph: Graph, x: np.ndarray) -> None:
         quants, to = [graph.quant.get(name) for name in node.inputs], graph.quant.get(node.name)
         inputs = [reference.store(values[name], quant) for name, quant in zip(node.inputs, quants, strict=True)]
         wanted = reference.real(reference.evaluate(node, inputs, quants, to), to)
-        exact = is_integer(graph, node) or (node.op not in (*SUMS, "conv2d", "linear"))
+        exact = is_integer(graph, node) or (node.kind not in (*SUMS, "conv2d", "linear"))
         integers += is_integer(graph, node)
         if exact:
             np.testing.assert_array_equal(values[node.name], wanted, node.name)
@@ -129,7 +129,7 @@ def test_pruning_equals_the_full_network_with_these_channels_zeroed(name: str) -
     kept = kept_channels(space.groups, random_kept(space, 0))
     pruned, selected = prune(space.network, kept)
     found = run(pruned, x)
-    assert any(op.shape != space.network.op(op.name).shape for op in pruned)
+    assert any(pruned.shapes[op.name] != space.network.shapes[op.name] for op in pruned)
     assert_close(found, run_with_zeroed_channels(space.network, selected, x))
     assert_close(found, run(zero_channels(space.network, kept), x))
 

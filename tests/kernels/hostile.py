@@ -39,7 +39,7 @@ def convolutions() -> Graph:
     rng = np.random.default_rng(0)
     pad = {"padding": (1, 1, 1, 1)}
     narrow = build.conv(rng, "x", 12, 16, name="narrow", activation="relu", **pad)
-    narrow = Node(narrow.op, narrow.name, narrow.inputs, narrow.attrs,
+    narrow = Node(narrow.kind, narrow.name, narrow.inputs, narrow.attrs,
                   {**narrow.weights, "weight": np.sign(narrow.weights["weight"])})  # fmt: skip
     grouped = build.conv(rng, "depthwise", 16, 6, (1, 1), name="grouped", groups=2, precision="bf16", integer=False)
     grouped.weights["weight"].view(np.uint32)[:] &= 0xFFFF0000

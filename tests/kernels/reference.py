@@ -109,7 +109,7 @@ def channels(vector: Array, like: Array) -> Array:
 def product(node: Node, x: Array, weight: Array) -> Array:
     """Return conv2d or linear without bias, in float64: exact for integers."""
     a, w = torch.from_numpy(x.astype(np.float64)), torch.from_numpy(weight.astype(np.float64))
-    if node.op == "linear":
+    if node.kind == "linear":
         return (a @ w.T).numpy()
     top, left, bottom, right = node.attrs["padding"]
     a = functional.pad(a, (left, right, top, bottom))
@@ -170,7 +170,7 @@ def max_pool(node: Node, x: Array) -> Array:
 
 
 def avg_pool(node: Node, x: Array, quant: Quant | None) -> Array:
-    if node.op == "global_avg_pool2d":
+    if node.kind == "global_avg_pool2d":
         kernel = x.shape[2:]
         attrs = {"kernel": kernel, "stride": kernel, "padding": (0, 0, 0, 0), "count_include_pad": True}
         node = Node("avg_pool2d", node.name, node.inputs, attrs)
@@ -232,35 +232,35 @@ def channel_map(node: Node, x: Array, zero: int) -> Array:
 
 def evaluate(node: Node, inputs: list[Array], quants: list[Quant | None], to: Quant | None) -> Array:
     x, quant = inputs[0], quants[0]
-    if node.op in ("conv2d", "linear"):
+    if node.kind in ("conv2d", "linear"):
         return layer(node, inputs, quants, to)
-    if node.op == "add":
+    if node.kind == "add":
         return store(activate(real(x, quant) + real(inputs[1], quants[1]), node.attrs["activation"]), to)
-    if node.op == "activation":
+    if node.kind == "activation":
         return store(activate(real(x, quant), node.attrs["activation"]), to)
-    if node.op == "mul":
+    if node.kind == "mul":
         return store(real(x, quant) * real(inputs[1], quants[1]), to)
-    if node.op in ("avg_pool2d", "global_avg_pool2d"):
+    if node.kind in ("avg_pool2d", "global_avg_pool2d"):
         return store(avg_pool(node, x, quant), to)
-    if node.op == "adaptive_avg_pool2d":
+    if node.kind == "adaptive_avg_pool2d":
         return store(adaptive_avg_pool(node, x, quant), to)
-    if node.op == "layer_norm":
+    if node.kind == "layer_norm":
         return store(layer_norm(node, real(x, quant)), to)
-    if node.op == "tokens":
+    if node.kind == "tokens":
         return store(tokens(node, real(x, quant)), to)
-    if node.op == "attention":
+    if node.kind == "attention":
         return store(attention(node, [real(*pair) for pair in zip(inputs, quants, strict=True)]), to)
     moved = [move(x, q, to) if q != to else x for x, q in zip(inputs, quants, strict=True)]
-    if node.op == "concat":
+    if node.kind == "concat":
         return np.concatenate(moved, axis=1)
     x = moved[0]
-    if node.op == "max_pool2d":
+    if node.kind == "max_pool2d":
         return max_pool(node, x)
-    if node.op == "flatten":
+    if node.kind == "flatten":
         return x.reshape(len(x), -1)
-    if node.op == "subsample":
+    if node.kind == "subsample":
         return x[:, :, :: node.attrs["stride"][0], :: node.attrs["stride"][1]]
-    if node.op == "channel_map":
+    if node.kind == "channel_map":
         return channel_map(node, x, 0 if to is None else to.zero_point)
-    assert node.op == "quantize"
+    assert node.kind == "quantize"
     return x

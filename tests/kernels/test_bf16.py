@@ -36,14 +36,14 @@ def halved(node: Node) -> Node:
     """Return the node with bf16 weights and arithmetic."""
     weight = reference.to_bf16(node.weights["weight"])
     return Node(
-        node.op, node.name, node.inputs, {**node.attrs, "precision": "bf16"}, {**node.weights, "weight": weight}
+        node.kind, node.name, node.inputs, {**node.attrs, "precision": "bf16"}, {**node.weights, "weight": weight}
     )
 
 
 def whole(node: Node, rng: np.random.Generator) -> Node:
     """Return the node with small integers as weights and bias: no sum of theirs is rounded."""
     weights = {name: rng.integers(-8, 9, w.shape).astype(np.float32) for name, w in node.weights.items()}
-    return Node(node.op, node.name, node.inputs, {**node.attrs, "precision": "bf16"}, weights)
+    return Node(node.kind, node.name, node.inputs, {**node.attrs, "precision": "bf16"}, weights)
 
 
 def whole_images(rng: np.random.Generator, count: int, shape: Sequence[int]) -> np.ndarray:
@@ -245,7 +245,7 @@ def test_chains(level: str, rng: np.random.Generator, monkeypatch: pytest.Monkey
     second = whole(build.conv(rng, "a", 12, 9, name="b", integer=False, stride=(2, 2), **pad), rng)
     graph, x = build.graph((5, 20, 9), first, second), whole_images(rng, 3, (5, 20, 9))
     apart = Session(graph, level=level, batch=2, threads=2).run(x)
-    monkeypatch.setattr("trimtab.kernels.band_fusion.CHAINED_BYTES", 1)
+    monkeypatch.setattr("trimtab.graph.bands.CHAINED_BYTES", 1)
     together = Session(graph, level=level, batch=2, threads=2)
     assert together.steps == ["b"]
     np.testing.assert_array_equal(together.run(x), apart)

@@ -37,7 +37,7 @@ CODEBOOKS = {
 def coded(node: Node, values: Sequence[int], rng: np.random.Generator) -> Node:
     """Return the node with weights drawn from `values`."""
     weight = rng.choice(np.array(values, np.int8), node.weights["weight"].shape)
-    return Node(node.op, node.name, node.inputs, node.attrs, {**node.weights, "weight": weight})
+    return Node(node.kind, node.name, node.inputs, node.attrs, {**node.weights, "weight": weight})
 
 
 def linear(rng: np.random.Generator, inputs: int, outputs: int, values: Sequence[int]) -> Graph:

@@ -28,9 +28,8 @@ class Pricing:
     def get(self, policy: Policy, budget: str) -> float:
         total = 0.0
         for shape in self.space.layer_shapes(policy):
-            weight = shape.op.weight
-            assert weight is not None
-            inputs, area = shape.inputs * int(np.prod(weight.shape[2:])), int(np.prod(shape.op.shape[1:]))
+            inputs = shape.inputs * int(np.prod(shape.op.weight.shape[2:]))
+            area = int(np.prod(self.space.network.shapes[shape.op.name][1:]))
             rank, bits = shape.decision.rank, shape.decision.format.weight.bits
             elements = inputs * shape.outputs if rank is None else rank * (inputs + shape.outputs)
             total += {

@@ -52,7 +52,7 @@ def test_tuning_gains_and_keeps_bits_and_zeros(problem: Problem) -> None:
         tuned = finetune(candidate, problem.space.normalised, *problem.splits.train(), schedule)
         x, y = problem.splits.train()
         gained.append(accuracy_of(judging_session(tuned), x, y) - accuracy_of(judging_session(candidate), x, y))
-        assert [(op.name, op.shape) for op in tuned.network] == [(op.name, op.shape) for op in candidate.network]
+        assert tuned.network.shapes == candidate.network.shapes
         for name, (weight, scale) in tuned.int8.items():
             assert set(np.unique(np.abs(weight))) <= set(np.unique(np.abs(candidate.int8[name][0]))) or (
                 candidate.decisions[name].format.weight.bits == 8
@@ -62,7 +62,7 @@ def test_tuning_gains_and_keeps_bits_and_zeros(problem: Problem) -> None:
             weight = op.weight
             assert weight is not None
             if tuned.decisions[op.name].pattern:
-                assert not weight[candidate.network.op(op.name).weight == 0].any()
+                assert not weight[candidate.network.node(op.name).weight == 0].any()
             if tuned.decisions[op.name].format.weight.bits == 16:
                 assert not (np.ascontiguousarray(weight).view(np.uint32) & 0xFFFF).any()
     assert np.mean(gained) > 0

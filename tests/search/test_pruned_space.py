@@ -60,7 +60,7 @@ def test_a_rank_that_takes_more_time_than_the_dense_layer_is_not_offered() -> No
     priced = offers_of(space, clock, "latency", "size")
     for offer in priced:
         if offer.knob.startswith("form:layer") and offer.choice != "dense":
-            shape = space.network.op(offer.knob.removeprefix("form:")).weight
+            shape = space.network.node(offer.knob.removeprefix("form:")).weight
             assert shape is not None
             full = min(shape.shape[0], shape[0].size)
             rank = round(float(offer.choice.split()[1]) * full)

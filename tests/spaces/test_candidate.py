@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trimtab.graph import Array
 from trimtab.spaces import (
     Calibration,
     Candidate,
+    Graph,
     LayerDecision,
-    Network,
     Policy,
     Repairs,
     Space,
@@ -26,7 +27,6 @@ from trimtab.spaces import (
 )
 from trimtab.spaces.execute import run
 from trimtab.spaces.formats import INT8, LayerFormat
-from trimtab.spaces.network import Array
 from trimtab.spaces.repair import LARGEST_RESCALE
 
 SpaceOf = Callable[..., Space]
@@ -72,7 +72,7 @@ def moments_only(space: Space, images: Tensor) -> Calibration:
     return Calibration.of(space, images.numpy(), repairs=Repairs(reconstruct=False))
 
 
-def outputs(network: Network, x: Tensor) -> dict[str, Tensor]:
+def outputs(network: Graph, x: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     run(network, x, lambda op, y: found.update({op.name: y.clone()}))
     return found
@@ -144,7 +144,7 @@ def test_a_repaired_layer_has_the_moments_of_the_pytorch_module(
     left = channels_left(space, policy)
     checked = 0
     for op in space.network.layers:
-        kept = left.get(op.name, np.arange(op.shape[0]))
+        kept = left.get(op.name, np.arange(space.network.shapes[op.name][0]))
         mean, std = channel_moments(expected[op.name][:, torch.from_numpy(kept)])
         found_mean, found_std = channel_moments(found[op.name])
         assert np.allclose(found_mean, mean, atol=1e-4)
@@ -168,7 +168,7 @@ def test_a_repaired_layer_has_the_means_of_the_untouched_network(name: str, spac
     for op in space.network.layers:
         if op.is_depthwise:
             continue
-        kept = torch.from_numpy(left.get(op.name, np.arange(op.shape[0])))
+        kept = torch.from_numpy(left.get(op.name, np.arange(space.network.shapes[op.name][0])))
         mean, std = channel_moments(expected[op.name][:, kept])
         assert np.allclose(channel_moments(found[op.name])[0], mean, atol=1e-4 * max(1.0, float(std.max())))
 
@@ -193,7 +193,7 @@ def test_float_weights_are_what_the_int8_weights_stand_for(name: str, space_of: 
         assert set(candidate.int8) == narrow
         assert narrow
         for layer, (quantised, scale) in candidate.int8.items():
-            weight = candidate.network.op(layer).weight
+            weight = candidate.network.node(layer).weight
             assert weight is not None
             assert weight.dtype == np.float32
             assert quantised.dtype == np.int8
@@ -230,7 +230,7 @@ def test_a_repair_without_a_bit_of_signal_stays_finite(space_of: SpaceOf) -> Non
     space = space_of("residual-a")
     images = np.zeros((3, 3, 16, 16), np.float32)
     candidate = compress(space, mixed(space), Calibration.of(space, images))
-    assert all(np.isfinite(op.weight).all() for op in candidate.network.layers if op.weight is not None)
+    assert all(np.isfinite(op.weight).all() for op in candidate.network.layers if op.is_layer)
     assert all(np.isfinite(bounds).all() for bounds in candidate.ranges.values())
 
 
@@ -242,8 +242,8 @@ def test_a_dead_channel_is_not_blown_up(image: Image) -> None:
     policy = space.uniform(0.5, INT8)
     bare, repaired = apply(space, policy), compress(space, policy, moments_only(space, image(8)))
     for op in bare.network.layers:
-        weight = repaired.network.op(op.name).weight
-        assert op.weight is not None
+        weight = repaired.network.node(op.name).weight
+        assert op.is_layer
         assert weight is not None
         assert (np.abs(weight) <= LARGEST_RESCALE * np.abs(op.weight) * (1 + 1e-5) + 1e-12).all()
 

@@ -70,8 +70,8 @@ def test_a_candidate_of_another_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="another network"):
         load_candidate(path, space_of("resnet20"))
     layer = SPACE.network.layers[0]
-    trained = [replace(op, weight=op.weight * 2) if op is layer else op for op in SPACE.network]  # type: ignore[operator]
-    other = replace(SPACE, network=replace(SPACE.network, ops=tuple(trained)))
+    trained = [op.with_weights(weight=op.weight * 2) if op is layer else op for op in SPACE.network]  # type: ignore[operator]
+    other = replace(SPACE, network=replace(SPACE.network, nodes=tuple(trained)))
     with pytest.raises(BadInput, match="other weights"):
         load_candidate(path, other)
 
@@ -93,5 +93,5 @@ def test_what_is_no_candidate_is_refused_by_name(tmp_path: Path) -> None:
         load_candidate(path, SPACE)
     path.write_bytes(whole)
     save_file(load_file(path), path, metadata={"trimtab.candidate": json.dumps({"schema": 99})})
-    with pytest.raises(BadInput, match="schema 1"):
+    with pytest.raises(BadInput, match="schema 2"):
         load_candidate(path, SPACE)

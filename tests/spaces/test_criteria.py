@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trimtab.errors import BadInput
+from trimtab.graph import Array, Graph, Node
 from trimtab.spaces import Options, Space, build_space
 from trimtab.spaces.criteria import CRITERIA, Evidence, channel_scores, weight_gradients
 from trimtab.spaces.execute import apply_op, layer_gradients, run
 from trimtab.spaces.groups import ChannelGroup
-from trimtab.spaces.network import Array, Network, Op
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
@@ -30,29 +30,29 @@ def evidence_of(space: Space, images: Tensor, model: nn.Module | None = None) ->
     return Evidence(space.network, space.groups, scales, images.numpy())
 
 
-def chain(channels: int = 5, seed: int = 0) -> tuple[Network, Tensor]:
+def chain(channels: int = 5, seed: int = 0) -> tuple[Graph, Tensor]:
     """Convolution, ReLU, convolution, mean, and images; the first convolution's channels are the group."""
     rng = np.random.default_rng(seed)
 
-    def layer(name: str, source: str, outputs: int, inputs: int) -> Op:
+    def layer(name: str, source: str, outputs: int, inputs: int) -> Node:
         weight = rng.normal(size=(outputs, inputs, 3, 3)) * rng.uniform(0.2, 2, size=(outputs, 1, 1, 1))
         attrs = {"stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
         bias = rng.normal(size=outputs).astype(np.float32)
-        return Op("conv2d", name, (source,), (outputs, 6, 6), attrs, weight.astype(np.float32), bias)
+        return Node("conv2d", name, (source,), attrs, {"weight": weight.astype(np.float32), "bias": bias})
 
     ops = (
         layer("first", "x", channels, 3),
-        Op("activation", "relu", ("first",), (channels, 6, 6), {"activation": "relu"}),
+        Node("activation", "relu", ("first",), {"activation": "relu"}),
         layer("second", "relu", 4, channels),
-        Op("global_avg_pool2d", "mean", ("second",), (4, 1, 1)),
-        Op("flatten", "out", ("mean",), (4,)),
+        Node("global_avg_pool2d", "mean", ("second",)),
+        Node("flatten", "out", ("mean",)),
     )
     images = torch.from_numpy(rng.normal(size=(24, 3, 6, 6)).astype(np.float32))
-    return Network("x", (3, 6, 6), ops, "out"), images
+    return Graph("x", (3, 6, 6), ops, "out"), images
 
 
-def chain_scores(criterion: str, network: Network, images: Tensor) -> Array:
-    channels = network.op("first").shape[0]
+def chain_scores(criterion: str, network: Graph, images: Tensor) -> Array:
+    channels = network.shapes["first"][0]
     group = ChannelGroup("first", channels, {"first": np.arange(channels)})
     return channel_scores(criterion, Evidence(network, (group,), images=images.numpy()))["first"]
 
@@ -98,7 +98,7 @@ def test_weights_vote_by_their_formula(
     votes = {
         op.name: formula([row.astype(np.float64).ravel() for row in op.weight])
         for op in space.network.layers
-        if op.weight is not None
+        if op.is_layer
     }
     for group, scores in added_up(space, votes).items():
         assert np.allclose(found[group], scores)
@@ -106,8 +106,8 @@ def test_weights_vote_by_their_formula(
 
 def test_dead_channels_have_finite_scores() -> None:
     network, images = chain()
-    ops = [op if op.weight is None else Op(**{**vars(op), "weight": 0 * op.weight}) for op in network]
-    dead = Network("x", (3, 6, 6), tuple(ops), "out")
+    ops = [op if not op.is_layer else op.with_weights(weight=0 * op.weight) for op in network]
+    dead = Graph("x", (3, 6, 6), tuple(ops), "out")
     for criterion in CRITERIA:
         assert np.isfinite(chain_scores(criterion, dead, images)).all()
 
@@ -138,7 +138,7 @@ def test_apoz_is_the_share_of_zeros_behind_every_relu_of_the_group(space_of: Spa
     stage = space.groups[0]
     assert "layer1.0.conv2" in stage.members
     expected = np.zeros(stage.size)
-    sums = {op.name for op in space.network if op.kind == "add" and op.shape[0] == stage.size}
+    sums = {op.name for op in space.network if op.kind == "add" and space.network.shapes[op.name][0] == stage.size}
     for op in space.network:
         if op.kind == "activation" and op.inputs[0] in {"conv1", *sums}:
             alive = np.array([float((values[op.name][:, c] > 0).double().mean()) for c in range(stage.size)])
@@ -162,7 +162,7 @@ def test_gradients_are_autograd_s(space_of: SpaceOf, make: Make, image: Image) -
         layer = name.replace("bn", "conv").replace("shortcut.1", "shortcut.0")
         assert torch.allclose(found[layer].y, y, atol=1e-4)
         assert torch.allclose(found[layer].gradient, y.grad, atol=1e-5)
-        assert torch.allclose(found[layer].y, apply_op(network.op(layer), [found[layer].x]), atol=1e-5)
+        assert torch.allclose(found[layer].y, apply_op(network.node(layer), [found[layer].x]), atol=1e-5)
 
 
 @pytest.mark.parametrize(("stride", "groups", "padding"), [(1, 1, (1, 1, 1, 1)), (2, 2, (0, 0, 1, 1))])
@@ -172,10 +172,10 @@ def test_weight_gradients_are_autograd_s_for_each_image(
     rng = np.random.default_rng(1)
     weight = rng.normal(size=(6, 4 // groups, 3, 3)).astype(np.float32)
     attrs = {"stride": (stride, stride), "padding": padding, "dilation": (1, 1), "groups": groups}
-    convolution = Op("conv2d", "c", ("x",), (6, 4, 4), attrs, weight, np.zeros(6, np.float32))
-    mean = Op("global_avg_pool2d", "m", ("c",), (6, 1, 1))
-    linear = Op("linear", "l", ("f",), (3,), weight=rng.normal(size=(3, 6)).astype(np.float32))
-    network = Network("x", (4, 7, 7), (convolution, mean, Op("flatten", "f", ("m",), (6,)), linear), "l")
+    convolution = Node("conv2d", "c", ("x",), attrs, {"weight": weight, "bias": np.zeros(6, np.float32)})
+    mean = Node("global_avg_pool2d", "m", ("c",))
+    linear = Node("linear", "l", ("f",), weights={"weight": rng.normal(size=(3, 6)).astype(np.float32)})
+    network = Graph("x", (4, 7, 7), (convolution, mean, Node("flatten", "f", ("m",)), linear), "l")
     x = torch.from_numpy(rng.normal(size=(3, 4, 7, 7)).astype(np.float32))
     found = layer_gradients(network, x, lambda logits: logits.square().sum())
     top, left, bottom, right = padding
@@ -191,8 +191,8 @@ def test_weight_gradients_are_autograd_s_for_each_image(
 def test_taylor_is_the_mean_of_gradient_times_activation_of_what_the_relu_lets_through() -> None:
     network, images = chain()
     found = chain_scores("taylor", network, images)
-    hidden = F.relu(apply_op(network.op("first"), [images])).requires_grad_()
-    logits = apply_op(network.op("second"), [hidden]).mean((2, 3))
+    hidden = F.relu(apply_op(network.node("first"), [images])).requires_grad_()
+    logits = apply_op(network.node("second"), [hidden]).mean((2, 3))
     F.cross_entropy(logits, logits.argmax(1), reduction="sum").backward()
     expected = (hidden * hidden.grad).detach().mean((2, 3)).abs().sum(0)
     assert np.allclose(found, expected / expected.mean(), rtol=1e-4)
@@ -202,7 +202,7 @@ def test_the_hessian_s_diagonal_is_the_loss_s_curvature() -> None:
     # One linear layer of a softmax: the Hessian's diagonal is E[p_o (1 - p_o) x_i^2], exactly.
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(4, 3)).astype(np.float32)
-    network = Network("x", (3,), (Op("linear", "l", ("x",), (4,), weight=weight),), "l")
+    network = Graph("x", (3,), (Node("linear", "l", ("x",), weights={"weight": weight}),), "l")
     images = rng.normal(size=(20000, 3)).astype(np.float32)
     group = ChannelGroup("l", 4, {"l": np.arange(4)})
     found = channel_scores("hessian", Evidence(network, (group,), images=images))["l"]
@@ -211,10 +211,10 @@ def test_the_hessian_s_diagonal_is_the_loss_s_curvature() -> None:
     assert np.allclose(found, saliency / saliency.mean(), rtol=0.05)
 
 
-def output_parts(network: Network, images: Tensor) -> Array:
+def output_parts(network: Graph, images: Tensor) -> Array:
     """What each channel of the group contributes to the second convolution's outputs, (C, N * O * H * W)."""
-    hidden, second = F.relu(apply_op(network.op("first"), [images])), network.op("second")
-    weight = torch.from_numpy(second.weight)  # type: ignore[arg-type]
+    hidden, second = F.relu(apply_op(network.node("first"), [images])), network.node("second")
+    weight = torch.from_numpy(second.weight)
     parts = [
         F.conv2d(hidden[:, c : c + 1].double(), weight[:, c : c + 1].double(), None, 1, 1)
         for c in range(hidden.shape[1])
@@ -258,15 +258,15 @@ def test_lasso_keeps_what_coordinate_descent_keeps(seed: int) -> None:
     assert order == entered
 
 
-def refit_error(network: Network, images: Tensor, kept: tuple[int, ...]) -> float:
+def refit_error(network: Graph, images: Tensor, kept: tuple[int, ...]) -> float:
     """The second convolution's squared error when all of its weights on the kept channels are fitted, with ridge."""
-    hidden, second = F.relu(apply_op(network.op("first"), [images])), network.op("second")
+    hidden, second = F.relu(apply_op(network.node("first"), [images])), network.node("second")
     fields = F.unfold(hidden, 3, padding=1).double().transpose(1, 2).reshape(-1, 45).numpy()
-    target = fields @ second.weight.reshape(4, -1).T.astype(np.float64)  # type: ignore[union-attr]
+    target = fields @ second.weight.reshape(4, -1).T.astype(np.float64)
     ridge = np.sqrt(0.01 * np.square(fields).mean() * len(fields))
     # The ridge is on the change of the weights; a weight that is removed changes by all of itself.
     whole = np.concatenate([fields, ridge * np.eye(45)])
-    wanted = np.concatenate([target, ridge * second.weight.reshape(4, -1).T])  # type: ignore[union-attr]
+    wanted = np.concatenate([target, ridge * second.weight.reshape(4, -1).T])
     columns = [c * 9 + t for c in kept for t in range(9)]
     solution = np.linalg.lstsq(whole[:, columns], wanted, rcond=None)[0]
     return float(np.square(whole[:, columns] @ solution - wanted).sum())
@@ -294,10 +294,10 @@ def test_readers_of_a_residual_stage_are_all_layers_behind_its_sums(space_of: Sp
     space = space_of("residual-b")
     evidence = evidence_of(space, image(4, 1))
     stage = space.groups[0]
-    reading = [op for op in space.network.layers if op.inputs[0] != "x" and op.weight.shape[1] == stage.size]  # type: ignore[union-attr]
+    reading = [op for op in space.network.layers if op.inputs[0] != "x" and op.weight.shape[1] == stage.size]
     outputs = sorted(reader.weight.shape for reader in evidence.readers[stage.name])
     behind = [op for op in reading if not op.inputs[0].endswith("bn1") and "conv2" not in op.name]
-    assert outputs == sorted((op.shape[0], op.weight[0].size) for op in behind)  # type: ignore[index]
+    assert outputs == sorted((len(op.weight), op.weight[0].size) for op in behind)
 
 
 def test_unknown_criteria_and_missing_images_are_refused(make: Make) -> None:

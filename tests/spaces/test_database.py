@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import BadInput
+from trimtab.graph import Array, Node
 from trimtab.spaces import Calibration, LayerDecision, Policy, Repairs, Space, apply
 from trimtab.spaces.candidate import prune_network
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import layer_of
 from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
-from trimtab.spaces.network import Array, Op
 from trimtab.spaces.reconstruct import RIDGE, draw_positions, receptive_fields, target_tensors
 from trimtab.spaces.repair import settle
 from trimtab.spaces.statistics import layer_statistics
@@ -56,9 +56,9 @@ def layer_inputs(space: Space, x: Tensor) -> dict[str, Tensor]:
     return {op.name: values[op.inputs[0]] for op in space.network.layers}
 
 
-def all_fields(op: Op, x: Tensor) -> Array:
+def all_fields(op: Node, x: Tensor) -> Array:
     """The receptive fields that the statistics are of: few images, so that they are those of all positions."""
-    return receptive_fields(op, x, draw_positions(op, (len(x), *op.shape), 0)).double().numpy()
+    return receptive_fields(op, x, draw_positions(op, (len(x), *apply_op(op, [x]).shape[1:]), 0)).double().numpy()
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -79,14 +79,14 @@ def test_a_stitched_network_has_the_shapes_of_the_policy(
     space = space_of(name, factorisations=("svd", "spatial", "tucker"))
     policy = random_policy(space, seed)
     stitched, plain = database(space, image(4), tmp_path).stitch(policy), apply(space, policy)
-    assert [(op.name, op.shape, op.inputs) for op in stitched.network] == [
-        (op.name, op.shape, op.inputs) for op in plain.network
+    assert [(op.name, stitched.network.shapes[op.name], op.inputs) for op in stitched.network] == [
+        (op.name, plain.network.shapes[op.name], op.inputs) for op in plain.network
     ]
     assert stitched.decisions == plain.decisions
     assert set(stitched.int8) == set(plain.int8)
     for name_, (weight, scale) in stitched.int8.items():
         dense = weight.astype(np.float32) * scale.reshape(-1, *[1] * (weight.ndim - 1))
-        assert np.array_equal(stitched.network.op(name_).weight, dense)  # type: ignore[arg-type]
+        assert np.array_equal(stitched.network.node(name_).weight, dense)
     assert run(stitched.network, image(2)).shape == run(space.network, image(2)).shape
     assert set(stitched.ranges) >= {op.name for op in stitched.network}
 
@@ -98,15 +98,15 @@ def test_inputs_that_are_gone_are_made_up_for_by_least_squares(
     space, x = space_of(name), image(6)
     policy = space.uniform(0.5)
     stitched = database(space, x, tmp_path).stitch(policy)
-    op = space.network.op(layer)
+    op = space.network.node(layer)
     fields = all_fields(op, layer_inputs(space, x)[layer])
-    weight = op.weight.reshape(op.shape[0], -1).astype(np.float64)  # type: ignore[union-attr]
+    weight = op.weight.reshape(len(op.weight), -1).astype(np.float64)
     base = op.bias.astype(np.float64) if op.bias is not None else 0.0
     # The channels that stay, found by pruning a network whose weights are their own positions.
-    numbered = replace(op, weight=np.arange(op.weight.size, dtype=np.float64).reshape(op.weight.shape))  # type: ignore[union-attr]
-    network = replace(space.network, ops=tuple(numbered if o.name == layer else o for o in space.network))
-    left = apply(replace(space, network=network), policy).network.op(layer).weight
-    rows, columns = np.divmod(left.reshape(len(left), -1).astype(int), weight.shape[1])  # type: ignore[union-attr,arg-type]
+    numbered = op.with_weights(weight=np.arange(op.weight.size, dtype=np.float32).reshape(op.weight.shape))
+    network = replace(space.network, nodes=tuple(numbered if o.name == layer else o for o in space.network))
+    left = apply(replace(space, network=network), policy).network.node(layer).weight
+    rows, columns = np.divmod(left.reshape(len(left), -1).astype(int), weight.shape[1])
     rows, columns = rows[:, 0], columns[0]
     centred = fields[:, columns] - fields[:, columns].mean(0)
     ridge = RIDGE * np.square(centred).mean(0).mean()
@@ -115,11 +115,11 @@ def test_inputs_that_are_gone_are_made_up_for_by_least_squares(
     more = np.sqrt(ridge * len(fields)) * np.eye(len(columns))
     target = np.concatenate([missing - missing.mean(0), np.zeros((len(columns), len(rows)))])
     change = np.linalg.lstsq(np.concatenate([centred, more]), target, rcond=None)[0].T
-    found = stitched.network.op(layer)
+    found = stitched.network.node(layer)
     expected = weight[np.ix_(rows, columns)] + change
-    np.testing.assert_allclose(found.weight.reshape(len(rows), -1), expected, rtol=1e-3, atol=1e-4)  # type: ignore[union-attr]
-    outputs = fields[:, columns] @ found.weight.reshape(len(rows), -1).astype(np.float64).T + found.bias  # type: ignore[union-attr]
-    wanted = fields @ weight[rows].T + (base[rows] if op.bias is not None else 0.0)  # type: ignore[index]
+    np.testing.assert_allclose(found.weight.reshape(len(rows), -1), expected, rtol=1e-3, atol=1e-4)
+    outputs = fields[:, columns] @ found.weight.reshape(len(rows), -1).astype(np.float64).T + found.bias
+    wanted = fields @ weight[rows].T + (base[rows] if op.bias is not None else 0.0)
     np.testing.assert_allclose(outputs.mean(0), wanted.mean(0), rtol=1e-4, atol=1e-4)
 
 
@@ -214,8 +214,8 @@ def test_another_network_or_other_images_have_entries_of_their_own(
     one, other = database(space, image(4), tmp_path), database(space, image(4, 7), tmp_path)
     assert one.folder != other.folder
     first = space.network.layers[0]
-    changed = replace(first, weight=first.weight * 2)  # type: ignore[operator]
-    network = replace(space.network, ops=tuple(changed if op is first else op for op in space.network))
+    changed = first.with_weights(weight=first.weight * 2)
+    network = replace(space.network, nodes=tuple(changed if op is first else op for op in space.network))
     assert database(replace(space, network=network), image(4), tmp_path).folder != one.folder
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from trimtab.errors import BadInput
 from trimtab.evaluators.lowering import lower
 from trimtab.kernels import Session
-from trimtab.spaces import Calibration, LayerDecision, Network, Op, Policy, Space, compress
+from trimtab.spaces import Calibration, Graph, LayerDecision, Node, Policy, Space, compress
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import run
 from trimtab.spaces.factorisation import (
@@ -191,22 +191,21 @@ def test_parts_make_the_layer_s_output_and_cost_what_pytorch_says(
     assert pays(layer, name, rank, (layer.inputs, height, width)) == cheaper
 
 
-def conv(outputs: int, inputs: int, kernel: tuple[int, int], **attrs: object) -> tuple[Network, Op]:
+def conv(outputs: int, inputs: int, kernel: tuple[int, int], **attrs: object) -> tuple[Graph, Node]:
     """A network of one convolution, of an odd image of 11 x 9."""
     weight = np.random.default_rng(1).normal(size=(outputs, inputs, *kernel)).astype(np.float32)
     bias = np.linspace(-1, 1, outputs, dtype=np.float32)
     full = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1, **attrs}
-    op = Op("conv2d", "a", ("x",), (0, 0, 0), full, weight, bias)
-    op = replace(op, shape=Geometry.of(op).out_shape((inputs, 11, 9)))
-    return Network("x", (inputs, 11, 9), (op,), "a"), op
+    op = Node("conv2d", "a", ("x",), full, {"weight": weight, "bias": bias})
+    return Graph("x", (inputs, 11, 9), (op,), "a"), op
 
 
-def reconstructed(op: Op, name: str, rank: int) -> Op:
+def reconstructed(op: Node, name: str, rank: int) -> Node:
     """The dense layer with the weight that the factors stand for."""
-    assert op.weight is not None
+    assert op.is_layer
     kernel = op.weight.reshape(*op.weight.shape[:2], *(op.weight.shape[2:] or (1, 1))).astype(np.float64)
     dense = compose(name, FACTORISATIONS[name].factors(kernel, rank))
-    return replace(op, weight=dense.reshape(op.weight.shape).astype(np.float32))
+    return op.with_weights(weight=dense.reshape(op.weight.shape).astype(np.float32))
 
 
 PLACES: list[dict[str, object]] = [
@@ -228,14 +227,14 @@ def test_factors_run_as_the_dense_layer_of_their_weight(name: str, place: dict[s
     for network, op in layers:
         x = torch.randn((3, 6, 11, 9), generator=torch.Generator().manual_seed(0))
         factorised = factorise(network, {"a": (name, 4)})
-        assert [layer.name for layer in factorised] == factor_names("a", len(factorised.ops))
-        expected = run(replace(network, ops=(reconstructed(op, name, 4),)), x)
+        assert [layer.name for layer in factorised] == factor_names("a", len(factorised.nodes))
+        expected = run(replace(network, nodes=(reconstructed(op, name, 4),)), x)
         assert torch.allclose(run(factorised, x), expected, atol=1e-4 * float(expected.abs().max()))
         found = Session(lower(bare(factorised))).run(x.numpy())
         assert np.allclose(found, expected.numpy(), atol=1e-4 * float(expected.abs().max()))
 
 
-def bare(network: Network) -> Candidate:
+def bare(network: Graph) -> Candidate:
     """The network in float32."""
     policy = Policy(network.fingerprint(), {}, {})
     return Candidate(policy, network, {op.name: LayerDecision() for op in network.layers}, {}, {})
@@ -243,11 +242,11 @@ def bare(network: Network) -> Candidate:
 
 def test_a_linear_layer_has_two_factors() -> None:
     weight = np.random.default_rng(0).normal(size=(12, 20)).astype(np.float32)
-    op = Op("linear", "a", ("x",), (12,), {}, weight, np.ones(12, np.float32))
-    network = Network("x", (20,), (op,), "a")
+    op = Node("linear", "a", ("x",), weights={"weight": weight, "bias": np.ones(12, np.float32)})
+    network = Graph("x", (20,), (op,), "a")
     factorised = factorise(network, {"a": ("svd", 5)})
     x = torch.randn((4, 20), generator=torch.Generator().manual_seed(0))
-    expected = run(replace(network, ops=(reconstructed(op, "svd", 5),)), x)
+    expected = run(replace(network, nodes=(reconstructed(op, "svd", 5),)), x)
     assert torch.allclose(run(factorised, x), expected, atol=1e-4)
     assert np.allclose(Session(lower(bare(factorised))).run(x.numpy()), expected.numpy(), atol=1e-4)
 
@@ -284,20 +283,20 @@ def test_full_rank_equals_the_dense_network(name: str, space_of: SpaceOf, image:
 
 def test_only_the_last_factor_has_the_bias_and_the_name() -> None:
     network, op = conv(10, 6, (3, 3), stride=(2, 2))
-    factors = FACTORISATIONS["cp"].factors(op.weight.astype(np.float64), 5)  # type: ignore[union-attr]
-    made = factor_ops(op, "cp", factors, network.input_shape)
+    factors = FACTORISATIONS["cp"].factors(op.weight.astype(np.float64), 5)
+    made = factor_ops(op, "cp", factors)
     assert [part.name for part in made] == ["a/factor", "a/factor2", "a/factor3", "a"]
     assert [part.bias is None for part in made] == [True, True, True, False]
     assert [part.attrs["stride"] for part in made] == [(1, 1), (2, 1), (1, 2), (1, 1)]
     assert {layer_of(part.name) for part in made} == {"a"}
-    assert made[-1].shape == op.shape
+    assert replace(network, nodes=tuple(made)).shapes["a"] == network.shapes["a"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_factors_do_not_depend_on_the_number_of_threads(name: str) -> None:
     weight = np.random.default_rng(0).normal(size=(96, 48, 3, 3)).astype(np.float32)
     attrs = {"stride": (1, 1), "padding": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
-    network = Network("x", (48, 8, 8), (Op("conv2d", "a", ("x",), (96, 8, 8), attrs, weight),), "a")
+    network = Graph("x", (48, 8, 8), (Node("conv2d", "a", ("x",), attrs, {"weight": weight}),), "a")
     found = []
     for threads in (1, 2):
         with threadpool_limits(threads, "blas"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import BadInput
+from trimtab.graph import Node
 from trimtab.spaces import Calibration, LayerDecision, Policy, Space, compress
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import run
@@ -24,7 +25,6 @@ from trimtab.spaces.factorisation import (
 )
 from trimtab.spaces.factorisation.fit import _auxiliary
 from trimtab.spaces.formats import LayerFormat
-from trimtab.spaces.network import Op
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
@@ -162,7 +162,7 @@ def compressed(space: Space, policy: Policy, images: Tensor, factors: str) -> Ca
 def tensors(candidate: Candidate, x: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
-    def observe(op: Op, y: Tensor) -> None:
+    def observe(op: Node, y: Tensor) -> None:
         found[op.name] = y
 
     run(candidate.network, x, observe)
@@ -197,7 +197,7 @@ def test_every_fit_takes_every_layer_pruned_and_in_few_bits(
         drawn = space.uniform(0.7)
         layers = {
             op.name: LayerDecision(LayerFormat.of(*bits), rank=2, factorisation=name)
-            if FACTORISATIONS[name].applies(Geometry.of(op)) and op.shape[0] > 5 and op.weight.shape[1] > 5  # type: ignore[union-attr]
+            if FACTORISATIONS[name].applies(Geometry.of(op)) and min(op.weight.shape[:2]) > 5
             else LayerDecision(LayerFormat.of(*bits))
             for op, name in zip(space.network.layers, NAMES * 99, strict=False)
         }

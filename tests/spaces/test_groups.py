@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.spaces.zeroed import zero_channels
 from torch import Tensor, nn
 
-from trimtab.spaces import Network, Op, Space, build_space
+from trimtab.graph import Array
+from trimtab.spaces import Graph, Node, Space, build_space
 from trimtab.spaces.execute import run
-from trimtab.spaces.network import Array
 from trimtab.spaces.prune import kept_channels, prune, smallest_kept
 from trimtab.spaces.zoo import CifarResNet
 
@@ -35,10 +35,10 @@ def random_kept(space: Space, seed: int) -> dict[str, Array]:
     return kept
 
 
-def run_with_zeroed_channels(network: Network, selected: Mapping[str, Array], x: Tensor) -> Tensor:
+def run_with_zeroed_channels(network: Graph, selected: Mapping[str, Array], x: Tensor) -> Tensor:
     """The full-width network, with the pruned channels of every tensor overwritten by zeros as it runs."""
 
-    def observe(op: Op, y: Tensor) -> Tensor:
+    def observe(op: Node, y: Tensor) -> Tensor:
         mask = torch.zeros(y.shape[1])
         mask[torch.from_numpy(selected[op.name])] = 1
         return y * mask.reshape(1, -1, *[1] * (y.ndim - 2))
@@ -52,7 +52,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 def members(space: Space) -> dict[str, tuple[int, set[str]]]:
     return {
-        group.name: (group.size, {name for name in group.members if space.network.op(name).is_layer})
+        group.name: (group.size, {name for name in group.members if space.network.node(name).is_layer})
         for group in space.groups
     }
 
@@ -82,10 +82,10 @@ def test_a_pruned_network_declares_the_shapes_that_it_computes(
     pruned, selected = prune(space.network, kept_channels(space.groups, random_kept(space, seed)))
     shapes: dict[str, tuple[int, ...]] = {}
     run(pruned, image(1), lambda op, y: shapes.update({op.name: tuple(y.shape[1:])}))
-    assert shapes == {op.name: op.shape for op in pruned}
+    assert shapes == {op.name: pruned.shapes[op.name] for op in pruned}
     assert {name: shape[0] for name, shape in shapes.items()} == {op.name: len(selected[op.name]) for op in pruned}
     for op in pruned.layers:
-        assert op.shape[0] % op.groups == 0
+        assert pruned.shapes[op.name][0] % op.groups == 0
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -94,7 +94,7 @@ def test_the_output_is_never_pruned(name: str, space_of: SpaceOf) -> None:
     kept = {group.name: space.order[group.name][: space.smallest[group.name]] for group in space.groups}
     pruned, selected = prune(space.network, kept_channels(space.groups, kept))
     assert selected[space.network.output].tolist() == list(range(5))
-    assert pruned.op(pruned.output).shape == space.network.op(space.network.output).shape
+    assert pruned.shapes[pruned.output] == space.network.shapes[space.network.output]
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -131,7 +131,7 @@ def test_a_resnet_20_with_option_a_has_the_same_groups_without_shortcut_layers()
     assert len(found) == 12
     assert found["layer2.0.conv2"] == (32, {f"layer2.{block}.conv2" for block in range(3)})
     maps = {name for group in space.groups for name in group.members} - {op.name for op in space.network.layers}
-    assert [space.network.op(name).kind for name in maps] == ["channel_map"] * 2
+    assert [space.network.node(name).kind for name in maps] == ["channel_map"] * 2
 
 
 def test_a_concatenation_ties_nothing(space_of: SpaceOf) -> None:
@@ -195,7 +195,7 @@ def test_a_dense_block_has_a_group_per_layer(space_of: SpaceOf) -> None:
     space = space_of("dense")
     convolutions = [op.name for op in space.network.layers if op.kind == "conv2d" and not op.is_depthwise]
     assert [group.name for group in space.groups] == convolutions
-    assert all(group.size == space.network.op(group.name).shape[0] for group in space.groups)
+    assert all(group.size == space.network.shapes[group.name][0] for group in space.groups)
 
 
 def test_a_gate_goes_with_what_it_multiplies(space_of: SpaceOf) -> None:
@@ -226,7 +226,7 @@ def test_shuffled_channels_are_followed_and_tie_nothing(space_of: SpaceOf) -> No
     dense = [op.name for op in space.network.layers if op.kind == "conv2d" and not op.is_depthwise]
     found = members(space)
     assert list(found) == dense
-    sizes = {name: space.network.op(name).shape[0] for name in dense}
+    sizes = {name: space.network.shapes[name][0] for name in dense}
     # A channel of each of the four halves stays, so that none is ever empty; one may stand for two of them.
     assert 1 <= sum(sizes[name] - size for name, (size, _) in found.items()) <= 4
 

@@ -9,17 +9,17 @@ import pytest
 from tests.spaces.zeroed import zero_channels
 
 from trimtab.errors import TrimtabError
-from trimtab.spaces import Network, Op, Space
+from trimtab.spaces import Graph, Node, Space
 from trimtab.spaces.groups import ChannelGroup
 from trimtab.spaces.prune import importance_order, kept_channels, prune, smallest_kept
 
 SpaceOf = Callable[..., Space]
 
 
-def layer(name: str, source: str, outputs: int, inputs: int, groups: int = 1) -> Op:
+def layer(name: str, source: str, outputs: int, inputs: int, groups: int = 1) -> Node:
     weight = np.random.default_rng(outputs).normal(size=(outputs, inputs // groups, 1, 1)).astype(np.float32)
     attrs = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": groups}
-    return Op("conv2d", name, (source,), (outputs, 2, 2), attrs, weight, np.ones(outputs, np.float32))
+    return Node("conv2d", name, (source,), attrs, {"weight": weight, "bias": np.ones(outputs, np.float32)})
 
 
 def test_the_highest_scores_come_first_and_equal_ones_in_order() -> None:
@@ -42,9 +42,9 @@ def test_kept_channels_follow_the_positions_and_what_has_none_stays() -> None:
 
 def test_pruning_slices_outputs_and_the_inputs_that_follow() -> None:
     first, second = layer("first", "x", 4, 3), layer("second", "first", 2, 4)
-    pruned, selected = prune(Network("x", (3, 2, 2), (first, second), "second"), {"first": np.array([1, 3])})
-    assert np.array_equal(pruned.op("first").weight, first.weight[[1, 3]])  # type: ignore[index,arg-type]
-    assert np.array_equal(pruned.op("second").weight, second.weight[:, [1, 3]])  # type: ignore[index,arg-type]
+    pruned, selected = prune(Graph("x", (3, 2, 2), (first, second), "second"), {"first": np.array([1, 3])})
+    assert np.array_equal(pruned.node("first").weight, first.weight[[1, 3]])
+    assert np.array_equal(pruned.node("second").weight, second.weight[:, [1, 3]])
     assert selected["first"].tolist() == [1, 3]
     assert selected["second"].tolist() == [0, 1]
 
@@ -56,17 +56,17 @@ def test_keeping_everything_returns_the_same_weights(space_of: SpaceOf) -> None:
 
 
 def test_a_sum_whose_operands_keep_different_channels_is_an_error() -> None:
-    ops = (layer("a", "x", 4, 3), layer("b", "x", 4, 3), Op("add", "sum", ("a", "b"), (4, 2, 2)))
+    ops = (layer("a", "x", 4, 3), layer("b", "x", 4, 3), Node("add", "sum", ("a", "b")))
     with pytest.raises(TrimtabError, match="'sum' keep different channels"):
-        prune(Network("x", (3, 2, 2), ops, "sum"), {"a": np.array([0, 1])})
+        prune(Graph("x", (3, 2, 2), ops, "sum"), {"a": np.array([0, 1])})
 
 
 def test_zeroing_reaches_depthwise_layers_and_channel_maps() -> None:
     ops = (
         layer("a", "x", 4, 3),
         layer("depthwise", "a", 4, 4, groups=4),
-        Op("channel_map", "map", ("depthwise",), (5, 2, 2), {"index": (0, 1, 2, 3, -1)}),
+        Node("channel_map", "map", ("depthwise",), {"index": (0, 1, 2, 3, -1)}),
     )
-    zeroed = zero_channels(Network("x", (3, 2, 2), ops, "map"), {"a": np.array([0, 2]), "map": np.array([0, 1, 4])})
-    assert zeroed.op("depthwise").bias.tolist() == [1, 0, 1, 0]  # type: ignore[union-attr]
-    assert zeroed.op("map").attrs["index"] == (0, 1, -1, -1, -1)
+    zeroed = zero_channels(Graph("x", (3, 2, 2), ops, "map"), {"a": np.array([0, 2]), "map": np.array([0, 1, 4])})
+    assert zeroed.node("depthwise").bias.tolist() == [1, 0, 1, 0]
+    assert zeroed.node("map").attrs["index"] == (0, 1, -1, -1, -1)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trimtab.errors import BadInput
+from trimtab.graph import Array
 from trimtab.spaces.formats import WeightFormat, round_to_bf16
 from trimtab.spaces.grids import GRIDS
-from trimtab.spaces.network import Array
 from trimtab.spaces.quantise import (
     SMALLEST_SHARE,
     Quantisation,

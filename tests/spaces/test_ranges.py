@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.spaces.network import Array
+from trimtab.graph import Array
 from trimtab.spaces.ranges import CELLS, LEFT_OUT, RANGES, STRIDE, activation_quant, activation_range
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.spaces import Calibration, Op, Repairs, Space, compress
+from trimtab.spaces import Calibration, Node, Repairs, Space, compress
 from trimtab.spaces import reconstruct as module
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.reconstruct import (
@@ -27,11 +27,11 @@ SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
 
 
-def convolution(stride: int = 1, padding: tuple[int, int, int, int] = (1, 1, 1, 1), dilation: int = 1) -> Op:
+def convolution(stride: int = 1, padding: tuple[int, int, int, int] = (1, 1, 1, 1), dilation: int = 1) -> Node:
     rng = np.random.default_rng(3)
     attrs = {"stride": (stride, stride), "padding": padding, "dilation": (dilation, dilation), "groups": 1}
     weight = rng.normal(size=(5, 4, 3, 3)).astype(np.float32)
-    return Op("conv2d", "c", ("x",), (5, 9, 9), attrs, weight, rng.normal(size=5).astype(np.float32))
+    return Node("conv2d", "c", ("x",), attrs, {"weight": weight, "bias": rng.normal(size=5).astype(np.float32)})
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_receptive_fields_times_the_weight_are_the_convolution(
     op, x = convolution(stride, padding, dilation), torch.randn(3, 4, 9, 9)
     y = apply_op(op, [x])
     sample = sample_targets(op, y, None, seed=1)
-    assert op.weight is not None
+    assert op.is_layer
     by_fields = receptive_fields(op, x, sample) @ torch.from_numpy(op.weight.reshape(5, -1)).T + torch.from_numpy(
         op.bias
     )
@@ -66,7 +66,7 @@ def test_the_solution_is_numpys_ridge_regression_on_the_change() -> None:
     target = torch.randn(8, 5, 9, 9)
     sample = sample_targets(op, target, None, seed=1)
     weight, bias, gram = solve(op, x, sample, np.arange(5), {})
-    assert op.weight is not None
+    assert op.is_layer
     patches = F.unfold(x, 3, padding=1).double().reshape(8, 36, 9, 9)
     rows = patches[sample.image, :, sample.row, sample.column].numpy()
     wanted = target.double()[sample.image, :, sample.row, sample.column].numpy()
@@ -94,7 +94,7 @@ def test_a_layer_in_a_sum_makes_up_for_what_the_other_operand_lost() -> None:
     whole = apply_op(op, [x]) + lost
     sample = sample_targets(op, whole, "shortcut", seed=1)
     weight, bias, _ = solve(op, x, sample, np.arange(5), {"shortcut": torch.zeros(16, 5, 9, 9)})
-    fitted = Op("conv2d", "c", ("x",), (5, 9, 9), op.attrs, weight, bias)
+    fitted = op.with_weights(weight=weight, bias=bias)
     assert (apply_op(fitted, [x]) - whole).square().mean() < 0.01 * lost.square().mean()
 
 
@@ -107,7 +107,7 @@ def test_only_the_later_operand_of_a_residual_sum_is_fitted_to_it(space_of: Spac
     order = [op.name for op in network]
     for name in fitted_to_sums:
         tensor, other = targets[name]
-        assert set(network.op(tensor).inputs) == {name, other}
+        assert set(network.node(tensor).inputs) == {name, other}
         assert order.index(str(other)) < order.index(name)
 
 
@@ -119,10 +119,10 @@ def test_every_sum_of_option_a_is_fitted_by_the_block_s_last_layer(space_of: Spa
     order = [op.name for op in eager_order(network)]
     assert sorted(order) == sorted(op.name for op in network)
     for i, name in enumerate(order):
-        assert set(network.op(name).inputs) <= {network.input, *order[:i]}
+        assert set(network.node(name).inputs) <= {network.input, *order[:i]}
 
 
-def rectified_loss(op: Op, x: Tensor, target: Tensor) -> float:
+def rectified_loss(op: Node, x: Tensor, target: Tensor) -> float:
     """What `solve` makes small in front of a ReLU: below zero, only what is above zero is an error."""
     y = apply_op(op, [x])
     error = torch.where(target > 0, y - target, y.clamp(min=0))
@@ -140,7 +140,7 @@ def test_in_front_of_a_relu_only_its_output_counts(steps: int, monkeypatch: pyte
     for rectified in (False, True):
         sample = sample_targets(op, target, None, 1, rectified)
         weight, bias, _ = solve(op, x, sample, np.arange(5), {})
-        losses[rectified] = rectified_loss(Op("conv2d", "c", ("x",), (5, 9, 9), op.attrs, weight, bias), x, target)
+        losses[rectified] = rectified_loss(op.with_weights(weight=weight, bias=bias), x, target)
     # The convex problem's optimum by L-BFGS.
     fields = F.unfold(x, 3, padding=1).double().transpose(1, 2).reshape(-1, 36)
     fields = torch.cat([fields, torch.ones(len(fields), 1)], 1)

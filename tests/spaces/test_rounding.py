@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from trimtab.graph import Array
 from trimtab.spaces import rounding
 from trimtab.spaces.formats import WeightFormat
 from trimtab.spaces.grids import nearest
-from trimtab.spaces.network import Array
 from trimtab.spaces.quantise import dequantise, quantise_weight
 from trimtab.spaces.rounding import adaround, descent, gptq
 

@@ -44,10 +44,8 @@ def assert_widths_are_those_of_the_built_network(space: Space, policies: Iterabl
         widths = space.widths(policy.channels)
         assert widths == {name: shape[0] for name, shape in shapes.items() if "/factor" not in name}
         for shape in space.layer_shapes(policy):
-            first = network.op(f"{shape.op.name}/factor" if shape.decision.rank else shape.op.name)
-            last = network.op(shape.op.name)
-            assert first.weight is not None
-            assert last.weight is not None
+            first = network.node(f"{shape.op.name}/factor" if shape.decision.rank else shape.op.name)
+            last = network.node(shape.op.name)
             assert shape.inputs == first.weight.shape[1] * first.groups
             assert shape.outputs == last.weight.shape[0]
             if shape.decision.factorisation == "svd":
@@ -95,7 +93,7 @@ def test_a_policy_holds_only_ranks_that_are_smaller_than_the_dense_layer(name: s
         dense = apply(space, changed(policy, **{n: replace(d, rank=None) for n, d in policy.layers.items()})).network
         factorised = apply(space, policy).network
         for layer, decision in policy.layers.items():
-            weight = dense.op(layer).weight
+            weight = dense.node(layer).weight
             assert weight is not None
             if decision.rank is not None:
                 factors = [op.weight.size for op in factorised.layers if layer_of(op.name) == layer]  # type: ignore[union-attr]
@@ -185,7 +183,7 @@ def test_fixed_layers_keep_their_channels_bits_and_rank(name: str, fixed: str, s
     for seed in range(5):
         policy = space.decode(random_vector(space, seed))
         assert policy.layers[fixed] == LayerDecision()
-        assert space.widths(policy.channels)[fixed] == space.network.op(fixed).shape[0]
+        assert space.widths(policy.channels)[fixed] == space.network.shapes[fixed][0]
 
 
 def test_an_unknown_fixed_layer_is_bad_input_with_the_nearest_name(space_of: SpaceOf) -> None:

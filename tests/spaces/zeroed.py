@@ -7,28 +7,28 @@ from dataclasses import replace
 
 import numpy as np
 
-from trimtab.spaces.network import Array, Network, Op
+from trimtab.graph import Array, Graph, Node
 from trimtab.spaces.prune import selected_channels
 
 
-def zero_channels(network: Network, kept: Mapping[str, Array]) -> Network:
+def zero_channels(network: Graph, kept: Mapping[str, Array]) -> Graph:
     """Return the folded network at full width, with every pruned channel producing zero.
 
     Depthwise layers behind a pruned channel would revive it by their bias, and channel maps by their input: they
     produce zeros there too.
     """
     selected = selected_channels(network, kept)
-    return replace(network, ops=tuple(_zero(op, selected[op.name]) for op in network))
+    return replace(network, nodes=tuple(_zero(op, selected[op.name]) for op in network))
 
 
-def _zero(op: Op, stays: Array) -> Op:
+def _zero(op: Node, stays: Array) -> Node:
     if op.kind == "channel_map":
         kept = set(stays.tolist())
         index = tuple(source if channel in kept else -1 for channel, source in enumerate(op.attrs["index"]))
-        return replace(op, attrs={**op.attrs, "index": index})
-    if op.weight is None:
+        return op.with_attrs(index=index)
+    if not op.is_layer:
         return op
     mask = np.zeros(op.weight.shape[0], np.float32)
     mask[stays] = 1
     weight = op.weight * mask.reshape(-1, *[1] * (op.weight.ndim - 1))
-    return replace(op, weight=weight, bias=None if op.bias is None else op.bias * mask)
+    return op.with_weights(weight=weight, bias=None if op.bias is None else op.bias * mask)

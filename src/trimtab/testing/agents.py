@@ -28,9 +28,9 @@ import torch
 
 from trimtab.agents import Agent, chosen, make
 from trimtab.errors import BadInput, InfeasibleBudget
+from trimtab.graph import Array
 from trimtab.spaces import Options, Policy, Space, build_space
 from trimtab.spaces.formats import INT8, LayerFormat
-from trimtab.spaces.network import Array
 from trimtab.spaces.zoo import CifarResNet
 
 
@@ -63,8 +63,8 @@ class ToyLimits:
         size: dict[str, float] = {}
         macs: dict[str, float] = {}
         for shape in self.space.layer_shapes(policy):
-            taps = int(np.prod(shape.op.weight.shape[2:] if shape.op.weight is not None else ()))
-            area = int(np.prod(shape.op.shape[1:]))
+            taps = int(np.prod(shape.op.weight.shape[2:]))
+            area = int(np.prod(self.space.network.shapes[shape.op.name][1:]))
             weights = shape.inputs * shape.outputs * taps // shape.op.groups
             if shape.decision.rank is not None:
                 weights = shape.decision.rank * (shape.inputs * taps + shape.outputs)

@@ -11,8 +11,8 @@ from tests.kernels.build import IN, OUT
 from tests.kernels.levels import LEVELS
 from tests.pairwise import pairwise
 
+from trimtab.graph import Quant
 from trimtab.kernels import Graph, Node, Session
-from trimtab.kernels.graph import Quant
 
 NEVER = 2**60
 SHAPES = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -20,8 +20,8 @@ SHAPES = settings(max_examples=30, suppress_health_check=[HealthCheck.function_s
 
 def session(graph: Graph, monkeypatch: pytest.MonkeyPatch, size: int, window: int = 1, **options: int | str) -> Session:
     """Compile with chains over tensors from `size` bytes on, in bands whose windows have `window` bytes if they can."""
-    monkeypatch.setattr("trimtab.kernels.band_fusion.CHAINED_BYTES", size)
-    monkeypatch.setattr("trimtab.kernels.band_fusion.WINDOW_BYTES", window)
+    monkeypatch.setattr("trimtab.graph.bands.CHAINED_BYTES", size)
+    monkeypatch.setattr("trimtab.graph.bands.WINDOW_BYTES", window)
     return Session(graph, **options)  # type: ignore[arg-type]
 
 

@@ -15,15 +15,16 @@ from tests.kernels import build
 from tests.kernels.build import IN
 
 from trimtab.errors import BadInput
+from trimtab.graph import check_graph, is_integer
+from trimtab.graph.program import with_defaults
 from trimtab.kernels import Graph, Node, Quant, UnsupportedOperator
-from trimtab.kernels.validate import check_graph, is_integer, with_defaults
 
 SHAPE = (4, 6, 6)
 PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
 def shape_of(node: Node, *, source: tuple[int, ...] = SHAPE) -> tuple[int, ...]:
-    return check_graph(Graph("x", source, (node,), node.name))[1][node.name]
+    return check_graph(Graph("x", source, (node,), node.name)).shapes[node.name]
 
 
 @settings(max_examples=200)
@@ -117,7 +118,7 @@ BEFORE = (
 @pytest.mark.parametrize("case", SHAPES)
 def test_shapes(case: str) -> None:
     node, wanted = SHAPES[case]
-    assert check_graph(Graph("x", SHAPE, (*BEFORE, node), "out"))[1]["out"] == wanted
+    assert check_graph(Graph("x", SHAPE, (*BEFORE, node), "out")).shapes["out"] == wanted
 
 
 def test_every_attribute_is_there_and_canonical() -> None:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
 
+from trimtab.graph import check_graph
+from trimtab.graph.passes import legalise
 from trimtab.kernels import Graph, Node, Quant, fuse
-from trimtab.kernels.passes import legalise
-from trimtab.kernels.validate import check_graph
 
 SHAPE = (4, 6, 6)
 PAD = {"padding": (1, 1, 1, 1)}
@@ -31,18 +31,18 @@ def fused(*nodes: Node, output: str | None = None, quant: dict[str, Quant] | Non
 
 
 def legal(*nodes: Node, quant: dict[str, Quant]) -> Graph:
-    graph, _ = check_graph(build.graph(SHAPE, *nodes, quant=quant))
+    graph = check_graph(build.graph(SHAPE, *nodes, quant=quant))
     return legalise(graph)
 
 
 def renamed(node: Node, **changes: Any) -> Node:
-    return Node(node.op, changes.pop("name", node.name), node.inputs, {**node.attrs, **changes}, node.weights)
+    return Node(node.kind, changes.pop("name", node.name), node.inputs, {**node.attrs, **changes}, node.weights)
 
 
 @pytest.mark.parametrize("source", [CONV, Node("add", "conv", ("x", "x"))], ids=["conv2d", "add"])
 def test_an_activation_joins_what_only_it_reads(source: Node) -> None:
     (left,) = fused(source, RELU).values()
-    assert (left.op, left.name, left.inputs) == (source.op, "relu", source.inputs)
+    assert (left.kind, left.name, left.inputs) == (source.kind, "relu", source.inputs)
     assert left.attrs["activation"] == "relu"
     assert left.weights is source.weights
 
@@ -50,7 +50,7 @@ def test_an_activation_joins_what_only_it_reads(source: Node) -> None:
 def test_an_activation_joins_a_linear_layer() -> None:
     node = build.linear(RNG, "x", 5, 3, name="conv", integer=False)
     (left,) = fuse(build.graph((5,), node, RELU)).nodes
-    assert (left.op, left.name, left.attrs["activation"]) == ("linear", "relu", "relu")
+    assert (left.kind, left.name, left.attrs["activation"]) == ("linear", "relu", "relu")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_an_activation_stays_after_what_is(nodes: tuple[Node, ...], options: dic
 def test_an_addition_becomes_the_residual_of_the_later_layer() -> None:
     left = fused(CONV, OTHER, Node("add", "sum", ("other", "conv"), {"activation": "relu6"}))
     assert list(left) == ["conv", "sum"]
-    assert (left["sum"].op, left["sum"].inputs, left["sum"].attrs["activation"]) == ("conv2d", ("x", "conv"), "relu6")
+    assert (left["sum"].kind, left["sum"].inputs, left["sum"].attrs["activation"]) == ("conv2d", ("x", "conv"), "relu6")
     assert left["sum"].weights is OTHER.weights
 
 
@@ -91,12 +91,12 @@ def test_the_residual_is_the_other_summand(inputs: tuple[str, str]) -> None:
     ids=["stored by itself", "both summands", "with an activation", "the output"],
 )
 def test_an_addition_stays_after_what_is(nodes: tuple[Node, ...], options: dict[str, Any]) -> None:
-    assert fused(*nodes, **options)["sum"].op == "add"
+    assert fused(*nodes, **options)["sum"].kind == "add"
 
 
 def test_a_layer_has_one_residual() -> None:
     left = fused(CONV, Node("add", "first", ("conv", "x")), Node("add", "second", ("first", "x")))
-    assert [(n.op, n.inputs) for n in left.values()] == [("conv2d", ("x", "x")), ("add", ("first", "x"))]
+    assert [(n.kind, n.inputs) for n in left.values()] == [("conv2d", ("x", "x")), ("add", ("first", "x"))]
 
 
 def test_fusing_twice_changes_nothing(rng: np.random.Generator) -> None:
@@ -137,7 +137,7 @@ def test_fusion_keeps_every_tensor_that_somebody_sees(graph: Graph) -> None:
 
 def each(graph: Graph, x: np.ndarray) -> dict[str, np.ndarray]:
     """The real value of every tensor, node by node as they stand."""
-    graph, _ = check_graph(graph)
+    graph = check_graph(graph)
     stored = {graph.input: reference.store(x, graph.quant.get(graph.input))}
     for node in graph.nodes:
         inputs, quants = [stored[n] for n in node.inputs], [graph.quant.get(n) for n in node.inputs]
@@ -154,7 +154,7 @@ def test_what_only_moves_values_reads_them_as_it_stores_them(source: Quant | Non
         assert [node.name for node in graph.nodes] == ["pool"]
         return
     convert, pool = graph.nodes
-    assert (convert.op, convert.inputs, pool.inputs) == ("quantize", ("x",), (convert.name,))
+    assert (convert.kind, convert.inputs, pool.inputs) == ("quantize", ("x",), (convert.name,))
     assert graph.quant.get(convert.name) == to
 
 
@@ -172,7 +172,7 @@ def test_a_layer_of_integers_stays_as_it_is(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("op", ["conv2d", "linear"])
 def test_integers_that_meet_floats_become_floats(op: str, rng: np.random.Generator) -> None:
     shape, node = (SHAPE, build.conv(rng, "x", 4, 5)) if op == "conv2d" else ((7,), build.linear(rng, "x", 7, 5))
-    graph, _ = check_graph(build.graph(shape, node))
+    graph = check_graph(build.graph(shape, node))
     (left,) = legalise(graph).nodes
     assert set(left.weights) == {"weight", "bias"}
     for channel, scale in enumerate(node.weights["weight_scale"]):
@@ -182,7 +182,7 @@ def test_integers_that_meet_floats_become_floats(op: str, rng: np.random.Generat
 def test_a_layer_of_floats_reads_floats(rng: np.random.Generator) -> None:
     graph = legal(build.conv(rng, "x", 4, 5, integer=False), quant={"x": IN})
     convert, conv = graph.nodes
-    assert (convert.op, convert.inputs, conv.inputs) == ("quantize", ("x",), (convert.name,))
+    assert (convert.kind, convert.inputs, conv.inputs) == ("quantize", ("x",), (convert.name,))
     assert convert.name not in graph.quant
 
 

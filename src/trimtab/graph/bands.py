@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from trimtab.kernels.graph import Graph, Node
-from trimtab.kernels.validate import Shape
+from trimtab.graph.node import Node
+from trimtab.graph.program import Graph
 
 __all__ = ["Link", "find_chains", "graph_links"]
 
@@ -54,11 +54,11 @@ def find_chains(links: Sequence[Link], output: str) -> list[range]:
     return chains
 
 
-def graph_links(graph: Graph, shapes: dict[str, Shape]) -> list[Link]:
+def graph_links(graph: Graph) -> list[Link]:
     """Return a link for every node of a legalised graph."""
 
     def link(node: Node) -> Link:
-        size = prod(shapes[node.name]) * (1 if node.name in graph.quant else 4)
-        return Link(node.name, node.inputs, node.op == "conv2d", size)
+        size = prod(graph.shapes[node.name]) * (1 if node.name in graph.quant else 4)
+        return Link(node.name, node.inputs, node.kind == "conv2d", size)
 
     return [link(node) for node in graph.nodes]

@@ -8,8 +8,8 @@ import torch
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
 
+from trimtab.graph import ACTIVATIONS, LARGEST_BF16, OPERATORS, PRECISIONS
 from trimtab.kernels import Node, Quant, Session
-from trimtab.kernels.graph import ACTIVATIONS, LARGEST_BF16, OPERATORS, PRECISIONS
 
 SHAPE = (4, 6, 5)
 RNG = np.random.default_rng(5)

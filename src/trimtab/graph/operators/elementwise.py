@@ -1,0 +1,61 @@
+"""Operators that compute every place of a tensor on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from trimtab.errors import BadInput
+from trimtab.graph.node import Array, Node, Shape
+from trimtab.graph.operators.base import Operator, Pair
+
+__all__ = ["Activation", "Add", "Mul", "Quantize"]
+
+
+class Quantize(Operator):
+    """A change of storage: its output is stored as the program says."""
+
+
+class Activation(Operator):
+    """An activation of its own, behind anything that has none."""
+
+    attributes = ("activation",)
+
+    def needs_every_channel(self, node: Node, readers: Sequence[Node]) -> bool:
+        # A channel that is zero is a constant behind these, which only a product takes back to zero.
+        sigmoid = node.attrs["activation"] in ("sigmoid", "hard_sigmoid")
+        return sigmoid and not all(reader.kind == "mul" for reader in readers)
+
+
+class Add(Operator):
+    """The sum of two tensors of one shape."""
+
+    attributes = ("activation",)
+    operands = (2, 2)
+    reads_integers = True
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        if inputs[0] != inputs[1]:
+            raise BadInput(f"layer {node.name!r}: adds tensors of shapes {inputs[0]} and {inputs[1]}")
+        return inputs[0]
+
+    def ties(self, node: Node, inputs: Sequence[Array], output: Array) -> Iterator[Pair]:
+        yield inputs[0], inputs[1]
+
+
+class Mul(Operator):
+    """The product of two tensors of one shape, or of (C, H, W) with a gate (C, 1, 1)."""
+
+    operands = (2, 2)
+    reads_integers = True
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        left, right = inputs
+        if right != left and not (len(left) == 3 and right == (left[0], 1, 1)):
+            raise BadInput(f"layer {node.name!r}: multiplies tensors of shapes {left} and {right}")
+        return left
+
+    def asks_for(self, node: Node) -> tuple[str, ...]:
+        return node.inputs[:1]  # the second may be a gate, which is small
+
+    def ties(self, node: Node, inputs: Sequence[Array], output: Array) -> Iterator[Pair]:
+        yield inputs[0], inputs[1]
