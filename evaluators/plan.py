@@ -31,7 +31,7 @@ REMEMBERED = 4096
 DRAWN = 64
 
 #: Attributes that change no time.
-_TIMELESS = ("index", "epsilon", "scale")
+_TIMELESS = ("index", "epsilon", "scale", "align_corners")
 
 _QUANT = Quant(0.05, 128)
 _OUT_QUANT = Quant(0.07, 120)
@@ -260,7 +260,8 @@ class _Operator:
             reads = (f"{op.name}.input",)
             before.append(self._convert(reads[0], in_shape, in_int8, out_int8))
             in_int8 = out_int8
-        attrs = {name: value for name, value in op.attrs.items() if name not in _TIMELESS}
+        own = OPERATORS[op.kind].with_channels(op.attrs, self._source_shape[0], in_shape[0])
+        attrs = {name: value for name, value in own.items() if name not in _TIMELESS}
         if op.kind == "add":
             attrs["activation"] = self.activation
         if op.kind == "mul":
