@@ -16,17 +16,20 @@ from typing import Any
 
 import numpy.typing as npt
 
-__all__ = ["ACTIVATIONS", "LARGEST_BF16", "OPERATORS", "PRECISIONS", "Graph", "Node", "Quant"]
+__all__ = ["ACTIVATIONS", "LARGEST_BF16", "MODES", "OPERATORS", "PRECISIONS", "Graph", "Node", "Quant", "moves"]
 
 Array = npt.NDArray[Any]
 
-ACTIVATIONS = ("none", "relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu")
+ACTIVATIONS = ("none", "relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu", "tanh", "elu")
 
 #: The largest bf16 number.
 LARGEST_BF16 = (2 - 2**-7) * 2.0**127
 
 #: What a layer that does not compute in integers multiplies.
 PRECISIONS = ("fp32", "bf16")
+
+#: How an image is upsampled.
+MODES = ("nearest", "bilinear")
 
 #: Operator -> its attributes. Spatial pairs are (height, width); padding is (top, left, bottom, right).
 OPERATORS: Mapping[str, tuple[str, ...]] = {
@@ -47,7 +50,19 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
     "layer_norm": ("epsilon",),
     "tokens": (),
     "attention": ("heads", "scale"),
+    "prelu": (),
+    "channel_affine": (),
+    "group_norm": ("groups", "epsilon"),
+    "upsample": ("size", "mode", "align_corners"),
+    "depth_to_space": ("block", "crop", "size"),
 }
+
+
+def moves(op: str, attrs: Mapping[str, Any]) -> bool:
+    """Whether an operator only moves values of its one input, so that they can be stored as they were."""
+    if op == "upsample":
+        return bool(attrs.get("mode", "nearest") == "nearest")
+    return op in ("max_pool2d", "flatten", "channel_map", "subsample", "depth_to_space")
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,16 @@ class Node:
     first, and `weights["position"]` (P + H * W, C) is added; both are float32 and optional. `attention` reads queries
     and keys (heads * D, L, 1) and values (heads * E, L, 1), head after head, and gives (heads * E, L, 1):
     softmax(scale * q k^T) v of every head.
+
+    `prelu` gives max(x, 0) + slope * min(x, 0), with `weights["slope"]`, and `channel_affine` x * weight + bias, with
+    `weights["weight"]`, `weights["bias"]` or both. `group_norm` normalises each of `groups` groups of channels over all
+    pixels, with `weights["weight"]` and `weights["bias"]`. All of these are (C,) float32.
+
+    `upsample` gives `size` (rows, columns). With `mode` "nearest" row r of n is the input's row floor(r * H / n); with
+    "bilinear" it lies at (r + 0.5) * H / n - 0.5, or, where `align_corners`, at r * (H - 1) / (n - 1), between two.
+    `depth_to_space` makes pixels of channels by a `block` (h, w): with (y, x) moved by the `crop` (top, left), output
+    (c, y, x) is input ((c * h + y % h) * w + x % w, y // h, x // w). Its `size` (rows, columns), where that is None, is
+    as far as the input reaches.
 
     `sharing` says in which way (`trimtab.sharing`) the weight may share values, for an artefact to look for.
     """

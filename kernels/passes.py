@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from trimtab.kernels.graph import Graph, Node
+from trimtab.kernels.graph import Graph, Node, moves
 from trimtab.kernels.validate import check_graph, is_integer
 
 __all__ = ["fuse", "legalise"]
-
-_MOVES = ("max_pool2d", "flatten", "channel_map", "subsample")
 
 
 def fuse(graph: Graph) -> Graph:
@@ -89,7 +87,7 @@ def legalise(graph: Graph) -> Graph:
                 continue
             stored = None
             node = _widened(node)
-        elif node.op in _MOVES:
+        elif moves(node.op, node.attrs):
             stored = graph.quant.get(node.name)
         else:
             nodes.append(node)

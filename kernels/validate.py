@@ -11,7 +11,7 @@ import numpy as np
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.kernels.errors import UnsupportedOperator
-from trimtab.kernels.graph import ACTIVATIONS, OPERATORS, PRECISIONS, Array, Graph, Node, Quant
+from trimtab.kernels.graph import ACTIVATIONS, MODES, OPERATORS, PRECISIONS, Array, Graph, Node, Quant
 
 __all__ = ["Shape", "check_graph", "is_integer", "with_defaults"]
 
@@ -21,6 +21,7 @@ _AnyShape = TypeVar("_AnyShape", bound=Shape)
 MAX_ELEMENTS = 2**30  # of one tensor or weight, so that every index fits 32 bits
 MAX_INTEGER_INPUTS = 32768  # of one output: 255 * 128 * 32768 < 2^30, and the bias is within 2^30 too
 MAX_INTEGER_WINDOW = 2**23  # pixels under an average of integers: 255 * 2^23 < 2^31
+MAX_SIDE = 2**20  # of an upsampled image: there is a table of where each row and column comes from
 MAX_NODES = 2**13  # planning memory takes time quadratic in them
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -33,7 +34,11 @@ _DEFAULTS: Mapping[str, Any] = {
     "count_include_pad": True,
     "epsilon": 1e-5,
     "scale": 1.0,
+    "mode": "nearest",
+    "align_corners": False,
+    "crop": (0, 0),
 }
+_CHOICES: Mapping[str, tuple[str, ...]] = {"activation": ACTIVATIONS, "precision": PRECISIONS, "mode": MODES}
 _AVERAGES = ("avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d")
 _INPUTS = {
     "conv2d": (1, 2),
@@ -48,6 +53,9 @@ _WEIGHTS = {
     "linear": ("weight", "weight_scale", "bias"),
     "layer_norm": ("weight", "bias"),
     "tokens": ("prefix", "position"),
+    "prelu": ("slope",),
+    "channel_affine": ("weight", "bias"),
+    "group_norm": ("weight", "bias"),
 }
 
 
@@ -117,16 +125,14 @@ def with_defaults(node: Node) -> Node:
 def _attribute(node: Node, name: str) -> Any:
     default = node.attrs.get("kernel") if name == "stride" and "kernel" in node.attrs else _DEFAULTS.get(name)
     value = node.attrs.get(name, default)
-    if name == "activation":
-        if value not in ACTIVATIONS:
-            raise unknown_name(f"activation of layer {node.name!r}:", str(value), ACTIVATIONS)
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            raise unknown_name(f"{name} of layer {node.name!r}:", str(value), _CHOICES[name])
         return value
-    if name == "precision":
-        if value not in PRECISIONS:
-            raise unknown_name(f"precision of layer {node.name!r}:", str(value), PRECISIONS)
-        return value
-    if name == "count_include_pad":
+    if name in ("count_include_pad", "align_corners"):
         return bool(value)
+    if name == "size" and value is None and node.op == "depth_to_space":
+        return None
     if name in ("groups", "heads"):
         return _ints(node, name, [value], 1, 1)[0]
     if name in ("epsilon", "scale"):
@@ -137,6 +143,8 @@ def _attribute(node: Node, name: str) -> Any:
         return _ints(node, name, value, None, -1)
     if name == "padding":
         return _ints(node, name, value, 4, 0)
+    if name == "crop":
+        return _ints(node, name, value, 2, 0)
     return _ints(node, name, value, 2, 1)
 
 
@@ -318,6 +326,49 @@ def _attention_shape(node: Node, inputs: list[Shape]) -> Shape:
     return inputs[2]
 
 
+def _prelu_shape(node: Node, inputs: list[Shape]) -> Shape:
+    _check_constants(node, {"slope": inputs[0][:1]}, optional=False)
+    return inputs[0]
+
+
+def _affine_shape(node: Node, inputs: list[Shape]) -> Shape:
+    if not node.weights:
+        raise BadInput(f"layer {node.name!r}: channel_affine needs weights['weight'], weights['bias'] or both")
+    _check_constants(node, {"weight": inputs[0][:1], "bias": inputs[0][:1]}, optional=True)
+    return inputs[0]
+
+
+def _group_norm_shape(node: Node, inputs: list[Shape]) -> Shape:
+    c, groups = _image(node, inputs[0])[0], node.attrs["groups"]
+    if c % groups:
+        raise BadInput(f"layer {node.name!r}: {groups} groups do not fit {c} channels")
+    return _norm_shape(node, inputs)
+
+
+def _upsample_shape(node: Node, inputs: list[Shape]) -> Shape:
+    c, size = _image(node, inputs[0])[0], node.attrs["size"]
+    if node.attrs["align_corners"] and node.attrs["mode"] != "bilinear":
+        raise BadInput(f"layer {node.name!r}: only bilinear upsampling may align corners")
+    if max(size) > MAX_SIDE:
+        raise UnsupportedOperator(f"layer {node.name!r}: upsampling to {size} (supported: sides of up to {MAX_SIDE})")
+    return (c, *size)
+
+
+def _depth_to_space_shape(node: Node, inputs: list[Shape]) -> Shape:
+    c, h, w = _image(node, inputs[0])
+    block, (top, left) = node.attrs["block"], node.attrs["crop"]
+    if c % prod(block):
+        raise BadInput(f"layer {node.name!r}: blocks of {block} do not fit {c} channels")
+    below, right = h * block[0] - top, w * block[1] - left
+    rows, columns = node.attrs["size"] or (below, right)
+    if not (0 < rows <= below and 0 < columns <= right):
+        raise BadInput(
+            f"layer {node.name!r}: {(rows, columns)} pixels from {(top, left)} are not all inside of "
+            f"{(h * block[0], w * block[1])}"
+        )
+    return (c // prod(block), rows, columns)
+
+
 def _concat_shape(node: Node, inputs: list[Shape]) -> Shape:
     if any(len(s) != len(inputs[0]) or s[1:] != inputs[0][1:] for s in inputs):
         raise BadInput(f"layer {node.name!r}: joins tensors of shapes {inputs}")
@@ -367,4 +418,9 @@ _SHAPES: Mapping[str, Callable[[Node, list[Shape]], Shape]] = {
     "layer_norm": _norm_shape,
     "tokens": _tokens_shape,
     "attention": _attention_shape,
+    "prelu": _prelu_shape,
+    "channel_affine": _affine_shape,
+    "group_norm": _group_norm_shape,
+    "upsample": _upsample_shape,
+    "depth_to_space": _depth_to_space_shape,
 }
