@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.kernels.graph import Graph, Node, Quant, moves
 from trimtab.spaces.candidate import Candidate, narrowed
 from trimtab.spaces.formats import BYTE
 from trimtab.spaces.network import Array, Network, Op
@@ -13,11 +13,8 @@ from trimtab.spaces.ranges import activation_quant
 
 __all__ = ["Storage", "copied_bits", "is_bf16", "is_integer", "lower", "quant_of", "storage", "weight_arrays"]
 
-#: Operators that hand on values of their input: stored as uint8 they keep its scale, so integers are only moved.
-MOVES = frozenset({"max_pool2d", "subsample", "channel_map", "flatten"})
-
-#: Operators that may read uint8 although they compute in real numbers.
-READS_INT8 = MOVES | {"add", "mul", "concat", "avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d"}
+#: Operators that may read uint8 although they compute in real numbers; so may those that move values.
+READS_INT8 = frozenset({"add", "mul", "concat", "avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d", "upsample"})
 
 
 def is_integer(decision: LayerDecision | None) -> bool:
@@ -65,7 +62,7 @@ class Storage:
         tensors = [*(op.name for op in reversed(network.ops)), network.input]
         readers = [(tensor, network.consumers(tensor)) for tensor in tensors if tensor != network.output]
         self._readers = [(tensor, ops) for tensor, ops in readers if ops and all(map(_might_read_int8, ops))]
-        self._moves = [(op.name, op.inputs[0]) for op in network if op.kind in MOVES]
+        self._moves = [(op.name, op.inputs[0]) for op in network if moves(op.kind, op.attrs)]
 
     def bits(self, decisions: Mapping[str, LayerDecision]) -> dict[str, int]:
         """Return the bits of every tensor that is stored as uint8.
@@ -86,7 +83,7 @@ class Storage:
 
 
 def _might_read_int8(op: Op) -> bool:
-    return op.is_layer or op.kind in READS_INT8
+    return op.is_layer or op.kind in READS_INT8 or moves(op.kind, op.attrs)
 
 
 def _asked_bits(reader: Op, tensor: str, decision: LayerDecision | None, stored: Mapping[str, int]) -> int | None:
@@ -96,7 +93,8 @@ def _asked_bits(reader: Op, tensor: str, decision: LayerDecision | None, stored:
     """
     if decision is not None:
         return decision.format.activation_bits if decision.format.is_integer else None
-    asks = reader.kind in MOVES | {"concat"} or (reader.kind == "mul" and reader.inputs[0] == tensor)
+    asks = reader.kind == "concat" or moves(reader.kind, reader.attrs)
+    asks = asks or (reader.kind == "mul" and reader.inputs[0] == tensor)
     return stored.get(reader.name) if asks else None
 
 
@@ -108,7 +106,7 @@ def storage(candidate: Candidate) -> dict[str, Quant]:
         if tensor not in stored:
             continue
         op = None if tensor == candidate.network.input else candidate.network.op(tensor)
-        if op is not None and op.kind in MOVES and op.inputs[0] in quant:
+        if op is not None and moves(op.kind, op.attrs) and op.inputs[0] in quant:
             quant[tensor] = quant[op.inputs[0]]
         else:
             quant[tensor] = quant_of(candidate, tensor, stored[tensor])

@@ -11,9 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
-from trimtab.evaluators.lowering import MOVES, Storage, copied_bits, weight_arrays
+from trimtab.evaluators.lowering import Storage, copied_bits, weight_arrays
 from trimtab.kernels import band_fusion
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.kernels.graph import Graph, Node, Quant, moves
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
 from trimtab.spaces.formats import FLOAT, LayerFormat
 from trimtab.spaces.network import Array, Network, Op
@@ -33,7 +33,15 @@ REMEMBERED = 4096
 DRAWN = 64
 
 #: Attributes that change no time.
-_TIMELESS = ("index", "epsilon", "scale")
+_TIMELESS = ("index", "epsilon", "scale", "align_corners")
+
+#: What operators hold of every channel, whatever its values.
+_PER_CHANNEL: Mapping[str, tuple[str, ...]] = {
+    "layer_norm": ("weight", "bias"),
+    "group_norm": ("weight", "bias"),
+    "channel_affine": ("weight", "bias"),
+    "prelu": ("slope",),
+}
 
 _QUANT = Quant(0.05, 128)
 _OUT_QUANT = Quant(0.07, 120)
@@ -264,7 +272,7 @@ class _Operator:
 
     def _other(self, in_shape: tuple[int, ...], outputs: int, in_int8: bool, out_int8: bool) -> _Run:
         op, before, reads = self.op, [], self.op.inputs
-        if op.kind in MOVES and in_int8 != out_int8:
+        if moves(op.kind, op.attrs) and in_int8 != out_int8:
             reads = (f"{op.name}.input",)
             before.append(self._convert(reads[0], in_shape, in_int8, out_int8))
             in_int8 = out_int8
@@ -417,9 +425,8 @@ def _node(
         inputs = _concat_inputs(step, beside, quant)
     if step.kind == "attention":
         inputs = (source, source, _attention_values(step, beside, quant))
-    if step.kind == "layer_norm":
-        ones = np.ones(step.in_shape[0], np.float32)
-        weights = {"weight": ones, "bias": ones}
+    if step.kind in _PER_CHANNEL:
+        weights = dict.fromkeys(_PER_CHANNEL[step.kind], np.ones(step.in_shape[0], np.float32))
     if step.kind == "tokens":
         first = step.out_shape[1] - math.prod(step.in_shape[1:])
         weights = {"prefix": np.zeros((first, step.in_shape[0]), np.float32)} if first else {}
@@ -433,7 +440,7 @@ def _output_stored_as(step: Step, following: Step | None) -> Quant:
     if following is not None and following.format.reads_narrow:
         return _stored_as(following)
     # Operators that move values keep their input's scale; a concatenation's inputs each have their own.
-    return _stored_as(step) if step.in_int8 and step.kind in MOVES else _OUT_QUANT
+    return _stored_as(step) if step.in_int8 and moves(step.kind, dict(step.attrs)) else _OUT_QUANT
 
 
 def _stored_as(step: Step) -> Quant:

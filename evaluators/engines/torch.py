@@ -23,7 +23,7 @@ from trimtab.evaluators.engines.torch_operators import (
     to_bf16,
 )
 from trimtab.kernels.errors import UnsupportedOperator
-from trimtab.kernels.graph import Graph, Node, Quant
+from trimtab.kernels.graph import Graph, Node, Quant, moves
 from trimtab.kernels.passes import fuse
 from trimtab.kernels.validate import check_graph, is_integer
 from trimtab.threads import torch_threads
@@ -150,7 +150,7 @@ def _compute(graph: Graph, node: Node, free: set[str]) -> Compute:
         return _integer_layer(graph, node, free)
     quants = [graph.quant.get(name) for name in node.inputs]
     result = graph.quant.get(node.name)
-    if node.op in MOVES:
+    if node.op == "concat" or moves(node.op, node.attrs):
         zero = 0 if result is None else result.zero_point
         move = MOVES[node.op](node, zero)
         if all(quant == result for quant in quants):
