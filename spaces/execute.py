@@ -105,6 +105,17 @@ def apply_op(op: Op, inputs: list[Tensor]) -> Tensor:
     if op.kind == "layer_norm":
         weight, bias = (_tensor(op.constants[name]) for name in ("weight", "bias"))
         return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, op.attrs["epsilon"]).movedim(-1, 1)
+    if op.kind == "prelu":
+        return F.prelu(x, _tensor(op.constants["slope"]))
+    if op.kind == "channel_affine":
+        return _affine(op, x)
+    if op.kind == "group_norm":
+        weight, bias = (_tensor(op.constants[name]) for name in ("weight", "bias"))
+        return F.group_norm(x, op.attrs["groups"], weight, bias, op.attrs["epsilon"])
+    if op.kind == "upsample":
+        return _upsample(op, x)
+    if op.kind == "depth_to_space":
+        return _depth_to_space(op, x)
     if op.kind == "tokens":
         return _tokens(op, x)
     if op.kind == "attention":
@@ -139,7 +150,30 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "elu": F.elu,
 }
+
+
+def _affine(op: Op, x: Tensor) -> Tensor:
+    numbers = {name: _tensor(array).reshape(-1, *[1] * (x.ndim - 2)) for name, array in op.constants.items()}
+    return x * numbers.get("weight", 1) + numbers.get("bias", 0)
+
+
+def _upsample(op: Op, x: Tensor) -> Tensor:
+    size = op.attrs["size"]
+    if op.attrs["mode"] == "bilinear":
+        return F.interpolate(x, size, mode="bilinear", align_corners=op.attrs["align_corners"])
+    rows, columns = (torch.arange(new) * old // new for new, old in zip(size, x.shape[2:], strict=True))
+    return x[:, :, rows[:, None], columns]
+
+
+def _depth_to_space(op: Op, x: Tensor) -> Tensor:
+    (top, left), size = op.attrs["crop"], op.attrs["size"]
+    split = x.reshape(len(x), -1, *op.attrs["block"], *x.shape[2:])
+    whole = split.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+    rows, columns = size or whole.shape[2:]
+    return whole[:, :, top : top + rows, left : left + columns]
 
 
 def _tokens(op: Op, x: Tensor) -> Tensor:
