@@ -360,6 +360,11 @@ def _node(
             size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
         weights = _weights(rng, step, size)
         attrs["precision"] = "bf16" if step.format.is_bf16 else "fp32"
+    elif step.kind == "tokens":
+        first = step.out_shape[1] - math.prod(step.in_shape[1:])
+        weights = {"prefix": np.zeros((first, step.in_shape[0]), np.float32)} if first else {}
+    else:  # constants of every channel
+        weights = dict.fromkeys(OPERATORS[step.kind].weights, np.ones(step.in_shape[0], np.float32))
     if step.residual and _add_residual(f"{name}.residual", image, step.out_shape, beside, quant):
         inputs = (source, f"{name}.residual")
     if step.kind == "add":
@@ -370,12 +375,6 @@ def _node(
         inputs = _concat_inputs(step, beside, quant)
     if step.kind == "attention":
         inputs = (source, source, _attention_values(step, beside, quant))
-    if step.kind == "layer_norm":
-        ones = np.ones(step.in_shape[0], np.float32)
-        weights = {"weight": ones, "bias": ones}
-    if step.kind == "tokens":
-        first = step.out_shape[1] - math.prod(step.in_shape[1:])
-        weights = {"prefix": np.zeros((first, step.in_shape[0]), np.float32)} if first else {}
     if step.kind == "channel_map":
         index = [i if i < step.in_shape[0] else -1 for i in range(step.out_shape[0])]
         attrs["index"] = tuple(index)

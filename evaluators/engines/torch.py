@@ -22,7 +22,7 @@ from trimtab.evaluators.engines.torch_operators import (
     padding_of,
     to_bf16,
 )
-from trimtab.graph import Graph, Node, Quant, check_graph, is_integer
+from trimtab.graph import OPERATORS, Graph, Node, Quant, check_graph, is_integer
 from trimtab.graph.passes import fuse
 from trimtab.threads import torch_threads
 
@@ -148,7 +148,7 @@ def _compute(graph: Graph, node: Node, free: set[str]) -> Compute:
         return _integer_layer(graph, node, free)
     quants = [graph.quant.get(name) for name in node.inputs]
     result = graph.quant.get(node.name)
-    if node.kind in MOVES:
+    if node.kind == "concat" or OPERATORS[node.kind].moves(node.attrs):
         zero = 0 if result is None else result.zero_point
         move = MOVES[node.kind](node, zero)
         if all(quant == result for quant in quants):
