@@ -12,7 +12,7 @@ static void convert(const Operand& in, const Store& s, size_t rows, size_t width
     for (size_t r = 0; r < rows; ++r) {
       for (size_t i = 0; i < width; i += S::kLanes) {
         const int count = static_cast<int>(least<size_t>(S::kLanes, width - i));
-        finish_real<S, curve.value>(s, r * stride + i, load_real<S>(in, r * width + i, count), count);
+        finish_real<S, curve.value>(s, r * stride + i, load_real<S>(in, r * width + i), count);
       }
     }
   });
@@ -23,7 +23,7 @@ static void add(const Operand& a, const Operand& b, const Store& s, size_t first
   for_curve(s.curve, [&](auto curve) {
     for (size_t i = first; i < last; i += S::kLanes) {
       const int count = static_cast<int>(least<size_t>(S::kLanes, last - i));
-      finish_real<S, curve.value>(s, i, load_real<S>(a, i, count) + load_real<S>(b, i, count), count);
+      finish_real<S, curve.value>(s, i, load_real<S>(a, i) + load_real<S>(b, i), count);
     }
   });
 }
@@ -35,7 +35,7 @@ static void mul(const Operand& a, const Operand& b, const Store& s, size_t first
     const size_t left = pixel * c, right = (gate != 0 ? pixel / gate : pixel) * c;
     for (size_t i = 0; i < c; i += S::kLanes) {
       const int count = static_cast<int>(least<size_t>(S::kLanes, c - i));
-      store_real<S>(s.out, left + i, load_real<S>(a, left + i, count) * load_real<S>(b, right + i, count), count);
+      store_real<S>(s.out, left + i, load_real<S>(a, left + i) * load_real<S>(b, right + i), count);
     }
   }
 }
@@ -47,7 +47,7 @@ TRIMTAB_INLINE void for_channels(const Operand& in, const Store& s, size_t first
   for (size_t i = first * c; i < last * c; i += c) {
     for (size_t channel = 0; channel < c; channel += S::kLanes) {
       const int count = static_cast<int>(least<size_t>(S::kLanes, c - channel));
-      store_real<S>(s.out, i + channel, each(load_real<S>(in, i + channel, count), channel, count), count);
+      store_real<S>(s.out, i + channel, each(load_real<S>(in, i + channel), channel, count), count);
     }
   }
 }
@@ -154,9 +154,9 @@ TRIMTAB_INLINE typename S::F window_mean(const PoolArgs& g, const Operand& in, c
     for (int x = w.x0; x < w.x1; ++x) {
       const size_t i = (w.image + static_cast<size_t>(y) * g.iw + x) * g.c + c;
       if (in.is_u8)
-        integers += load_u8_some<S>(static_cast<const uint8_t*>(in.data) + i, lanes) - S::set(in.zero);
+        integers += S::load_u8(static_cast<const uint8_t*>(in.data) + i) - S::set(in.zero);
       else
-        reals += load_some<S, typename S::F>(static_cast<const float*>(in.data) + i, lanes);
+        reals += S::template load<typename S::F>(static_cast<const float*>(in.data) + i);
     }
   }
   if (!in.is_u8) return reals / S::set(static_cast<float>(w.count));

@@ -19,7 +19,7 @@ TRIMTAB_INLINE T greatest(T a, T b) {
   return a < b ? b : a;
 }
 
-// `count` elements at p as one vector; elements past `count` are not touched.
+// `count` elements at p as one vector, zeros behind them; elements past `count` are not touched.
 template <class S, class V, class T>
 TRIMTAB_INLINE V load_some(const T* p, int count) {
   if (count >= S::kLanes) return S::template load<V>(p);
@@ -43,12 +43,16 @@ TRIMTAB_INLINE typename S::F load_real(const Operand& o, size_t i, int count) {
   return S::to_float(q - S::set(o.zero)) * S::set(o.scale);
 }
 
+// One vector from element i on, whatever there is behind the tensor's end: kSlack is.
+template <class S>
+TRIMTAB_INLINE typename S::F load_real(const Operand& o, size_t i) {
+  return load_real<S>(o, i, S::kLanes);
+}
+
 template <class S>
 TRIMTAB_INLINE void store_u8_some(uint8_t* p, typename S::I q, int count) {
   if (count >= S::kLanes) return S::store_u8(p, q);
-  uint8_t part[S::kLanes];
-  S::store_u8(part, q);
-  std::memcpy(p, part, count);
+  S::store_u8_part(p, q, count);
 }
 
 template <class S>
@@ -64,14 +68,14 @@ TRIMTAB_INLINE void store_real(const Operand& o, size_t i, typename S::F x, int 
   } else if (count >= S::kLanes) {
     S::store(static_cast<float*>(o.data) + i, x);
   } else {
-    std::memcpy(static_cast<float*>(o.data) + i, &x, count * sizeof(float));
+    S::store_part(static_cast<float*>(o.data) + i, x, count);
   }
 }
 
 // Residual, activation and store of `count` real values that go to element i. C is the store's curve.
 template <class S, Curve C>
 TRIMTAB_INLINE void finish_real(const Store& s, size_t i, typename S::F x, int count) {
-  if (s.has_residual) x = x + load_real<S>(s.residual, i, count);
+  if (s.has_residual) x = x + load_real<S>(s.residual, i);
   x = C == Curve::kNone ? S::activate(x, S::set(s.floor), S::set(s.ceil)) : bend<S, C>(x);
   store_real<S>(s.out, i, x, count);
 }
@@ -143,8 +147,7 @@ static void store_block(const Store& s, const Acc* acc, int row, int rows, int c
   }
 }
 
-// Where a tile's accumulators go. The usual ways of storing whole vectors take them from registers; the others go
-// through memory.
+// Where a tile's accumulators go. The usual ways of storing take them from registers; the others go through memory.
 enum class Finish : uint8_t {
   kMemory,     // to `acc`, for `emit`
   kIntegers,   // integers straight to integers
@@ -169,16 +172,19 @@ struct Target {
   Acc* acc;
   size_t first, step;  // element of the first pixel; elements between pixels
   int channel;         // into the padded per-channel scales
+  int last;            // channels of the tile's last vector that there are
   const char* ahead;   // what to fetch while the tile is computed, and by how much further with every step
   ptrdiff_t ahead_step;
 };
 
 template <class S, int NV, class I>
-TRIMTAB_INLINE void store_u8_row(uint8_t* p, const I (&q)[NV]) {
+TRIMTAB_INLINE void store_u8_row(uint8_t* p, const I (&q)[NV], int last) {
+  const int whole = last == S::kLanes ? NV : NV - 1;
   int j = 0;
 #pragma GCC unroll 8
-  for (; j + 2 <= NV; j += 2) S::store_u8(p + j * S::kLanes, q[j], q[j + 1]);
-  if (j < NV) S::store_u8(p + j * S::kLanes, q[j]);
+  for (; j + 2 <= whole; j += 2) S::store_u8(p + j * S::kLanes, q[j], q[j + 1]);
+  if (j < whole) S::store_u8(p + j * S::kLanes, q[j]);
+  if (whole < NV) S::store_u8_part(p + whole * S::kLanes, q[NV - 1], last);
 }
 
 // Stores MR pixels of NV vectors.
@@ -198,7 +204,7 @@ TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<int32_t>& t
       V q[NV];
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) q[j] = S::round(S::clamp(S::to_float(acc[i][j]) * scale[j], low, high)) + zero;
-      store_u8_row<S>(out + i * to.step, q);
+      store_u8_row<S>(out + i * to.step, q, to.last);
     }
     return;
   }
@@ -213,7 +219,7 @@ TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<int32_t>& t
       const F other = S::to_float(S::load_u8(residual + i * to.step + j * S::kLanes) - zero) * step;
       q[j] = quantize<S>(s.out, S::activate(S::to_float(acc[i][j]) * scale[j] + other, floor, ceil));
     }
-    store_u8_row<S>(out + i * to.step, q);
+    store_u8_row<S>(out + i * to.step, q, to.last);
   }
 }
 
@@ -229,7 +235,12 @@ TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<float>& to)
     for (int j = 0; j < NV; ++j) {
       V x = acc[i][j];
       if (residual != nullptr) x = x + S::template load<V>(residual + i * to.step + j * S::kLanes);
-      S::store(out + i * to.step + j * S::kLanes, S::activate(x, floor, ceil));
+      x = S::activate(x, floor, ceil);
+      float* const at = out + i * to.step + j * S::kLanes;
+      if (j + 1 < NV || to.last == S::kLanes)
+        S::store(at, x);
+      else
+        S::store_part(at, x, to.last);
     }
   }
 }
@@ -255,7 +266,17 @@ static void emit(const Store& s, const float* acc, int row, int rows, int column
 template <class S, int N>
 TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::I* acc, size_t first, size_t step, int channel,
                                  int columns) {
-  if (N % 4 == 0 && s.requantize && columns >= S::kLanes) {
+  if (s.requantize && columns < S::kLanes) {
+    const auto scale = S::template load<typename S::F>(s.scale + channel), low = S::set(s.low), high = S::set(s.high);
+    uint8_t* const out = static_cast<uint8_t*>(s.out.data) + first;
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      const auto q = S::round(S::clamp(S::to_float(acc[i]) * scale, low, high)) + S::set(s.out.zero);
+      S::store_u8_part(out + i * step, q, columns);
+    }
+    return;
+  }
+  if (N % 4 == 0 && s.requantize) {
     const auto scale = S::template load<typename S::F>(s.scale + channel);
     uint8_t* const out = static_cast<uint8_t*>(s.out.data) + first;
 #pragma GCC unroll 2
@@ -276,11 +297,17 @@ TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::I* acc, size_
 template <class S, int N>
 TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::F* acc, size_t first, size_t step, int channel,
                                  int columns) {
-  if (!s.has_residual && !s.out.is_u8 && s.curve == Curve::kNone && columns >= S::kLanes) {
+  if (!s.has_residual && !s.out.is_u8 && s.curve == Curve::kNone) {
     const auto floor = S::set(s.floor), ceil = S::set(s.ceil);
+    float* const out = static_cast<float*>(s.out.data) + first;
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i)
-      S::store(static_cast<float*>(s.out.data) + first + i * step, S::activate(acc[i], floor, ceil));
+    for (int i = 0; i < N; ++i) {
+      const auto x = S::activate(acc[i], floor, ceil);
+      if (columns >= S::kLanes)
+        S::store(out + i * step, x);
+      else
+        S::store_part(out + i * step, x, columns);
+    }
     return;
   }
   alignas(64) float copy[N * S::kLanes];

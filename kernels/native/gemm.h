@@ -206,8 +206,8 @@ TRIMTAB_INLINE void for_tiles(const Conv& g, const Store& store, size_t first_pi
   const int channel = group * g.group_width + panel * kWidth, per_group = g.oc / g.groups;
   const int columns = least(row, per_group - panel * kWidth);
   alignas(64) Acc acc[S::kRows * kWidth];
-  Target<Acc> to{columns == row ? finish_of<Acc>(store) : Finish::kMemory, &store, acc, 0, static_cast<size_t>(g.oc),
-                 channel, nullptr, 0};
+  Target<Acc> to{finish_of<Acc>(store), &store, acc, 0, static_cast<size_t>(g.oc), channel,
+                 columns - (vectors - 1) * S::kLanes, nullptr, 0};
   for (int m = 0; m < pixels;) {
     const int height = tile_height<S>(pixels - m, pixels), first = least(m, pixels - height);
     to.first = (first_pixel + first) * g.oc + group * per_group + panel * kWidth;

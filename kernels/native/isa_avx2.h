@@ -39,6 +39,27 @@ struct Avx2 : Vector<Lanes8> {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   }
 
+  TRIMTAB_INLINE void store_part(float* p, F x, int count) {
+    static const int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    const auto mask = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + 8 - count));
+    _mm256_maskstore_ps(p, mask, (__m256)x);
+  }
+  TRIMTAB_INLINE void store_u8_part(uint8_t* p, I x, int count) {
+    uint8_t all[8];
+    store_u8(all, x);
+    uint64_t bytes;
+    std::memcpy(&bytes, all, sizeof bytes);
+    if (count & 4) {
+      std::memcpy(p, &bytes, 4);
+      p += 4, bytes >>= 32;
+    }
+    if (count & 2) {
+      std::memcpy(p, &bytes, 2);
+      p += 2, bytes >>= 16;
+    }
+    if (count & 1) std::memcpy(p, &bytes, 1);
+  }
+
   TRIMTAB_INLINE F multiply_add(F acc, F a, F b) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)acc); }
   TRIMTAB_INLINE I dot_pairs(I acc, I a, I b) { return acc + (I)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 

@@ -34,6 +34,13 @@ struct Avx512 : Vector<Lanes16> {
     store_u8(p + kLanes, next);
   }
 
+  TRIMTAB_INLINE void store_part(float* p, F x, int count) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)x);
+  }
+  TRIMTAB_INLINE void store_u8_part(uint8_t* p, I x, int count) {
+    _mm512_mask_cvtepi32_storeu_epi8(p, static_cast<__mmask16>((1u << count) - 1), (__m512i)x);
+  }
+
   TRIMTAB_INLINE F multiply_add(F acc, F a, F b) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)acc); }
   TRIMTAB_INLINE I dot_bytes(I acc, I a, I b) {
     return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);

@@ -108,6 +108,12 @@ struct Vector : Types {
     store_u8(p, x);
     store_u8(p + Types::kLanes, next);
   }
+  // The first `count` lanes, fewer than all.
+  TRIMTAB_INLINE void store_part(float* p, F x, int count) { std::memcpy(p, &x, count * sizeof(float)); }
+  TRIMTAB_INLINE void store_u8_part(uint8_t* p, I x, int count) {
+    const Bytes bytes = __builtin_convertvector(x, Bytes);
+    std::memcpy(p, &bytes, count);
+  }
 };
 
 // How a matrix product reads its operands and adds to its accumulators: inputs A, weights B, `kDot` of them to an

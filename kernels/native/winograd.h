@@ -199,16 +199,17 @@ static void multiply_plane(const Product<P>& p, int count) {
 
 // Stores `Pixels` neighbours of an output row.
 template <class S, int Pixels, int NV, class V, class Acc>
-TRIMTAB_INLINE void store_pixels(const V (&y)[Pixels][NV], const Target<Acc>& to, int columns) {
+TRIMTAB_INLINE void store_pixels(const V (&y)[Pixels][NV], const Target<Acc>& to) {
   if (to.finish != Finish::kMemory) return finish_tile<S>(y, to);
   spill_tile<S>(y, to.acc);
+  const int columns = (NV - 1) * S::kLanes + to.last;
   emit<S>(*to.store, to.acc, NV * S::kLanes, Pixels, columns, to.first, to.step, to.channel);
 }
 
 // The outputs of one tile, as far as they lie in the image.
 template <class S, class P, class Scheme, int NV>
 TRIMTAB_INLINE void store_tile(const Conv& g, const typename P::Acc* products, const Tiling& tiling, int tile,
-                               Target<typename P::Acc> to, int columns) {
+                               Target<typename P::Acc> to) {
   using V = typename P::V;
   V y[2][2][NV];
 #pragma GCC unroll 8
@@ -224,12 +225,12 @@ TRIMTAB_INLINE void store_tile(const Conv& g, const typename P::Acc* products, c
   for (int i = 0; i < 2; ++i, to.first += static_cast<size_t>(g.ow) * g.oc) {
     if (top + i >= tiling.rows) return;
     if (left + 1 < g.ow) {
-      store_pixels<S, 2, NV>(y[i], to, columns);
+      store_pixels<S, 2, NV>(y[i], to);
     } else {
       V one[1][NV];
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) one[0][j] = y[i][0][j];
-      store_pixels<S, 1, NV>(one, to, columns);
+      store_pixels<S, 1, NV>(one, to);
     }
   }
 }
@@ -260,10 +261,10 @@ static void winograd_panel(const Conv& g, const Store& store,
   }
   alignas(64) Acc acc[2 * kRow];
   const int columns = least(kRow, g.oc - panel * kWidth);
-  const Target<Acc> to{columns == kRow ? finish_of<Acc>(store) : Finish::kMemory,
-                       &store, acc, static_cast<size_t>(panel) * kWidth, static_cast<size_t>(g.oc), panel * kWidth, nullptr, 0};
+  const Target<Acc> to{finish_of<Acc>(store), &store, acc, static_cast<size_t>(panel) * kWidth, static_cast<size_t>(g.oc),
+                       panel * kWidth, columns - (NV - 1) * S::kLanes, nullptr, 0};
   for (int t = 0; t < count; ++t)
-    store_tile<S, P, Scheme, NV>(g, scratch.products + t * kRow, tiling, first + t, to, columns);
+    store_tile<S, P, Scheme, NV>(g, scratch.products + t * kRow, tiling, first + t, to);
 }
 
 template <class S, class P, class Scheme, class... Args>

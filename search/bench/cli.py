@@ -49,6 +49,26 @@ def engines(
 
 
 @app.command()
+def widths(
+    networks: Annotated[str, typer.Option(help="Comma-separated zoo or torchvision names.")] = "resnet20",
+    engines: Annotated[str, typer.Option(help=f"Comma-separated: {ENGINE_NAMES}.")] = "native",
+    forms: Annotated[str, typer.Option(help="Of fp32, int8.")] = "int8,fp32",
+    widths: Annotated[
+        str, typer.Option(help="Sixteenths of all channels, comma-separated.")
+    ] = "2,4,6,8,9,10,11,12,13,14,15,16",
+    seconds: Seconds = 1.0,
+    level: Level = None,
+    markdown: Markdown = False,
+    as_json: Json = False,
+) -> None:
+    """Time networks with fewer channels, over the first engine's time with all of them."""
+    from trimtab.search.bench.widths import bench_widths
+
+    asked = _several("network", networks), _several("engine", engines), _several("form", forms)
+    _show(bench_widths(*asked, _counts(widths, "widths"), seconds, level), markdown, as_json)
+
+
+@app.command()
 def kernels(
     layers: Annotated[str, typer.Option(help="Only layers whose name contains this.", show_default=False)] = "",
     engines: Annotated[
@@ -180,11 +200,11 @@ def _several(what: str, text: str) -> tuple[str, ...]:
     return names
 
 
-def _counts(text: str) -> tuple[int, ...]:
-    """Return numbers of threads."""
+def _counts(text: str, option: str = "threads") -> tuple[int, ...]:
+    """Return the numbers of an option."""
     names = names_of(text)
     if not names or not all(name.isdecimal() and int(name) for name in names):
-        raise typer.BadParameter(f"{text!r} are no numbers of threads", param_hint="--threads")
+        raise typer.BadParameter(f"{text!r} are no numbers of {option}", param_hint=f"--{option}")
     return tuple(int(name) for name in names)
 
 

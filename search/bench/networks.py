@@ -26,11 +26,21 @@ from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space, build_space
 from trimtab.spaces.zoo import ZOO, build
 
-__all__ = ["FORMS", "bench_networks", "load_network", "network_rows"]
+__all__ = [
+    "FORMS",
+    "ROTATED",
+    "bench_networks",
+    "calibrated",
+    "check_forms",
+    "load_network",
+    "network_rows",
+    "policy_of",
+]
 
 #: Forms of a network: "half" is int8 with half of its channels.
 FORMS = ("fp32", "int8", "half")
 
+#: Images that a session is timed on in turn.
 ROTATED = 4
 
 
@@ -52,9 +62,7 @@ def bench_networks(
     of a half form over int8 on the same engine; and `thread_speedup` of native with several threads over one.
     `lacking` says why an engine has no time for a form.
     """
-    for form in forms:
-        if form not in FORMS:
-            raise unknown_name("form", form, FORMS)
+    check_forms(forms)
     options = {"engines": list(engines), "forms": list(forms), "seconds": seconds}
     return [
         row
@@ -62,6 +70,13 @@ def bench_networks(
         for count in threads
         for row in run_in_child(network_rows, count, level, {"network": network, **options})
     ]
+
+
+def check_forms(forms: Sequence[str]) -> None:
+    """Raise `BadInput` for a form that there is not."""
+    for form in forms:
+        if form not in FORMS:
+            raise unknown_name("form", form, FORMS)
 
 
 def network_rows(
