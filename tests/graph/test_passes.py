@@ -12,7 +12,7 @@ from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
 
 from trimtab.graph import check_graph
-from trimtab.graph.passes import legalise
+from trimtab.graph.passes import legalise, raise_activations
 from trimtab.kernels import Graph, Node, Quant, fuse
 
 SHAPE = (4, 6, 6)
@@ -196,3 +196,26 @@ def test_names_of_what_is_inserted_are_new() -> None:
     graph = legal(taken, POOL, quant={"x": IN})
     names = [node.name for node in graph.nodes]
     assert len(set(names)) == len(names) == 3
+
+
+SPREAD = Node("depth_to_space", "spread", ("conv",), {"block": (2, 2)})
+AFTER = Node("activation", "after", ("spread",), {"activation": "relu"})
+
+
+def test_an_activation_is_raised_before_the_pixels_that_only_it_reads(rng: np.random.Generator) -> None:
+    graph = Graph("x", SHAPE, (CONV, SPREAD, AFTER), "after")
+    raised = raise_activations(graph)
+    assert [(n.kind, n.name) for n in raised.nodes] == [
+        ("conv2d", "conv"),
+        ("activation", "spread"),
+        ("depth_to_space", "after"),
+    ]
+    assert [n.kind for n in fuse(raised).nodes] == ["conv2d", "depth_to_space"]
+    x = build.images(rng, 2, SHAPE)
+    np.testing.assert_array_equal(each(raised, x)["after"], each(graph, x)["after"])
+
+
+@pytest.mark.parametrize("nodes", [(CONV, SPREAD, AFTER, Node("add", "sum", ("spread", "after"))), (CONV, RELU)])
+def test_an_activation_stays_where_it_stands_otherwise(nodes: tuple[Node, ...]) -> None:
+    graph = Graph("x", SHAPE, nodes, nodes[-1].name)
+    assert [n.kind for n in raise_activations(graph).nodes] == [n.kind for n in nodes]

@@ -22,6 +22,7 @@ from trimtab.kernels import Graph, levels
 from trimtab.search.bench import coverage as coverage_bench
 from trimtab.search.bench import layers as layer_bench
 from trimtab.search.bench import networks as network_bench
+from trimtab.search.bench import widths as width_bench
 from trimtab.search.bench.child import caps, run_in_child
 from trimtab.search.bench.coverage import LENGTHS, bench_coverage, coverage_rows
 from trimtab.search.bench.layers import FLOAT, KINDS, LAYERS, Kind, Layer, layer_graph, layer_model, work_of
@@ -90,6 +91,19 @@ def test_an_engine_without_integers_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     assert [row["lacking"] for row in rows] == [None, None, None, "no integers here"]
     assert [row["ms"] is None for row in rows] == [False, False, False, True]
     assert (rows[2]["best_other"], rows[2]["speedup"], rows[3]["speedup"]) == (None, None, None)
+
+
+def test_widths_are_sixteenths_of_the_first_engine_s_full_width(with_shared_cache: None) -> None:
+    rows = width_bench.width_rows("resnet8", "int8", ENGINES, [4, 15, 16], 1, 0.01, None)
+    assert [(row["engine"], row["width"]) for row in rows] == [(e, w) for e in ENGINES for w in (4, 15, 16)]
+    assert [row["macs"] for row in rows[:3]] == [row["macs"] for row in rows[3:]]
+    assert rows[0]["macs"] == pytest.approx(1 / 16, rel=0.3)
+    assert rows[0]["macs"] < rows[1]["macs"] < rows[2]["macs"] == 1
+    assert rows[2]["ratio"] == 1
+    assert all(0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in rows)
+    for odd in ([], [0], [17]):
+        with pytest.raises(BadInput, match="1 to 16 of 16 parts"):
+            width_bench.bench_widths(["resnet8"], ["native"], ["int8"], odd, 0.01, None)
 
 
 def test_activations_are_spread() -> None:
