@@ -271,23 +271,27 @@ void pack_gemm(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weig
   Conv& g = p.conv;
   const int dot = p.dot;
   const int per_group = s.oc / s.groups, inputs = s.ic / s.groups, lanes = k.lanes;
-  const int vectors = (per_group + lanes - 1) / lanes;
-  g.group_width = vectors * lanes;
+  const int rest = per_group % lanes;
+  g.half_panel = rest > 0 && rest <= k.half_lanes && (g.method == Method::kRows || g.method == Method::kRounded);
+  const int vectors = g.half_panel ? per_group / lanes : (per_group + lanes - 1) / lanes;
+  g.group_width = vectors * lanes + (g.half_panel ? k.half_lanes : 0);
   const size_t steps = static_cast<size_t>(g.segments) * g.steps;
   g.group_bytes = steps * dot * g.group_width * sizeof(B);
   p.weights = Memory(g.group_bytes * s.groups);
   const int taps = g.segments / s.kh;  // segments of a filter row
   for (int o = 0; o < s.oc; ++o) {
     const int group = o / per_group, vector = o % per_group / lanes, lane = o % per_group % lanes;
-    const int panel = vector / k.vectors, width = std::min(k.vectors, vectors - panel * k.vectors);
+    const bool half = vector == vectors;
+    const int panel = vector / k.vectors, first = half ? vectors : panel * k.vectors;  // of the panel's vectors
+    const int row = half ? k.half_lanes : std::min(k.vectors, vectors - first) * lanes;
     B* to = reinterpret_cast<B*>(p.weights.data() + group * g.group_bytes) +
-            static_cast<size_t>(panel) * k.vectors * lanes * dot * steps;
+            static_cast<size_t>(first) * lanes * dot * steps;
     for (int i = 0; i < inputs; ++i) {
       for (int t = 0; t < s.kh * s.kw; ++t) {
         const int y = t / s.kw, x = t % s.kw;
         const int segment = taps == 1 ? y : t, at = taps == 1 ? x * inputs + i : i;
         const size_t step = static_cast<size_t>(segment) * g.steps + at / dot;
-        to[((step * width + vector % k.vectors) * lanes + lane) * dot + at % dot] =
+        to[(step * row + (vector - first) * lanes + lane) * dot + at % dot] =
             static_cast<B>(weights[(static_cast<size_t>(o) * inputs + i) * s.kh * s.kw + t]);
       }
     }
@@ -363,7 +367,9 @@ void pack_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* 
 template <class B, class W>
 void pack_depthwise(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
   Conv& g = p.conv;
-  const int dot = p.dot, lanes = k.lanes, vectors = (s.oc + lanes - 1) / lanes, spacing = p.integer ? s.dilation_h : 1;
+  g.half_panel = s.oc <= k.half_lanes;
+  const int dot = p.dot, lanes = g.half_panel ? k.half_lanes : k.lanes, vectors = (s.oc + lanes - 1) / lanes;
+  const int spacing = p.integer ? s.dilation_h : 1;
   g.group_width = vectors * lanes;
   g.group_bytes = static_cast<size_t>(g.group_width) * g.segments * g.steps * dot * sizeof(B);
   p.weights = Memory(g.group_bytes * phases(s, p));

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "blocks.h"
+#include "halves.h"
 
 namespace trimtab {
 namespace {
@@ -184,6 +185,9 @@ static void depthwise_rows(const Conv& g, const Store& store, const T* image, si
 
 template <class S, class P, class T>
 static void depthwise(const Conv& g, const Store& store, const Operand& in, const Task& task) {
+  if constexpr (kHalves<S, P>) {
+    if (g.half_panel) return depthwise<typename S::Half, HalfOf<S, P>, T>(g, store, in, task);
+  }
   const bool by_block = shares_blocks(g, task);
   const int vectors = (g.oc + S::kLanes - 1) / S::kLanes;
   // The last vector may overlap the one before it: the same thread takes both.

@@ -98,17 +98,14 @@ struct FloatRow {
 };
 
 // The largest of up to one vector of channels over a window; `in` is the channel's value in the image's first pixel.
+// What lies behind a pixel's channels is read too, and not stored.
 template <class Row, class T>
 TRIMTAB_INLINE void max_of_window(const PoolArgs& g, const T* in, const Window& w, T* out, int count) {
   using V = typename Row::V;
   constexpr int kWide = sizeof(V) / sizeof(T);
   const auto at = [&](int y, int x) {
-    V v = {};
-    const T* p = in + (static_cast<size_t>(y) * g.iw + x) * g.c;
-    if (count >= kWide)
-      std::memcpy(&v, p, sizeof v);
-    else
-      std::memcpy(&v, p, count * sizeof(T));
+    V v;
+    std::memcpy(&v, in + (static_cast<size_t>(y) * g.iw + x) * g.c, sizeof v);
     return v;
   };
   V best = at(w.y0, w.x0);

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "blocks.h"
+#include "halves.h"
 
 namespace trimtab {
 namespace {
@@ -187,7 +188,7 @@ TRIMTAB_INLINE int tile_height(int left, int pixels) {
 }
 
 struct Panels {
-  int per_group, vectors;  // vectors: of one group
+  int per_group, vectors;  // of one group, without its half panel
 };
 
 template <class S>
@@ -196,31 +197,56 @@ TRIMTAB_INLINE Panels panels_of(const Conv& g) {
   return {(vectors + S::kVectors - 1) / S::kVectors, vectors};
 }
 
-// One panel of output channels over all pixels of a block, tile by tile; the last may overlap the one before it.
-// compute(height, vectors, first pixel, first accumulators, target) runs a micro-kernel.
+// `vectors` of a group's output channels, from `column` on, over all pixels of a block, tile by tile; the last may
+// overlap the one before it. compute(height, vectors, first pixel, first accumulators, target) runs a micro-kernel.
 template <class S, class Acc, class Compute>
-TRIMTAB_INLINE void for_tiles(const Conv& g, const Store& store, size_t first_pixel, int pixels, int group, int panel,
-                              const Compute& compute) {
-  constexpr int kWidth = S::kVectors * S::kLanes;
-  const int vectors = least(S::kVectors, panels_of<S>(g).vectors - panel * S::kVectors), row = vectors * S::kLanes;
-  const int channel = group * g.group_width + panel * kWidth, per_group = g.oc / g.groups;
-  const int columns = least(row, per_group - panel * kWidth);
-  alignas(64) Acc acc[S::kRows * kWidth];
+TRIMTAB_INLINE void for_tiles_of(const Conv& g, const Store& store, size_t first_pixel, int pixels, int group,
+                                 int column, int vectors, const Compute& compute) {
+  const int row = vectors * S::kLanes, channel = group * g.group_width + column, per_group = g.oc / g.groups;
+  const int columns = least(row, per_group - column);
+  alignas(64) Acc acc[S::kRows * S::kVectors * S::kLanes];
   Target<Acc> to{finish_of<Acc>(store), &store, acc, 0, static_cast<size_t>(g.oc), channel,
                  columns - (vectors - 1) * S::kLanes, nullptr, 0};
   for (int m = 0; m < pixels;) {
     const int height = tile_height<S>(pixels - m, pixels), first = least(m, pixels - height);
-    to.first = (first_pixel + first) * g.oc + group * per_group + panel * kWidth;
+    to.first = (first_pixel + first) * g.oc + group * per_group + column;
     compute(height, vectors, first, static_cast<const Acc*>(g.start) + channel, to);
     if (to.finish == Finish::kMemory) emit<S>(store, acc, row, height, columns, to.first, g.oc, channel);
     m = first + height;
   }
 }
 
+// One panel of output channels.
+template <class S, class Acc, class Compute>
+TRIMTAB_INLINE void for_tiles(const Conv& g, const Store& store, size_t first_pixel, int pixels, int group, int panel,
+                              const Compute& compute) {
+  const int vectors = least(S::kVectors, panels_of<S>(g).vectors - panel * S::kVectors);
+  for_tiles_of<S, Acc>(g, store, first_pixel, pixels, group, panel * S::kVectors * S::kLanes, vectors, compute);
+}
+
+// The half panel of a group.
+template <class S, class P>
+static void half_panel_over_block(const Conv& g, const Store& store, const Block<typename P::A>& block, int group) {
+  using H = typename S::Half;
+  const int column = panels_of<S>(g).vectors * S::kLanes;
+  const auto* b = reinterpret_cast<const typename P::B*>(static_cast<const char*>(g.weights) + group * g.group_bytes) +
+                  static_cast<size_t>(g.segments) * g.steps * P::kDot * column;
+  const auto* base = block.base + group * (g.ic / g.groups);
+  for_tiles_of<H, typename P::Acc>(g, store, block.first_pixel, block.pixels, group, column, 1,
+                                   [&](int height, int vectors, int first, const typename P::Acc* start,
+                                       const Target<typename P::Acc>& to) {
+    micro_kernel<H, HalfOf<S, P>>(height, vectors, false)(base, block.offset + first, g, b, start, to);
+  });
+}
+
 template <class S, class P>
 static void panel_over_block(const Conv& g, const Store& store, const Block<typename P::A>& block, int group,
                              int panel) {
   using Acc = typename P::Acc;
+  if constexpr (kHalves<S, P>) {
+    if (g.half_panel && panel == panels_of<S>(g).per_group)
+      return half_panel_over_block<S, P>(g, store, block, group);
+  }
   const size_t column = static_cast<size_t>(g.segments) * g.steps * P::kDot;  // weights of one output channel
   const auto* b = reinterpret_cast<const typename P::B*>(static_cast<const char*>(g.weights) + group * g.group_bytes) +
                   panel * column * S::kVectors * S::kLanes;
@@ -240,7 +266,7 @@ template <class S, class P, class T>
 static void conv_gemm(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   using A = typename P::A;
   const bool by_block = shares_blocks(g, task);
-  const int panels = panels_of<S>(g).per_group;
+  const int panels = panels_of<S>(g).per_group + g.half_panel;
   const Span mine = by_block ? Span{0, g.groups * panels} : share(g.groups * panels, task.thread, task.threads);
   const A padding = sizeof(A) == 1 ? static_cast<A>(in.zero) : A{0};
   for_blocks<A, T>(g, in, task, by_block, padding, [&](const Block<A>& block) {

@@ -4,12 +4,38 @@
 
 #include <immintrin.h>
 
-#include "isa_vector.h"
+#include "isa_avx2.h"
 
 namespace trimtab {
 namespace {
 
+// The lower halves of the registers. One vector at a time, so more pixels hide the latency of its products.
+struct Avx512Half : Avx2 {
+  static constexpr int kRows = 12, kVectors = 1;
+
+  TRIMTAB_INLINE void store_part(float* p, F x, int count) {
+    _mm256_mask_storeu_ps(p, static_cast<__mmask8>((1u << count) - 1), (__m256)x);
+  }
+  TRIMTAB_INLINE void store_u8(uint8_t* p, I x) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_cvtepi32_epi8((__m256i)x));
+  }
+  TRIMTAB_INLINE void store_u8(uint8_t* p, I x, I next) {
+    store_u8(p, x);
+    store_u8(p + kLanes, next);
+  }
+  TRIMTAB_INLINE void store_u8_part(uint8_t* p, I x, int count) {
+    _mm256_mask_cvtepi32_storeu_epi8(p, static_cast<__mmask8>((1u << count) - 1), (__m256i)x);
+  }
+  TRIMTAB_INLINE I dot_bytes(I acc, I a, I b) {
+    return (I)_mm256_dpbusd_epi32((__m256i)acc, (__m256i)a, (__m256i)b);
+  }
+
+  using Float = FloatProducts<Lanes8, Avx512Half>;
+  using Int = ByteProducts<Lanes8, Avx512Half>;
+};
+
 struct Avx512 : Vector<Lanes16> {
+  using Half = Avx512Half;
   static constexpr int kRows = 6, kVectors = 4;
   static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false, kLookup = true;
   static constexpr bool kBf16 = true;

@@ -39,7 +39,10 @@ struct EmulatedVnni : Vector<Types> {
 };
 
 using EmulatedAvxVnni = EmulatedVnni<Lanes8, 2>;
-using EmulatedAvx512 = EmulatedVnni<Lanes16, 4>;
+
+struct EmulatedAvx512 : EmulatedVnni<Lanes16, 4> {
+  using Half = EmulatedVnni<Lanes8, 1>;
+};
 
 struct EmulatedTiles {
   struct State {

@@ -61,6 +61,7 @@ struct Lanes16 {
 
 template <class Types>
 struct Vector : Types {
+  using Half = void;  // a level of half as many lanes, for what would leave half a vector empty
   using F = typename Types::F;
   using I = typename Types::I;
   using H = typename Types::H;

@@ -71,6 +71,7 @@ template <class S>
 constexpr Kernels make_kernels(const char* name, bool bf16 = S::kBf16) {
   return {name,
           S::kLanes,
+          half_lanes<S>(),
           S::kRows,
           S::kVectors,
           S::Int::kDot,

@@ -99,6 +99,8 @@ struct Conv {
   int32_t tile_channels;   // Winograd: elements of a transformed tile in one plane
   int32_t inputs_plane, products_plane;  // Winograd: elements between planes
   const SparsePanel* sparse;             // kSparse: of every group's panels
+  bool half_panel;                       // every group ends in a panel of one vector of half as many lanes; of a
+                                         // depthwise layer all vectors are such
   Codes codes;                           // kPacked, kLookup
 };
 
@@ -163,6 +165,7 @@ struct AttentionArgs {
 struct Kernels {
   const char* name;
   int32_t lanes;        // of a 32-bit vector
+  int32_t half_lanes;   // of half panels; 0: there are none
   int32_t rows;         // highest tile, in pixels
   int32_t vectors;      // widest panel, in vectors
   int32_t dot;          // inputs of one integer dot product
