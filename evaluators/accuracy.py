@@ -143,7 +143,7 @@ class Judge:
 
 
 class _Runs(Protocol):
-    """What gives outputs (N, classes) for images (N, C, H, W)."""
+    """A runner of networks: outputs (N, classes) for images (N, C, H, W)."""
 
     def run(self, x: Images) -> Images: ...
 

@@ -1,4 +1,4 @@
-"""What engines that run ONNX files share."""
+"""The base of engines that run ONNX files."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ class Decoder(nn.Module):
         self.middle = nn.Sequential(
             nn.Conv2d(12, 10, 3, padding=1), nn.InstanceNorm2d(10, affine=True), nn.LeakyReLU(0.2)
         )
-        self.up = nn.Sequential(nn.ConvTranspose2d(10, 6, 6, 2, 0, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.up = nn.Sequential(nn.ConvTranspose2d(10, 6, 6, 2, 2, bias=False), nn.BatchNorm2d(6), nn.ReLU())
         self.pixels = nn.Sequential(nn.Conv2d(10, 16, 1), nn.PixelShuffle(2), nn.Tanh(), nn.Upsample((16, 16)))
         self.wide = nn.Sequential(nn.Conv2d(10, 5, 1), nn.ELU(), nn.Upsample((16, 16), mode="bilinear"))
         self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 23).view(1, 23, 1, 1))
