@@ -100,7 +100,11 @@ class CostModel:
         self.fit = fit or TableFit()
         self._biased = {op.name for op in space.network.layers if op.bias is not None}
         self._coded = cache(Coded.of)
-        self._constants = sum(array.nbytes for op in space.network if not op.is_layer for array in op.weights.values())
+        self._constants = {  # bytes for every channel
+            op.name: sum(array.nbytes for array in op.weights.values()) // space.network.shapes[op.name][0]
+            for op in space.network
+            if op.weights and not op.is_layer
+        }
         self._base = space.base()
         self._seconds: dict[Call, float] = {}
         self._layer_sizes: dict[tuple[object, ...], float] = {}
@@ -210,7 +214,7 @@ class CostModel:
 
     def _sizes(self, policy: Policy, stored: _Stored) -> dict[str, float]:
         widths, untouched = self.space.widths(policy.channels), policy == self._base
-        sizes = {"": float(self._constants)}
+        sizes = {"": float(sum(each * widths[name] for name, each in self._constants.items()))}
         for op in self.space.network.layers:
             key = (op.name, widths[op.inputs[0]], widths[op.name], policy.layers[op.name], untouched, stored)
             size = self._layer_sizes.get(key)

@@ -40,15 +40,27 @@ static void mul(const Operand& a, const Operand& b, const Store& s, size_t first
   }
 }
 
+// each(i, count) for vectors of n elements. The last one reaches back into the one before, which is quicker than a part
+// of a vector: for what may be computed twice.
+template <class S, class Each>
+TRIMTAB_INLINE void for_vectors(size_t n, const Each& each) {
+  size_t i = 0;
+  for (; i + S::kLanes <= n; i += S::kLanes) each(i, S::kLanes);
+  if (i == n) return;
+  if (n > S::kLanes)
+    each(n - S::kLanes, S::kLanes);
+  else
+    each(0, static_cast<int>(n));
+}
+
 // each(x, channel, count) of every value, up to one vector of channels at a time.
 template <class S, class Each>
 TRIMTAB_INLINE void for_channels(const Operand& in, const Store& s, size_t first, size_t last, size_t c,
                                  const Each& each) {
   for (size_t i = first * c; i < last * c; i += c) {
-    for (size_t channel = 0; channel < c; channel += S::kLanes) {
-      const int count = static_cast<int>(least<size_t>(S::kLanes, c - channel));
+    for_vectors<S>(c, [&](size_t channel, int count) {
       store_real<S>(s.out, i + channel, each(load_real<S>(in, i + channel), channel, count), count);
-    }
+    });
   }
 }
 

@@ -98,7 +98,7 @@ constexpr Kernels make_kernels(const char* name, bool bf16 = S::kBf16) {
           &max_pool<S>,
           &avg_pool<S>,
           &bilinear<S>,
-          &depth_to_space,
+          &depth_to_space<S>,
           &input<S>,
           &peak_int<S>,
           &peak<S, typename S::Float>,

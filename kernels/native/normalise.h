@@ -74,8 +74,7 @@ static void moments(const GroupNormArgs& g, const Operand& in, size_t first, siz
   for (size_t block = first; block < last; ++block) {
     const int pixel = static_cast<int>(block % blocks) * kMomentPixels, count = least(kMomentPixels, g.pixels - pixel);
     const size_t start = (block / blocks * g.pixels + pixel) * channels, to = 3 * block * channels;
-    for (int c = 0; c < g.c; c += S::kLanes) {
-      const int lanes = least(S::kLanes, g.c - c);
+    for_vectors<S>(channels, [&](size_t c, int lanes) {
       F values[kChains] = {}, sums[kChains] = {}, squares[kChains] = {};
       for_pixels<S>(in, start + c, channels, count, lanes, [&](F x, int chain) { values[chain] += x; });
       const F pivot = total(values) / S::set(static_cast<float>(count));
@@ -87,7 +86,7 @@ static void moments(const GroupNormArgs& g, const Operand& in, size_t first, siz
       store_real<S>(out, to + c, pivot, lanes);
       store_real<S>(out, to + channels + c, total(sums), lanes);
       store_real<S>(out, to + 2 * channels + c, total(squares), lanes);
-    }
+    });
   }
 }
 
@@ -98,14 +97,15 @@ struct Normal {
 
 static void combine_moments(const GroupNormArgs& g, size_t image, const Normal& normal) {
   const int width = g.c / g.groups;
-  const float* const moments = g.moments + image * g.blocks * 3 * g.c;
+  const size_t channels = g.c;
+  const float* const moments = g.moments + image * g.blocks * 3 * channels;
   // The sum over a group of part(pixels, pivot, sum, squares).
   const auto add = [&](int first, const auto& part) {
     double all = 0;
     for (int block = 0; block < g.blocks; ++block) {
       const double pixels = least(kMomentPixels, g.pixels - block * kMomentPixels);
-      const float* const of = moments + static_cast<size_t>(block) * 3 * g.c;
-      for (int c = first; c < first + width; ++c) all += part(pixels, of[c], of[g.c + c], of[2 * size_t(g.c) + c]);
+      const float* const of = moments + block * 3 * channels;
+      for (int c = first; c < first + width; ++c) all += part(pixels, of[c], of[channels + c], of[2 * channels + c]);
     }
     return all / (static_cast<double>(width) * g.pixels);
   };

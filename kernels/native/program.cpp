@@ -350,10 +350,11 @@ void Program::add_bilinear(const std::string& name, int in, int out, bool align_
   const Tensor &from = tensors_[in], &to = tensors_[out];
   const std::vector<Tap> rows = taps_of(from.h, to.h, align_corners), columns = taps_of(from.w, to.w, align_corners);
   const int32_t ih = from.h, iw = from.w, c = from.c, oh = to.h, ow = to.w;
+  scratch_per_thread_ = std::max(scratch_per_thread_, round_up(sizeof(float) * iw * c + kSlack, kLine));
   add_step(name, out, [=](const Task& t) {
-    const Range r = share(static_cast<size_t>(oh) * ow * t.images, t);
+    const Range r = share(static_cast<size_t>(oh) * t.images, t);
     const BilinearArgs args{ih, iw, c, oh, ow, rows.data(), columns.data()};
-    kernels_.bilinear(args, operand(in), store(out, -1, kUnbounded), r.first, r.last);
+    kernels_.bilinear(args, operand(in), store(out, -1, kUnbounded), r.first, r.last, t.scratch);
   });
 }
 

@@ -196,7 +196,8 @@ struct Kernels {
                     const Task&);
   void (*max_pool)(const PoolArgs&, const Operand& in, const Operand& out, size_t first, size_t last);
   void (*avg_pool)(const PoolArgs&, const Operand& in, const Store&, size_t first, size_t last);
-  void (*bilinear)(const BilinearArgs&, const Operand& in, const Store&, size_t first, size_t last);
+  // Rows [first, last) of the output, in all images.
+  void (*bilinear)(const BilinearArgs&, const Operand& in, const Store&, size_t first, size_t last, char* scratch);
   // What rows [first, last) of the input become, in all images.
   void (*depth_to_space)(const DepthToSpaceArgs&, const Operand& in, const Operand& out, size_t first, size_t last);
   void (*input)(const float* nchw, const Store&, int32_t channels, int32_t pixels, int32_t begin, int32_t end);

@@ -199,7 +199,7 @@ def test_an_output_that_is_not_finite_is_a_uniform_guess() -> None:
     assert divergence(reference, wild) == divergence(reference, flat)
 
 
-def test_all_judges_agree_within_a_point() -> None:
+def test_all_judges_agree() -> None:
     _, space, judge = trained()
     for by in (SIMULATED, "onnxruntime", "torch"):
         other = Judge(space, judge.calibration, judge.images, judge.labels, by=by)

@@ -242,7 +242,7 @@ def channel_affine(node: Node, x: Array) -> Array:
 
 
 def bilinear(node: Node, x: Array) -> Array:
-    for axis, new in zip((3, 2), node.attrs["size"][::-1], strict=True):
+    for axis, new in zip((2, 3), node.attrs["size"], strict=True):
         old, i = x.shape[axis], np.arange(new)
         if node.attrs["align_corners"]:
             first, rest = np.divmod(i * (old - 1), divisor := max(new - 1, 1))
