@@ -6,13 +6,12 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from trimtab import plugins
 from trimtab.agents.amc import Amc, AmcSac, AmcTd3
 from trimtab.agents.base import Agent, Estimates, Limits, Parameters
 from trimtab.agents.evolution import Evolution
@@ -136,17 +135,8 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
 def _class_of(name: str) -> type[Agent]:
     if name in AGENTS:
         return AGENTS[name]
-    module, colon, attribute = name.partition(":")
-    if colon:
-        try:
-            found = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise BadInput(f"agent {name!r}: {error}") from error
-    else:
-        brought = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-        if name not in brought:
-            raise unknown_name("agent", name, [*AGENTS, *brought])
-        found = brought[name].load()
+    plugins.check_known("agent", name, ENTRY_POINTS, AGENTS)
+    found = plugins.load("agent", name, ENTRY_POINTS)
     if not (inspect.isclass(found) and issubclass(found, Agent)):
         raise BadInput(f"agent {name!r} is not a class derived from trimtab.agents.Agent")
     return found

@@ -6,15 +6,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.engines.base import EngineSession
+from trimtab.evaluators.engines.base import EngineSession, Images
 from trimtab.evaluators.engines.native import NativeEngine
+from trimtab.evaluators.engines.registry import SIMULATED, make_engine
 from trimtab.evaluators.engines.torch_operators import to_bf16
 from trimtab.evaluators.lowering import copied_bits, is_bf16, lower, quant_of, storage
 from trimtab.graph import Array, Graph, Node, Quant
@@ -63,9 +64,9 @@ class Judgement:
 class Judge:
     """All that judging a policy needs; it is shipped to a worker once.
 
-    `by` is what runs the candidate for its answers and its loss: "native", the engine in integers, or "torch", which
-    simulates them (`torch_logits`); the candidate and its size are the same by both. PyTorch computes on one thread,
-    whoever calls: the number of threads shows in the last bits.
+    `by` is what runs the candidate for its answers and its loss: an engine by its name, or SIMULATED, PyTorch on real
+    numbers that are rounded as integers would be (`torch_logits`); the candidate and its size are the same by all.
+    PyTorch computes on one thread, whoever calls: the number of threads shows in the last bits.
 
     `images` (N, C, H, W) and `labels` (N,) are those that policies are chosen on. With a `database`, what is judged is
     stitched from its entries and settled on the `few` images of a calibration of its own: many times as fast, and less
@@ -102,9 +103,9 @@ class Judge:
         graph = lower(candidate)
         size = stored_bytes(graph)
         laps.note("store")
-        session = NativeEngine().compile(graph, BATCH) if self.by == "native" else None
+        session = self._session(candidate, graph)
         laps.note("compile")
-        logits = torch_logits(candidate, self.images) if session is None else session.run(self.images)
+        logits = session.run(self.images)
         answers, loss = graded(logits, self.labels), self.loss(logits)
         laps.note("run")
         return Judgement(answers, loss, size, laps.seconds)
@@ -117,8 +118,17 @@ class Judge:
     @torch_threads(1)
     def _untouched(self) -> Array:
         """The untouched network's outputs on the images, (N, classes), by the same judge."""
-        base = self.candidate(self.space.base())
-        return judging_session(base).run(self.images) if self.by == "native" else torch_logits(base, self.images)
+        return self.logits(self.candidate(self.space.base()), self.images)
+
+    @torch_threads(1)
+    def logits(self, candidate: Candidate, images: Array) -> Array:
+        """Return a candidate's outputs (N, classes) for images (N, C, H, W)."""
+        return self._session(candidate, lower(candidate)).run(images)
+
+    def _session(self, candidate: Candidate, graph: Graph) -> _Runs:
+        if self.by == SIMULATED:
+            return _Simulation(candidate)
+        return make_engine(self.by).compile(graph, BATCH, candidate.ranges)
 
     def _proxy(self, policy: Policy, laps: _Laps) -> Candidate:
         if self.database is None or self.few is None:
@@ -130,6 +140,22 @@ class Judge:
         candidate = settle(self.space, stitched, self.few)
         laps.note("settle")
         return candidate
+
+
+class _Runs(Protocol):
+    """A runner of networks: outputs (N, classes) for images (N, C, H, W)."""
+
+    def run(self, x: Images) -> Images: ...
+
+
+class _Simulation:
+    """A candidate that PyTorch runs."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+
+    def run(self, x: Images) -> Images:
+        return torch_logits(self.candidate, x)
 
 
 class _Laps:
@@ -145,7 +171,7 @@ class _Laps:
 
 
 def judging_session(candidate: Candidate) -> EngineSession:
-    """Compile a candidate on the native engine, for batches of images."""
+    """Compile a candidate on the native engine, which computes what the program says bit for bit, for batches."""
     return NativeEngine().compile(lower(candidate), BATCH)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from trimtab.spaces.factorisation import Geometry, parts_of
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.sharing import parameters
 from trimtab.spaces.space import Space
+from trimtab.spaces.tracing.layers import transposed_macs
 
 __all__ = ["Cost", "CostModel", "TableError", "TableFit", "count_macs"]
 
@@ -99,7 +100,11 @@ class CostModel:
         self.fit = fit or TableFit()
         self._biased = {op.name for op in space.network.layers if op.bias is not None}
         self._coded = cache(Coded.of)
-        self._constants = sum(array.nbytes for op in space.network if not op.is_layer for array in op.weights.values())
+        self._constants = {  # bytes for every channel
+            op.name: sum(array.nbytes for array in op.weights.values()) // space.network.shapes[op.name][0]
+            for op in space.network
+            if op.weights and not op.is_layer
+        }
         self._base = space.base()
         self._seconds: dict[Call, float] = {}
         self._layer_sizes: dict[tuple[object, ...], float] = {}
@@ -209,7 +214,7 @@ class CostModel:
 
     def _sizes(self, policy: Policy, stored: _Stored) -> dict[str, float]:
         widths, untouched = self.space.widths(policy.channels), policy == self._base
-        sizes = {"": float(self._constants)}
+        sizes = {"": float(sum(each * widths[name] for name, each in self._constants.items()))}
         for op in self.space.network.layers:
             key = (op.name, widths[op.inputs[0]], widths[op.name], policy.layers[op.name], untouched, stored)
             size = self._layer_sizes.get(key)
@@ -285,7 +290,12 @@ def count_macs(model: nn.Module, example: torch.Tensor, steps: Sequence[Step]) -
     from torch.utils.flop_counter import FlopCounterMode
 
     ours = sum(step.macs for step in steps)
-    counted = {**dict.fromkeys(_FREE, _zero_ops), nn.MultiheadAttention: _attention_ops}
+    beyond: list[int] = []  # what transposed convolutions multiply at borders and beyond their kernels
+    counted = {
+        **dict.fromkeys(_FREE, _zero_ops),
+        nn.MultiheadAttention: _attention_ops,
+        nn.ConvTranspose2d: partial(_transposed_ops, beyond),
+    }
     copied = deepcopy(model).eval()  # thop leaves hooks and buffers behind where the network raises
     with torch.no_grad():
         with _plain_attention(), FlopCounterMode(display=False) as counter:
@@ -295,9 +305,10 @@ def count_macs(model: nn.Module, example: torch.Tensor, steps: Sequence[Step]) -
     # A batch norm that follows no layer is a depthwise 1x1 convolution to us and free to the others.
     parts = [part for step in steps for part in step.parts]
     norms = sum(part.macs for part in parts if part.kind == "conv2d" and _is_scaling(part))
-    if not ours - norms <= by_torch <= ours or int(by_thop) != by_torch:
+    most = ours - sum(beyond)
+    if not most - norms <= by_torch <= most or int(by_thop) != by_torch:
         raise TrimtabError(
-            f"the MAC counters disagree: {ours} from shapes, {int(by_thop)} by thop, {by_torch} by torch; "
+            f"the MAC counters disagree: {most} from shapes, {int(by_thop)} by thop, {by_torch} by torch; "
             "a layer of this network is counted wrongly"
         )
     return ours
@@ -306,17 +317,31 @@ def count_macs(model: nn.Module, example: torch.Tensor, steps: Sequence[Step]) -
 _FREE: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.LayerNorm,
     nn.ReLU,
     nn.ReLU6,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.LayerNorm,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.Tanh,
     nn.Hardswish,
     nn.Hardsigmoid,
     nn.Sigmoid,
     nn.SiLU,
     nn.GELU,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.Upsample,
+    nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d,
+    nn.PixelShuffle,
 )
 
 
@@ -329,6 +354,17 @@ def _attention_ops(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: 
     images, length, features = inputs[0].shape
     macs = images * (4 * length * features**2 + 2 * length**2 * features)
     module.total_ops += torch.tensor([macs], dtype=torch.float64)  # type: ignore[operator]
+
+
+def _transposed_ops(
+    beyond: list[int], module: nn.ConvTranspose2d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> None:
+    """Every pixel of the input with the whole kernel; `beyond` hears what the convolution that it becomes does more."""
+    images, _, height, width = inputs[0].shape
+    macs = height * width * module.weight.numel()
+    module.total_ops += torch.tensor([images * macs], dtype=torch.float64)  # type: ignore[operator]
+    executed = transposed_macs(module, (height, width), (output.shape[2], output.shape[3]))
+    beyond.append(images * (executed - macs))
 
 
 @contextmanager

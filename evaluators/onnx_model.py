@@ -172,9 +172,10 @@ class _Writer:
 
     def moves_integers(self, node: Node) -> bool:
         """Whether the node works on uint8 itself. The other operators that only move values are left in QDQ form,
-        from which onnxruntime knows how to do so; Pad it would run in float32."""
+        from which onnxruntime knows how to do so; Pad and DepthToSpace it would run in float32."""
         quant = self.storage.get(node.name)
-        return node.kind == "channel_map" and quant is not None and quant == self.storage.get(node.inputs[0])
+        alone = node.kind in ("channel_map", "depth_to_space")
+        return alone and quant is not None and quant == self.storage.get(node.inputs[0])
 
     def add(self, op: str, inputs: Iterable[str], output: str, **attrs: object) -> str:
         """Append an ONNX node and return its output."""
@@ -322,7 +323,15 @@ def _activation(writer: _Writer, node: Node, output: str) -> None:
         writer.add(_ACTIVATIONS[kind], [source], output)
 
 
-_ACTIVATIONS = {"none": "Identity", "relu": "Relu", "hard_swish": "HardSwish", "sigmoid": "Sigmoid", "gelu": "Gelu"}
+_ACTIVATIONS = {
+    "none": "Identity",
+    "relu": "Relu",
+    "hard_swish": "HardSwish",
+    "sigmoid": "Sigmoid",
+    "gelu": "Gelu",
+    "tanh": "Tanh",
+    "elu": "Elu",
+}
 
 
 def _plain(op: str, **attrs: object) -> Callable[[_Writer, Node, str], None]:
@@ -373,6 +382,81 @@ def _layer_norm(writer: _Writer, node: Node, output: str) -> None:
         "LayerNormalization", [last, *parameters], f"{node.name}:normal", axis=-1, epsilon=node.attrs["epsilon"]
     )
     writer.add("Transpose", [normal], output, perm=[0, rank, *range(1, rank)])
+
+
+def _per_channel(writer: _Writer, node: Node, name: str) -> str:
+    """One number for every channel as an initialiser of the tensor's rank."""
+    rank = len(writer.shapes[node.name])
+    return writer.constant(f"{node.name}:{name}", node.weights[name].reshape(-1, *[1] * (rank - 1)))
+
+
+def _prelu(writer: _Writer, node: Node, output: str) -> None:
+    writer.add("PRelu", [writer.real[node.inputs[0]], _per_channel(writer, node, "slope")], output)
+
+
+def _channel_affine(writer: _Writer, node: Node, output: str) -> None:
+    _affine(writer, node, writer.real[node.inputs[0]], output)
+
+
+def _affine(writer: _Writer, node: Node, source: str, output: str) -> None:
+    given = [(op, name) for op, name in (("Mul", "weight"), ("Add", "bias")) if name in node.weights]
+    for i, (op, name) in enumerate(given, 1):
+        result = output if i == len(given) else f"{node.name}:scaled"
+        source = writer.add(op, [source, _per_channel(writer, node, name)], result)
+
+
+def _group_norm(writer: _Writer, node: Node, output: str) -> None:
+    # As instances with one channel for each group: onnxruntime has no kernel for GroupNormalization.
+    groups = node.attrs["groups"]
+    flat = _reshape(writer, node, writer.real[node.inputs[0]], (0, groups, -1), "groups")
+    plain = [writer.constant(f"{node.name}:{name}", make(groups, np.float32)) for name, make in _PLAIN.items()]
+    normal = writer.add("InstanceNormalization", [flat, *plain], f"{node.name}:normal", epsilon=node.attrs["epsilon"])
+    _affine(writer, node, _reshape(writer, node, normal, (0, *writer.shapes[node.name]), "image"), output)
+
+
+_PLAIN = {"ones": np.ones, "zeros": np.zeros}
+
+
+def _upsample(writer: _Writer, node: Node, output: str) -> None:
+    sides = list(zip(writer.shapes[node.inputs[0]][1:], node.attrs["size"], strict=True))
+    source = writer.real[node.inputs[0]]
+    if node.attrs["mode"] == "bilinear":
+        # Between DequantizeLinear and QuantizeLinear onnxruntime would interpolate integers, and cut off fractions.
+        corners = "align_corners" if node.attrs["align_corners"] else "half_pixel"
+        _resize(writer, node, writer.source(node), output, corners, mode="linear")
+    elif all(new % old == 0 for old, new in sides):
+        _resize(writer, node, source, output, "asymmetric", mode="nearest", nearest_mode="floor")
+    else:
+        # Resize divides by a rounded factor, and may take the row before where the quotient is a whole number.
+        for axis, (old, new) in enumerate(sides, 2):
+            index = writer.constant(f"{node.name}:index{axis}", np.arange(new) * old // new)
+            source = writer.add("Gather", [source, index], output if axis == 3 else f"{node.name}:rows", axis=axis)
+
+
+def _resize(writer: _Writer, node: Node, source: str, output: str, where: str, **attrs: object) -> None:
+    size = writer.constant(f"{node.name}:size", np.array(node.attrs["size"], np.int64))
+    inputs = [source, "", "", size]
+    writer.add("Resize", inputs, output, axes=[2, 3], coordinate_transformation_mode=where, **attrs)
+
+
+def _depth_to_space(writer: _Writer, node: Node, output: str) -> None:
+    (rows, columns), (top, left) = node.attrs["block"], node.attrs["crop"]
+    source = f"{node.inputs[0]}:uint8" if writer.moves_integers(node) else writer.real[node.inputs[0]]
+    channels, height, width = writer.shapes[node.inputs[0]]
+    whole = (rows * height, columns * width)
+    kept = writer.shapes[node.name][1:]
+    result = output if kept == whole else f"{node.name}:whole"
+    if rows == columns:
+        spread = writer.add("DepthToSpace", [source], result, blocksize=rows, mode="CRD")
+    else:
+        outputs = channels // (rows * columns)
+        split = _reshape(writer, node, source, (0, outputs, rows, columns, height, width), "split")
+        turned = writer.add("Transpose", [split], f"{node.name}:turned", perm=[0, 1, 4, 2, 5, 3])
+        spread = writer.add("Reshape", [turned, _shape(writer, node, (0, outputs, *whole), "whole")], result)
+    if kept != whole:
+        limits = {"starts": (top, left), "ends": (top + kept[0], left + kept[1]), "axes": (2, 3)}
+        names = [writer.constant(f"{node.name}:{key}", np.array(pair, np.int64)) for key, pair in limits.items()]
+        writer.add("Slice", [spread, *names], output)
 
 
 def _tokens(writer: _Writer, node: Node, output: str) -> None:
@@ -477,4 +561,9 @@ _WRITERS: dict[str, Callable[[_Writer, Node, str], None]] = {
     "layer_norm": _layer_norm,
     "tokens": _tokens,
     "attention": _attention,
+    "prelu": _prelu,
+    "channel_affine": _channel_affine,
+    "group_norm": _group_norm,
+    "upsample": _upsample,
+    "depth_to_space": _depth_to_space,
 }

@@ -31,7 +31,7 @@ REMEMBERED = 4096
 DRAWN = 64
 
 #: Attributes that change no time.
-_TIMELESS = ("index", "epsilon", "scale")
+_TIMELESS = ("index", "epsilon", "scale", "align_corners")
 
 _QUANT = Quant(0.05, 128)
 _OUT_QUANT = Quant(0.07, 120)
@@ -260,7 +260,8 @@ class _Operator:
             reads = (f"{op.name}.input",)
             before.append(self._convert(reads[0], in_shape, in_int8, out_int8))
             in_int8 = out_int8
-        attrs = {name: value for name, value in op.attrs.items() if name not in _TIMELESS}
+        own = OPERATORS[op.kind].with_channels(op.attrs, self._source_shape[0], in_shape[0])
+        attrs = {name: value for name, value in own.items() if name not in _TIMELESS}
         if op.kind == "add":
             attrs["activation"] = self.activation
         if op.kind == "mul":
@@ -359,6 +360,11 @@ def _node(
             size = (step.out_shape[0], step.in_shape[0] // int(attrs["groups"]), *kernel)  # type: ignore[misc,call-overload]
         weights = _weights(rng, step, size)
         attrs["precision"] = "bf16" if step.format.is_bf16 else "fp32"
+    elif step.kind == "tokens":
+        first = step.out_shape[1] - math.prod(step.in_shape[1:])
+        weights = {"prefix": np.zeros((first, step.in_shape[0]), np.float32)} if first else {}
+    else:  # constants of every channel
+        weights = dict.fromkeys(OPERATORS[step.kind].weights, np.ones(step.in_shape[0], np.float32))
     if step.residual and _add_residual(f"{name}.residual", image, step.out_shape, beside, quant):
         inputs = (source, f"{name}.residual")
     if step.kind == "add":
@@ -369,12 +375,6 @@ def _node(
         inputs = _concat_inputs(step, beside, quant)
     if step.kind == "attention":
         inputs = (source, source, _attention_values(step, beside, quant))
-    if step.kind == "layer_norm":
-        ones = np.ones(step.in_shape[0], np.float32)
-        weights = {"weight": ones, "bias": ones}
-    if step.kind == "tokens":
-        first = step.out_shape[1] - math.prod(step.in_shape[1:])
-        weights = {"prefix": np.zeros((first, step.in_shape[0]), np.float32)} if first else {}
     if step.kind == "channel_map":
         index = [i if i < step.in_shape[0] else -1 for i in range(step.out_shape[0])]
         attrs["index"] = tuple(index)

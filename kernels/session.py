@@ -207,6 +207,23 @@ def _add_norm(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node)
     p.add_layer_norm(node.name, ids[node.inputs[0]], ids[node.name], weight, bias, node.attrs["epsilon"])
 
 
+def _add_prelu(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
+    p.add_prelu(node.name, ids[node.inputs[0]], ids[node.name], np.ascontiguousarray(node.weights["slope"]))
+
+
+def _add_affine(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
+    channels = graph.shapes[node.name][0]
+    weight = np.ascontiguousarray(node.weights.get("weight", np.ones(channels, np.float32)))
+    bias = np.ascontiguousarray(node.weights.get("bias", np.zeros(channels, np.float32)))
+    p.add_channel_affine(node.name, ids[node.inputs[0]], ids[node.name], weight, bias)
+
+
+def _add_group_norm(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
+    weight, bias = (np.ascontiguousarray(node.weights[name]) for name in ("weight", "bias"))
+    a = node.attrs
+    p.add_group_norm(node.name, ids[node.inputs[0]], ids[node.name], weight, bias, a["groups"], a["epsilon"])
+
+
 def _add_attention(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
     query, key, value = (ids[name] for name in node.inputs)
     p.add_attention(node.name, query, key, value, ids[node.name], node.attrs["heads"], node.attrs["scale"])
@@ -255,6 +272,18 @@ def _add_subsample(p: _native.Program, graph: Graph, ids: dict[str, int], node: 
     p.add_subsample(node.name, ids[node.inputs[0]], ids[node.name], *node.attrs["stride"])
 
 
+def _add_upsample(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
+    where = (node.name, ids[node.inputs[0]], ids[node.name])
+    if node.attrs["mode"] == "nearest":
+        p.add_nearest(*where)
+    else:
+        p.add_bilinear(*where, node.attrs["align_corners"])
+
+
+def _add_depth_to_space(p: _native.Program, graph: Graph, ids: dict[str, int], node: Node) -> None:
+    p.add_depth_to_space(node.name, ids[node.inputs[0]], ids[node.name], *node.attrs["block"], *node.attrs["crop"])
+
+
 _ADDERS: dict[str, _Adder] = {
     "quantize": _add_convert,
     "conv2d": _add_conv,
@@ -273,4 +302,9 @@ _ADDERS: dict[str, _Adder] = {
     "layer_norm": _add_norm,
     "tokens": _add_tokens,
     "attention": _add_attention,
+    "prelu": _add_prelu,
+    "channel_affine": _add_affine,
+    "group_norm": _add_group_norm,
+    "upsample": _add_upsample,
+    "depth_to_space": _add_depth_to_space,
 }

@@ -14,9 +14,10 @@ from shutil import rmtree
 from typing import Any
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.accuracy import graded, judging_session
+from trimtab.evaluators.accuracy import graded
 from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.cost import CostModel, TableError
+from trimtab.evaluators.engines import SIMULATED
 from trimtab.files import write_text
 from trimtab.search.finish.export import IN_WORDS, ExportCheck, export_candidate
 from trimtab.search.loop.best_policy import keep_best, write_policy
@@ -224,7 +225,8 @@ class _Finisher:
         for evaluation in chosen:
             policy = evaluation.policy
             finished[policy.id] = self.experiment.verifier.candidate(self.setting, policy)
-        return {name: graded(judging_session(c).run(images), labels) for name, c in finished.items()}
+        judge = self.problem.judge
+        return {name: graded(judge.logits(candidate, images), labels) for name, candidate in finished.items()}
 
     def _table_error(self) -> TableError:
         base = self.baseline.base.latency
@@ -247,7 +249,7 @@ class _Finisher:
         judging = sum(run.judging for run in self.runs)
         rates = {"search": len(self.ledger.judged) / judging if judging else 0.0}
         policy = best.evaluation.policy if best else self.problem.space.int8()
-        for by in ("native", "torch"):
+        for by in (self.problem.judge.by, SIMULATED):
             start = time.perf_counter()
             replace(self.problem.judge, by=by)(policy)
             rates[by] = 1 / (time.perf_counter() - start)

@@ -7,7 +7,7 @@ from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.quantise import Quantisation
 from trimtab.spaces.repair import Calibration, Repairs, compress
 from trimtab.spaces.space import Knob, Options, Removal, Space, build_space
-from trimtab.spaces.trace import UnsupportedNetwork, trace
+from trimtab.spaces.tracing import UnsupportedNetwork, trace
 
 __all__ = [
     "DEFAULT_FORMATS",

@@ -21,13 +21,13 @@ def run(
     observe: Callable[[Node, Tensor], Tensor | None] | None = None,
     differentiable: bool = False,
 ) -> Tensor:
-    """Return the output for `x` (N, C, H, W), float32; norms are applied where they are not folded.
+    """Return the output for `x` (N, C, H, W), (N, C, L) or (N, F), float32; norms that are not folded are applied.
 
     `observe` sees every operator's output and may return another one in its place. Tensors are dropped after their
     last reader. `differentiable` lets gradients flow back to whatever asks for them.
     """
     last = {name: i for i, op in enumerate(network.nodes) for name in op.inputs}
-    values = {network.input: x}
+    values = {network.input: x[..., None] if x.ndim == 3 else x}  # a signal is an image of one column
     with torch.set_grad_enabled(differentiable):
         for i, op in enumerate(network.nodes):
             y = apply_op(op, [values[name] for name in op.inputs])
@@ -107,6 +107,17 @@ def apply_op(op: Node, inputs: list[Tensor]) -> Tensor:
     if op.kind == "layer_norm":
         weight, bias = (_tensor(op.weights[name]) for name in ("weight", "bias"))
         return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, op.attrs["epsilon"]).movedim(-1, 1)
+    if op.kind == "prelu":
+        return F.prelu(x, _tensor(op.weights["slope"]))
+    if op.kind == "channel_affine":
+        return _affine(op, x)
+    if op.kind == "group_norm":
+        weight, bias = (_tensor(op.weights[name]) for name in ("weight", "bias"))
+        return F.group_norm(x, op.attrs["groups"], weight, bias, op.attrs["epsilon"])
+    if op.kind == "upsample":
+        return _upsample(op, x)
+    if op.kind == "depth_to_space":
+        return _depth_to_space(op, x)
     if op.kind == "tokens":
         return _tokens(op, x)
     if op.kind == "attention":
@@ -141,7 +152,30 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "elu": F.elu,
 }
+
+
+def _affine(op: Node, x: Tensor) -> Tensor:
+    numbers = {name: _tensor(array).reshape(-1, *[1] * (x.ndim - 2)) for name, array in op.weights.items()}
+    return x * numbers.get("weight", 1) + numbers.get("bias", 0)
+
+
+def _upsample(op: Node, x: Tensor) -> Tensor:
+    size = op.attrs["size"]
+    if op.attrs["mode"] == "bilinear":
+        return F.interpolate(x, size, mode="bilinear", align_corners=op.attrs["align_corners"])
+    rows, columns = (torch.arange(new) * old // new for new, old in zip(size, x.shape[2:], strict=True))
+    return x[:, :, rows[:, None], columns]
+
+
+def _depth_to_space(op: Node, x: Tensor) -> Tensor:
+    (top, left), size = op.attrs.get("crop", (0, 0)), op.attrs.get("size")
+    split = x.reshape(len(x), -1, *op.attrs["block"], *x.shape[2:])
+    whole = split.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+    rows, columns = size or whole.shape[2:]
+    return whole[:, :, top : top + rows, left : left + columns]
 
 
 def _tokens(op: Node, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from trimtab.spaces.groups import ChannelGroup, channel_groups
 from trimtab.spaces.layer_forms import DENSE, Form, parse_form
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.prune import importance_order, smallest_kept
-from trimtab.spaces.trace import trace_both
+from trimtab.spaces.tracing import trace
 
 __all__ = [
     "Choice",
@@ -501,8 +501,8 @@ def build_space(
     `images` (N, C, H, W), float32, are for criteria that look at what the network computes.
     """
     options = options or Options()
-    module, network = trace_both(model, example)
-    groups = channel_groups(module, network, example)
+    network = trace(model, example)
+    groups = channel_groups(network)
     norms = {op.name: op.norm for op in network.layers if op.norm is not None}
     scales = {name: norm.weight for name, norm in norms.items()}
     network = network.folded()

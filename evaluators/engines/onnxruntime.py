@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
 import numpy as np
 import onnxruntime as ort
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Images, TimeSlice
-from trimtab.evaluators.engines.loop import small_program_seconds, time_runs
-from trimtab.evaluators.onnx_model import save_onnx, to_onnx
-from trimtab.graph import Graph
+from trimtab.evaluators.engines.loop import time_runs
+from trimtab.evaluators.engines.onnx_engine import OnnxEngine
 
 __all__ = ["OnnxRuntimeEngine", "OnnxRuntimeSession"]
 
@@ -20,16 +16,13 @@ __all__ = ["OnnxRuntimeEngine", "OnnxRuntimeSession"]
 RUN_BATCH = 64
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(OnnxEngine):
     """Runs programs on onnxruntime.
 
     On processors with AVX2 or AVX-512 but without VNNI, onnxruntime's default kernels for uint8 times int8 add two
     products in 16 bits and saturate: fast, and wrong. With `exact` its slower kernels are taken there, which give what
     the program says; on other processors it changes nothing.
     """
-
-    suffix = ".onnx"
-    has_bf16 = False
 
     def __init__(self, threads: int = 1, exact: bool = True) -> None:
         if threads < 1:
@@ -43,35 +36,10 @@ class OnnxRuntimeEngine:
         """Engine, version, threads."""
         return f"{self.name} {ort.__version__} threads={self.threads}"
 
-    def compile(
-        self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
-    ) -> OnnxRuntimeSession:
-        """Compile a program, to be timed on batches of `batch` images.
-
-        `ranges` (`Candidate.ranges`) lets every integer convolution run in integers; see `to_onnx`.
-        """
-        return self.load(to_onnx(graph, ranges=ranges).SerializeToString(), batch)
-
-    def save(self, graph: Graph, path: Path, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
-        """Write a program as an ONNX model; `ranges` as for `compile`."""
-        save_onnx(to_onnx(graph, ranges=ranges), path)
-
-    def open(self, path: Path, batch: int = 1) -> OnnxRuntimeSession:
-        """Open an ONNX file with one input, whose first axis is the images, and one output."""
-        return self.load(path.read_bytes(), batch)
-
     def load(self, model: bytes, batch: int = 1) -> OnnxRuntimeSession:
         """Open the content of an ONNX file; see `open`."""
         session = ort.InferenceSession(model, self._options(), providers=["CPUExecutionProvider"])
         return OnnxRuntimeSession(session, batch)
-
-    def layer_kernel(self, graph: Graph, layer: str) -> str:
-        """Return nothing: it does not tell."""
-        return ""
-
-    def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
-        """Time the whole small program: onnxruntime's optimiser leaves no layer that could be told apart."""
-        return small_program_seconds(self, graph, layer, seconds)
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Images, TimeSlice
-from trimtab.evaluators.engines.loop import small_program_seconds, time_runs
-from trimtab.evaluators.onnx_model import save_onnx, to_onnx
-from trimtab.graph import Graph
+from trimtab.evaluators.engines.loop import time_runs
+from trimtab.evaluators.engines.onnx_engine import OnnxEngine
 
 __all__ = ["OpenVinoEngine", "OpenVinoSession"]
 
@@ -21,7 +18,7 @@ __all__ = ["OpenVinoEngine", "OpenVinoSession"]
 RUN_BATCH = 64
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(OnnxEngine):
     """Runs programs on OpenVINO, in one stream, float layers in float32 on every processor.
 
     On processors without VNNI its kernels for uint8 times int8 add two products in 16 bits and saturate: fast, and
@@ -29,8 +26,6 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
-    suffix = ".onnx"
-    has_bf16 = False
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
@@ -44,31 +39,9 @@ class OpenVinoEngine:
         """Engine, version, threads."""
         return f"openvino {self._openvino.__version__.split('-')[0]} threads={self.threads}"
 
-    def compile(
-        self, graph: Graph, batch: int = 1, ranges: Mapping[str, tuple[float, float]] | None = None
-    ) -> OpenVinoSession:
-        """Compile a program, to be timed on batches of `batch` images; `ranges` as for `to_onnx`."""
-        return self.load(to_onnx(graph, ranges=ranges).SerializeToString(), batch)
-
-    def save(self, graph: Graph, path: Path, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
-        """Write a program as an ONNX model; `ranges` as for `compile`."""
-        save_onnx(to_onnx(graph, ranges=ranges), path)
-
-    def open(self, path: Path, batch: int = 1) -> OpenVinoSession:
-        """Compile an ONNX file with one input, whose first axis is the images, and one output."""
-        return self.load(path.read_bytes(), batch)
-
     def load(self, model: bytes, batch: int = 1) -> OpenVinoSession:
         """Compile the content of an ONNX file; see `open`."""
         return OpenVinoSession(self._openvino, self._core, model, batch, self._settings())
-
-    def layer_kernel(self, graph: Graph, layer: str) -> str:
-        """Return nothing: it does not tell."""
-        return ""
-
-    def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
-        """Time the whole small program: OpenVINO's optimiser leaves no layer that could be told apart."""
-        return small_program_seconds(self, graph, layer, seconds)
 
     def _settings(self) -> dict[str, Any]:
         return {

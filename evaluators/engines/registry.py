@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from trimtab.errors import BadInput, unknown_name
+from trimtab import plugins
+from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Engine
 
-__all__ = ["ENGINES", "Registered", "check_engine", "make_engine"]
+__all__ = ["ENGINES", "EXPORTED", "SIMULATED", "Registered", "check_engine", "make_engine"]
 
 #: The group of entry points by which packages bring engines along.
 ENTRY_POINTS = "trimtab.engines"
@@ -19,13 +19,14 @@ ENTRY_POINTS = "trimtab.engines"
 
 @dataclass(frozen=True)
 class Registered:
-    """An engine's entry: its class, in `module` and imported when it is chosen; the `package` whose version counts; and
-    whether the environment can hold it to a kernel level, as benchmarks do."""
+    """An engine's entry: its class, in `module` and imported when it is chosen; the `package` whose version counts;
+    whether the environment can hold it to a kernel level, as benchmarks do; and whether every export has its form."""
 
     module: str
     attribute: str
     package: str
     obeys_level: bool = True
+    exported: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, threads: int) -> Engine:
@@ -37,8 +38,10 @@ class Registered:
 _HERE = "trimtab.evaluators.engines"
 
 ENGINES: dict[str, Registered] = {
-    "native": Registered(f"{_HERE}.native", "NativeEngine", "trimtab"),
-    "onnxruntime": Registered(f"{_HERE}.onnxruntime", "OnnxRuntimeEngine", "onnxruntime", obeys_level=False),
+    "native": Registered(f"{_HERE}.native", "NativeEngine", "trimtab", exported=True),
+    "onnxruntime": Registered(
+        f"{_HERE}.onnxruntime", "OnnxRuntimeEngine", "onnxruntime", obeys_level=False, exported=True
+    ),
     "onnxruntime-saturating": Registered(
         f"{_HERE}.onnxruntime", "OnnxRuntimeEngine", "onnxruntime", obeys_level=False, options={"exact": False}
     ),
@@ -47,10 +50,16 @@ ENGINES: dict[str, Registered] = {
 }
 
 
+#: Stands for an engine where accuracy is judged by PyTorch, on real numbers that are rounded as integers would be.
+SIMULATED = "simulated"
+
+#: The engines whose forms every export has.
+EXPORTED = tuple(name for name, engine in ENGINES.items() if engine.exported)
+
+
 def check_engine(name: str) -> None:
     """Raise `BadInput` for a name that `make_engine` does not know; imports nothing."""
-    if name not in ENGINES and ":" not in name and name not in _brought():
-        raise unknown_name("engine", name, [*ENGINES, *_brought()])
+    plugins.check_known("engine", name, ENTRY_POINTS, ENGINES)
 
 
 def make_engine(name: str, threads: int = 1) -> Engine:
@@ -59,16 +68,7 @@ def make_engine(name: str, threads: int = 1) -> Engine:
     check_engine(name)
     if name in ENGINES:
         return ENGINES[name].make(threads)
-    module, colon, attribute = name.partition(":")
-    try:
-        maker = getattr(import_module(module), attribute) if colon else _brought()[name].load()
-    except (ImportError, AttributeError) as error:
-        raise BadInput(f"engine {name!r}: {error}") from error
-    return _checked(name, maker(threads))
-
-
-def _brought() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    return _checked(name, plugins.load("engine", name, ENTRY_POINTS)(threads))
 
 
 def _checked(name: str, made: Any) -> Engine:

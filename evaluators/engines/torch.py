@@ -22,7 +22,7 @@ from trimtab.evaluators.engines.torch_operators import (
     padding_of,
     to_bf16,
 )
-from trimtab.graph import Graph, Node, Quant, check_graph, is_integer
+from trimtab.graph import OPERATORS, Graph, Node, Quant, check_graph, is_integer
 from trimtab.graph.passes import fuse
 from trimtab.threads import torch_threads
 
@@ -148,7 +148,7 @@ def _compute(graph: Graph, node: Node, free: set[str]) -> Compute:
         return _integer_layer(graph, node, free)
     quants = [graph.quant.get(name) for name in node.inputs]
     result = graph.quant.get(node.name)
-    if node.kind in MOVES:
+    if node.kind == "concat" or OPERATORS[node.kind].moves(node.attrs):
         zero = 0 if result is None else result.zero_point
         move = MOVES[node.kind](node, zero)
         if all(quant == result for quant in quants):
@@ -185,7 +185,8 @@ def _integer_layer(graph: Graph, node: Node, free: set[str]) -> Compute:
         return lambda x: _stored(activate(product(x)), result)
     summable = whole and activation in ("none", "relu") and (residual is None) == (result is None)
     if summable and node.kind == "conv2d":
-        return _integer_sum(graph, node, result, residual, activation, node.inputs[1] in free)
+        overwrite = node.inputs[1] in free and node.inputs[1] != node.inputs[0]  # which is read to the end
+        return _integer_sum(graph, node, result, residual, activation, overwrite)
     product = _integer_product(graph, node, None, "none")
     return lambda x, r: _stored(activate(product(x).add_(_real(r, residual))), result)
 
@@ -232,7 +233,7 @@ class _IntegerCall:
     @staticmethod
     def of(graph: Graph, node: Node) -> _IntegerCall:
         quant = graph.quant[node.inputs[0]]
-        weight = torch.from_numpy(np.array(node.weights["weight"]))
+        weight = torch.from_numpy(np.array(node.weights["weight"], order="C"))  # oneDNN looks at no strides
         scale = torch.from_numpy(np.array(node.weights["weight_scale"]))
         bias = torch.from_numpy(np.array(node.weights["bias"])) if "bias" in node.weights else None
         zeros = torch.zeros(len(weight), dtype=torch.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import frexp
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ def activate_in_place(kind: str) -> Compute:
         "sigmoid": torch.sigmoid_,
         "silu": lambda x: F.silu(x, inplace=True),
         "gelu": F.gelu,
+        "tanh": torch.tanh_,
+        "elu": lambda x: F.elu(x, inplace=True),
     }[kind]
 
 
@@ -108,6 +111,34 @@ def _layer_norm(node: Node) -> Compute:
     return lambda x: F.layer_norm(x.movedim(1, -1), shape, weight, bias, epsilon).movedim(-1, 1)
 
 
+def _group_norm(node: Node) -> Compute:
+    weight, bias = (torch.from_numpy(np.array(node.weights[name])) for name in ("weight", "bias"))
+    groups, epsilon = int(node.attrs["groups"]), float(node.attrs["epsilon"])
+    return lambda x: F.group_norm(x, groups, weight, bias, epsilon)
+
+
+def _prelu(node: Node) -> Compute:
+    slope = torch.from_numpy(np.array(node.weights["slope"]))
+    return lambda x: F.prelu(x, slope)
+
+
+def _channel_affine(node: Node) -> Compute:
+    numbers = {name: torch.from_numpy(np.array(array)) for name, array in node.weights.items()}
+
+    def compute(x: Tensor) -> Tensor:
+        shaped = {name: array.reshape(-1, *[1] * (x.ndim - 2)) for name, array in numbers.items()}
+        if len(shaped) == 2:
+            return torch.addcmul(shaped["bias"], x, shaped["weight"])
+        return x * shaped["weight"] if "weight" in shaped else x + shaped["bias"]
+
+    return compute
+
+
+def _bilinear(node: Node) -> Compute:
+    size, align_corners = list(node.attrs["size"]), bool(node.attrs["align_corners"])
+    return lambda x: F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
 def _tokens(node: Node) -> Compute:
     prefix, position = (
         torch.from_numpy(np.array(node.weights[name]).T[None, :, :, None]) if name in node.weights else None
@@ -134,7 +165,7 @@ def _attention(node: Node) -> Compute:
     return compute
 
 
-#: From a node to what computes it on real numbers.
+#: From a node to what computes it on real numbers; upsampling is here only where it is bilinear.
 FLOAT_OPERATORS: Mapping[str, Callable[[Node], Compute]] = {
     "quantize": lambda node: lambda x: x,
     "conv2d": _conv2d,
@@ -148,6 +179,10 @@ FLOAT_OPERATORS: Mapping[str, Callable[[Node], Compute]] = {
     "layer_norm": _layer_norm,
     "tokens": _tokens,
     "attention": _attention,
+    "prelu": _prelu,
+    "channel_affine": _channel_affine,
+    "group_norm": _group_norm,
+    "upsample": _bilinear,
 }
 
 
@@ -178,6 +213,32 @@ def _subsample(node: Node, zero: int) -> Compute:
     return lambda x: x[:, :, ::rows, ::columns]
 
 
+def _nearest(node: Node, zero: int) -> Compute:
+    size = list(node.attrs["size"])
+
+    def compute(x: Tensor) -> Tensor:
+        sides = list(zip(size, x.shape[2:], strict=True))
+        # interpolate divides by the factor in float32, which is exact for powers of two only.
+        if all(frexp(new / old)[0] == 0.5 for new, old in sides):
+            return F.interpolate(x, size, mode="nearest")
+        rows, columns = (torch.arange(new) * old // new for new, old in sides)
+        return x.index_select(2, rows).index_select(3, columns)
+
+    return compute
+
+
+def _depth_to_space(node: Node, zero: int) -> Compute:
+    block, (top, left), size = tuple(node.attrs["block"]), node.attrs["crop"], node.attrs["size"]
+
+    def compute(x: Tensor) -> Tensor:
+        split = x.reshape(len(x), -1, *block, *x.shape[2:])
+        whole = split.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+        rows, columns = size or whole.shape[2:]
+        return whole[:, :, top : top + rows, left : left + columns]
+
+    return compute
+
+
 #: Operators that only move values, of either storage: from a node and what zero is stored as.
 MOVES: Mapping[str, Callable[[Node, int], Compute]] = {
     "concat": lambda node, zero: lambda *inputs: torch.cat(inputs, 1),
@@ -185,4 +246,6 @@ MOVES: Mapping[str, Callable[[Node, int], Compute]] = {
     "flatten": lambda node, zero: lambda x: x.flatten(1),
     "channel_map": _channel_map,
     "subsample": _subsample,
+    "upsample": _nearest,
+    "depth_to_space": _depth_to_space,
 }

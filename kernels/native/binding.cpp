@@ -31,7 +31,9 @@ Activation activation_of(const std::string& name) {
                                                        {"hard_swish", Curve::kHardSwish},
                                                        {"sigmoid", Curve::kSigmoid},
                                                        {"silu", Curve::kSilu},
-                                                       {"gelu", Curve::kGelu}};
+                                                       {"gelu", Curve::kGelu},
+                                                       {"tanh", Curve::kTanh},
+                                                       {"elu", Curve::kElu}};
   for (const auto& [known, curve] : kCurves) {
     if (name == known) return {-kInfinity, kInfinity, curve};
   }
@@ -146,6 +148,20 @@ void add_pool(Program& p, const std::string& name, int in, int out, const Ints& 
     p.add_avg_pool(name, in, out, args);
 }
 
+void add_prelu(Program& p, const std::string& name, int in, int out, const Floats& slope) {
+  p.add_prelu(name, in, out, slope.data());
+}
+
+void add_channel_affine(Program& p, const std::string& name, int in, int out, const Floats& weight,
+                        const Floats& bias) {
+  p.add_channel_affine(name, in, out, weight.data(), bias.data());
+}
+
+void add_group_norm(Program& p, const std::string& name, int in, int out, const Floats& weight, const Floats& bias,
+                    int groups, float epsilon) {
+  p.add_group_norm(name, in, out, weight.data(), bias.data(), groups, epsilon);
+}
+
 void add_layer_norm(Program& p, const std::string& name, int in, int out, const Floats& weight, const Floats& bias,
                     float epsilon) {
   p.add_layer_norm(name, in, out, weight.data(), bias.data(), epsilon);
@@ -202,8 +218,13 @@ NB_MODULE(_native, m) {
                          const std::string& activation) { p.add_sum(name, a, b, out, activation_of(activation)); },
            "name"_a, "a"_a, "b"_a, "target"_a, "activation"_a)
       .def("add_mul", &Program::add_mul, "name"_a, "a"_a, "b"_a, "target"_a, "gates"_a)
+      .def("add_prelu", &add_prelu, "name"_a, "source"_a, "target"_a, "slope"_a.noconvert())
+      .def("add_channel_affine", &add_channel_affine, "name"_a, "source"_a, "target"_a, "weight"_a.noconvert(),
+           "bias"_a.noconvert())
       .def("add_layer_norm", &add_layer_norm, "name"_a, "source"_a, "target"_a, "weight"_a.noconvert(),
            "bias"_a.noconvert(), "epsilon"_a)
+      .def("add_group_norm", &add_group_norm, "name"_a, "source"_a, "target"_a, "weight"_a.noconvert(),
+           "bias"_a.noconvert(), "groups"_a, "epsilon"_a)
       .def("add_attention", &Program::add_attention, "name"_a, "query"_a, "key"_a, "value"_a, "target"_a, "heads"_a,
            "scale"_a)
       .def("add_tokens", &add_tokens, "name"_a, "source"_a, "target"_a, "constants"_a.noconvert())
@@ -215,6 +236,10 @@ NB_MODULE(_native, m) {
       .def("add_flatten", &Program::add_flatten, "name"_a, "source"_a, "target"_a)
       .def("add_channel_map", &Program::add_channel_map, "name"_a, "source"_a, "target"_a, "index"_a)
       .def("add_subsample", &Program::add_subsample, "name"_a, "source"_a, "target"_a, "stride_h"_a, "stride_w"_a)
+      .def("add_nearest", &Program::add_nearest, "name"_a, "source"_a, "target"_a)
+      .def("add_bilinear", &Program::add_bilinear, "name"_a, "source"_a, "target"_a, "align_corners"_a)
+      .def("add_depth_to_space", &Program::add_depth_to_space, "name"_a, "source"_a, "target"_a, "block_h"_a,
+           "block_w"_a, "top"_a, "left"_a)
       .def("finish", &Program::finish, "source"_a, "target"_a, "arena_bytes"_a)
       .def("run", &run, "x"_a.noconvert(), "flat"_a)
       .def("trace", &trace, "x"_a.noconvert())

@@ -9,9 +9,15 @@
 namespace trimtab {
 namespace {
 
-// e^x, x limited to [-87, 88], to 2e-7 relative: 2^n times a polynomial in r = x - n ln 2, |r| <= ln(2) / 2.
+// e^x = power * (1 + rest).
 template <class S>
-TRIMTAB_INLINE typename S::F exponential(typename S::F x) {
+struct Exponential {
+  typename S::F power, rest;
+};
+
+// x limited to [-87, 88]: 2^n, and e^r - 1 as a polynomial in r = x - n ln 2, |r| <= ln(2) / 2.
+template <class S>
+TRIMTAB_INLINE Exponential<S> split_exponential(typename S::F x) {
   using F = typename S::F;
   x = S::activate(x, S::set(-87.0f), S::set(88.0f));
   const typename S::I n = S::round(x * S::set(1.44269504f));
@@ -22,9 +28,22 @@ TRIMTAB_INLINE typename S::F exponential(typename S::F x) {
   p = p * r + S::set(0.16667133f);
   p = p * r + S::set(0.49999202f);
   p = p * r + S::set(1.0f);
-  p = p * r + S::set(1.0f);
   const typename S::I power = (n + S::set(int32_t{127})) << 23;
-  return p * S::template load<F>(&power);
+  return {S::template load<F>(&power), p * r};
+}
+
+// e^x to 2e-7 relative.
+template <class S>
+TRIMTAB_INLINE typename S::F exponential(typename S::F x) {
+  const Exponential<S> e = split_exponential<S>(x);
+  return (e.rest + S::set(1.0f)) * e.power;
+}
+
+// e^x - 1 for x <= 0, with no digits lost where x is near 0.
+template <class S>
+TRIMTAB_INLINE typename S::F exponential_less_one(typename S::F x) {
+  const Exponential<S> e = split_exponential<S>(x);
+  return e.power * e.rest + (e.power - S::set(1.0f));
 }
 
 // 1 + e^-x: a sigmoid's denominator.
@@ -54,6 +73,23 @@ TRIMTAB_INLINE typename S::F gelu(typename S::F x) {
   return positive - bounded * (p * k) * exponential<S>(S::set(-0.5f) * bounded * bounded);
 }
 
+// m / (m + 2) = tanh(-|x|) with m = e^(-2 |x|) - 1.
+template <class S>
+TRIMTAB_INLINE typename S::F hyperbolic_tangent(typename S::F x) {
+  using F = typename S::F;
+  const F t = x < S::set(0.0f) ? S::set(0.0f) - x : x;
+  const F m = exponential_less_one<S>(S::set(-2.0f) * t);
+  const F negative = m / (m + S::set(2.0f));
+  return x < S::set(0.0f) ? negative : S::set(0.0f) - negative;
+}
+
+template <class S>
+TRIMTAB_INLINE typename S::F elu(typename S::F x) {
+  const float infinity = __builtin_inff();
+  const typename S::F negative = S::activate(x, S::set(-infinity), S::set(0.0f));
+  return S::activate(x, S::set(0.0f), S::set(infinity)) + exponential_less_one<S>(negative);
+}
+
 template <class S, Curve C>
 TRIMTAB_INLINE typename S::F bend(typename S::F x) {
   if (C == Curve::kHardSigmoid) return hard_sigmoid<S>(x);
@@ -61,6 +97,8 @@ TRIMTAB_INLINE typename S::F bend(typename S::F x) {
   if (C == Curve::kSigmoid) return S::set(1.0f) / logistic<S>(x);
   if (C == Curve::kSilu) return x / logistic<S>(x);
   if (C == Curve::kGelu) return gelu<S>(x);
+  if (C == Curve::kTanh) return hyperbolic_tangent<S>(x);
+  if (C == Curve::kElu) return elu<S>(x);
   return x;
 }
 
@@ -80,6 +118,10 @@ TRIMTAB_INLINE void for_curve(Curve curve, const Body& body) {
       return body(std::integral_constant<Curve, Curve::kSilu>());
     case Curve::kGelu:
       return body(std::integral_constant<Curve, Curve::kGelu>());
+    case Curve::kTanh:
+      return body(std::integral_constant<Curve, Curve::kTanh>());
+    case Curve::kElu:
+      return body(std::integral_constant<Curve, Curve::kElu>());
   }
 }
 

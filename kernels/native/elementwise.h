@@ -1,4 +1,4 @@
-// Conversion, addition, multiplication, pooling and the network's input.
+// Conversion, addition, multiplication, what has numbers per channel, pooling and the network's input.
 #pragma once
 
 #include "epilogue.h"
@@ -38,6 +38,48 @@ static void mul(const Operand& a, const Operand& b, const Store& s, size_t first
       store_real<S>(s.out, left + i, load_real<S>(a, left + i, count) * load_real<S>(b, right + i, count), count);
     }
   }
+}
+
+// each(i, count) for vectors of n elements. The last one reaches back into the one before, which is quicker than a part
+// of a vector: for what may be computed twice.
+template <class S, class Each>
+TRIMTAB_INLINE void for_vectors(size_t n, const Each& each) {
+  size_t i = 0;
+  for (; i + S::kLanes <= n; i += S::kLanes) each(i, S::kLanes);
+  if (i == n) return;
+  if (n > S::kLanes)
+    each(n - S::kLanes, S::kLanes);
+  else
+    each(0, static_cast<int>(n));
+}
+
+// each(x, channel, count) of every value, up to one vector of channels at a time.
+template <class S, class Each>
+TRIMTAB_INLINE void for_channels(const Operand& in, const Store& s, size_t first, size_t last, size_t c,
+                                 const Each& each) {
+  for (size_t i = first * c; i < last * c; i += c) {
+    for_vectors<S>(c, [&](size_t channel, int count) {
+      store_real<S>(s.out, i + channel, each(load_real<S>(in, i + channel, count), channel, count), count);
+    });
+  }
+}
+
+template <class S>
+static void prelu(const Operand& in, const Store& s, const float* slope, size_t first, size_t last, size_t c) {
+  using F = typename S::F;
+  const F zero = S::set(0.0f), most = S::set(__builtin_inff()), lowest = zero - most;
+  for_channels<S>(in, s, first, last, c, [&](F x, size_t channel, int count) {
+    return S::activate(x, zero, most) + load_some<S, F>(slope + channel, count) * S::activate(x, lowest, zero);
+  });
+}
+
+template <class S>
+static void channel_affine(const Operand& in, const Store& s, const float* weight, const float* bias, size_t first,
+                           size_t last, size_t c) {
+  using F = typename S::F;
+  for_channels<S>(in, s, first, last, c, [&](F x, size_t channel, int count) {
+    return x * load_some<S, F>(weight + channel, count) + load_some<S, F>(bias + channel, count);
+  });
 }
 
 // The part of a pooling window that lies inside its image.

@@ -9,6 +9,7 @@
 #include "normalise.h"
 #include "packed.h"
 #include "peak.h"
+#include "resample.h"
 #include "sparse.h"
 #include "tiles.h"
 #include "winograd.h"
@@ -87,10 +88,16 @@ constexpr Kernels make_kernels(const char* name, bool bf16 = S::kBf16) {
           &convert<S>,
           &add<S>,
           &mul<S>,
+          &prelu<S>,
+          &channel_affine<S>,
           &layer_norm<S>,
+          &moments<S>,
+          &group_norm<S>,
           &attention<S>,
           &max_pool<S>,
           &avg_pool<S>,
+          &bilinear<S>,
+          &depth_to_space<S>,
           &input<S>,
           &peak_int<S>,
           &peak<S, typename S::Float>,

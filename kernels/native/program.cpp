@@ -130,6 +130,26 @@ void Program::add_mul(const std::string& name, int a, int b, int out, bool gates
   });
 }
 
+void Program::add_prelu(const std::string& name, int in, int out, const float* slope) {
+  const size_t c = tensors_[in].c;
+  const std::vector<float> slopes(slope, slope + c);
+  weight_bytes_ += c * sizeof(float);
+  add_step(name, out, [=](const Task& t) {
+    const Range r = share(static_cast<size_t>(tensors_[in].h) * tensors_[in].w * t.images, t);
+    kernels_.prelu(operand(in), store(out, -1, kUnbounded), slopes.data(), r.first, r.last, c);
+  });
+}
+
+void Program::add_channel_affine(const std::string& name, int in, int out, const float* weight, const float* bias) {
+  const size_t c = tensors_[in].c;
+  const std::vector<float> weights(weight, weight + c), biases(bias, bias + c);
+  weight_bytes_ += 2 * c * sizeof(float);
+  add_step(name, out, [=](const Task& t) {
+    const Range r = share(static_cast<size_t>(tensors_[in].h) * tensors_[in].w * t.images, t);
+    kernels_.channel_affine(operand(in), store(out, -1, kUnbounded), weights.data(), biases.data(), r.first, r.last, c);
+  });
+}
+
 void Program::add_layer_norm(const std::string& name, int in, int out, const float* weight, const float* bias,
                              float epsilon) {
   const int32_t c = tensors_[in].c;
@@ -139,6 +159,25 @@ void Program::add_layer_norm(const std::string& name, int in, int out, const flo
     const Range r = share(static_cast<size_t>(tensors_[in].h) * tensors_[in].w * t.images, t);
     const NormArgs args{c, epsilon, weights.data(), biases.data()};
     kernels_.layer_norm(args, operand(in), store(out, -1, kUnbounded), r.first, r.last);
+  });
+}
+
+void Program::add_group_norm(const std::string& name, int in, int out, const float* weight, const float* bias,
+                             int groups, float epsilon) {
+  const int32_t c = tensors_[in].c, pixels = tensors_[in].h * tensors_[in].w;
+  const int32_t blocks = (pixels + kMomentPixels - 1) / kMomentPixels;
+  const std::vector<float> weights(weight, weight + c), biases(bias, bias + c);
+  weight_bytes_ += sizeof(float) * 2 * c;
+  scratch_per_thread_ = std::max(scratch_per_thread_, round_up(sizeof(float) * 3 * c + kSlack, kLine));
+  shared_bytes_ = std::max(shared_bytes_, sizeof(float) * 3 * c * blocks * batch_);
+  add_step(name, out, [=](const Task& t) {
+    const GroupNormArgs args{c, groups, pixels, blocks, epsilon, weights.data(), biases.data(),
+                             reinterpret_cast<float*>(shared_.data())};
+    const Range parts = share(static_cast<size_t>(blocks) * t.images, t);
+    kernels_.moments(args, operand(in), parts.first, parts.last);
+    threads_.barrier();
+    const Range r = share(static_cast<size_t>(pixels) * t.images, t);
+    kernels_.group_norm(args, operand(in), store(out, -1, kUnbounded), r.first, r.last, t.scratch);
   });
 }
 
@@ -271,11 +310,71 @@ void Program::add_subsample(const std::string& name, int in, int out, int stride
   });
 }
 
+void Program::add_nearest(const std::string& name, int in, int out) {
+  const size_t from_w = tensors_[in].w, to_w = tensors_[out].w;
+  std::vector<size_t> columns;
+  for (size_t x = 0; x < to_w; ++x) columns.push_back(x * from_w / to_w);
+  add_step(name, out, [=, columns = std::move(columns)](const Task& t) {
+    const Tensor &from = tensors_[in], &to = tensors_[out];
+    const size_t bytes = element_bytes(from.operand) * from.c, line = bytes * columns.size();
+    const Range r = share(static_cast<size_t>(to.h) * t.images, t);
+    const char* source = static_cast<const char*>(operand(in).data);
+    char* target = static_cast<char*>(operand(out).data) + r.first * line;
+    const auto source_row = [&](size_t row) { return row / to.h * from.h + row % to.h * from.h / to.h; };
+    for (size_t row = r.first; row < r.last; ++row, target += line) {
+      const size_t y = source_row(row);
+      if (row > r.first && y == source_row(row - 1)) {
+        std::memcpy(target, target - line, line);
+        continue;
+      }
+      for (size_t x = 0; x < columns.size(); ++x)
+        std::memcpy(target + x * bytes, source + (y * from.w + columns[x]) * bytes, bytes);
+    }
+  });
+}
+
+// Positions are exact fractions, so that they are the same everywhere.
+static std::vector<Tap> taps_of(int64_t from, int64_t to, bool align_corners) {
+  std::vector<Tap> taps;
+  for (int64_t i = 0; i < to; ++i) {
+    const int64_t below = align_corners ? std::max<int64_t>(to - 1, 1) : 2 * to;
+    const int64_t above = align_corners ? i * (from - 1) : std::max<int64_t>((2 * i + 1) * from - to, 0);
+    const int64_t first = above / below;
+    taps.push_back({static_cast<int32_t>(first), static_cast<int32_t>(std::min(first + 1, from - 1)),
+                    static_cast<float>(static_cast<double>(above % below) / static_cast<double>(below))});
+  }
+  return taps;
+}
+
+void Program::add_bilinear(const std::string& name, int in, int out, bool align_corners) {
+  const Tensor &from = tensors_[in], &to = tensors_[out];
+  const std::vector<Tap> rows = taps_of(from.h, to.h, align_corners), columns = taps_of(from.w, to.w, align_corners);
+  const int32_t ih = from.h, iw = from.w, c = from.c, oh = to.h, ow = to.w;
+  scratch_per_thread_ = std::max(scratch_per_thread_, round_up(sizeof(float) * iw * c + kSlack, kLine));
+  add_step(name, out, [=](const Task& t) {
+    const Range r = share(static_cast<size_t>(oh) * t.images, t);
+    const BilinearArgs args{ih, iw, c, oh, ow, rows.data(), columns.data()};
+    kernels_.bilinear(args, operand(in), store(out, -1, kUnbounded), r.first, r.last, t.scratch);
+  });
+}
+
+void Program::add_depth_to_space(const std::string& name, int in, int out, int block_h, int block_w, int top,
+                                 int left) {
+  const Tensor &from = tensors_[in], &to = tensors_[out];
+  const DepthToSpaceArgs args{from.h, from.w, to.c, to.h, to.w, block_h, block_w, top, left};
+  add_step(name, out, [=](const Task& t) {
+    const Range r = share(static_cast<size_t>(args.ih) * t.images, t);
+    kernels_.depth_to_space(args, operand(in), operand(out), r.first, r.last);
+  });
+}
+
 void Program::finish(int input, int output, size_t arena_bytes) {
   input_ = input;
   output_ = output;
   arena_ = Memory(arena_bytes + kSlack);
   fill_with_junk(arena_);
+  shared_ = Memory(shared_bytes_);
+  fill_with_junk(shared_);
   for (int i = 0; i < threads_.size(); ++i) {
     scratch_.emplace_back(scratch_per_thread_);
     fill_with_junk(scratch_.back());

@@ -47,7 +47,11 @@ class Program {
   void add_sum(const std::string& name, int a, int b, int out, Activation activation);
   // `gates`: b is (C, 1, 1), one factor per channel of a.
   void add_mul(const std::string& name, int a, int b, int out, bool gates);
+  void add_prelu(const std::string& name, int in, int out, const float* slope);
+  void add_channel_affine(const std::string& name, int in, int out, const float* weight, const float* bias);
   void add_layer_norm(const std::string& name, int in, int out, const float* weight, const float* bias, float epsilon);
+  void add_group_norm(const std::string& name, int in, int out, const float* weight, const float* bias, int groups,
+                      float epsilon);
   void add_attention(const std::string& name, int q, int k, int v, int out, int heads, float scale);
   // constants (H of out, C): what is added to every token; the first tokens are nothing else.
   void add_tokens(const std::string& name, int in, int out, const float* constants);
@@ -58,6 +62,10 @@ class Program {
   void add_flatten(const std::string& name, int in, int out);
   void add_channel_map(const std::string& name, int in, int out, std::vector<int32_t> index);
   void add_subsample(const std::string& name, int in, int out, int stride_h, int stride_w);
+  void add_nearest(const std::string& name, int in, int out);
+  void add_bilinear(const std::string& name, int in, int out, bool align_corners);
+  // The block, and the first row and column that are kept, (h, w) each.
+  void add_depth_to_space(const std::string& name, int in, int out, int block_h, int block_w, int top, int left);
   void finish(int input, int output, size_t arena_bytes);
 
   const Tensor& input() const { return tensors_[input_]; }
@@ -66,7 +74,7 @@ class Program {
   int batch() const { return batch_; }
   int threads() const { return threads_.size(); }
   size_t arena_bytes() const { return arena_.bytes() + scratch_bytes(); }
-  size_t scratch_bytes() const { return scratch_per_thread_ * threads_.size(); }  // of all threads
+  size_t scratch_bytes() const { return scratch_per_thread_ * threads_.size() + shared_bytes_; }  // of all threads
   size_t weight_bytes() const { return weight_bytes_; }
   const std::string& level() const { return level_; }
   const std::vector<std::pair<std::string, std::string>>& layer_kernels() const { return layer_kernels_; }
@@ -105,8 +113,9 @@ class Program {
   std::vector<Step> steps_;
   std::vector<std::pair<std::string, std::string>> layer_kernels_;
   int input_ = 0, output_ = 0;
-  size_t weight_bytes_ = 0, scratch_per_thread_ = kLine;
+  size_t weight_bytes_ = 0, scratch_per_thread_ = kLine, shared_bytes_ = 0;
   Memory arena_;
+  Memory shared_;                // scratch that all threads of a step read and write
   std::vector<Memory> scratch_;  // of each thread
   WriteCheck check_;
   std::mutex mutex_;  // one run at a time: the arena is shared

@@ -22,7 +22,7 @@ struct Operand {
 };
 
 // An activation beyond bounds; bounds come first.
-enum class Curve : int32_t { kNone, kHardSigmoid, kHardSwish, kSigmoid, kSilu, kGelu };
+enum class Curve : int32_t { kNone, kHardSigmoid, kHardSwish, kSigmoid, kSilu, kGelu, kTanh, kElu };
 
 // What happens between an accumulator and memory.
 struct Store {
@@ -124,6 +124,35 @@ struct NormArgs {
   const float *weight, *bias;  // per channel
 };
 
+// Pixels of an image whose moments are taken together, so that float32 sums stay short.
+constexpr int kMomentPixels = 256;
+
+// Normalises groups of channels over all pixels of an image.
+struct GroupNormArgs {
+  int32_t c, groups, pixels;
+  int32_t blocks;  // of kMomentPixels, the last perhaps of fewer
+  float epsilon;
+  const float *weight, *bias;  // per channel
+  float* moments;              // [image][block][pivot, sum of what is apart from it, its squares][channel]
+};
+
+// Between which two inputs of a side an output lies, and how much of the second it is.
+struct Tap {
+  int32_t first, second;
+  float share;
+};
+
+struct BilinearArgs {
+  int32_t ih, iw, c, oh, ow;
+  const Tap *rows, *columns;  // of every row and column of the output
+};
+
+// Output (y, x) is what lies in the block's place ((y + top) % block_h, (x + left) % block_w).
+struct DepthToSpaceArgs {
+  int32_t ih, iw, c, oh, ow;  // c of the output
+  int32_t block_h, block_w, top, left;
+};
+
 // Softmax(scale q k^T) v of every head; a token is a pixel whose channels are its heads' features side by side.
 struct AttentionArgs {
   int32_t tokens, heads;
@@ -153,11 +182,21 @@ struct Kernels {
   void (*add)(const Operand& a, const Operand& b, const Store&, size_t first, size_t last);
   // Pixels [first, last) of a, c channels each, times the same pixel of b, or, where `gate`, pixel / gate of b.
   void (*mul)(const Operand& a, const Operand& b, const Store&, size_t first, size_t last, size_t c, size_t gate);
+  // Pixels [first, last), c channels each.
+  void (*prelu)(const Operand& in, const Store&, const float* slope, size_t first, size_t last, size_t c);
+  void (*channel_affine)(const Operand& in, const Store&, const float* weight, const float* bias, size_t first,
+                         size_t last, size_t c);
   void (*layer_norm)(const NormArgs&, const Operand& in, const Store&, size_t first, size_t last);
+  void (*moments)(const GroupNormArgs&, const Operand& in, size_t first, size_t last);  // of these blocks of pixels
+  void (*group_norm)(const GroupNormArgs&, const Operand& in, const Store&, size_t first, size_t last, char* scratch);
   void (*attention)(const AttentionArgs&, const Operand& q, const Operand& k, const Operand& v, const Store&,
                     const Task&);
   void (*max_pool)(const PoolArgs&, const Operand& in, const Operand& out, size_t first, size_t last);
   void (*avg_pool)(const PoolArgs&, const Operand& in, const Store&, size_t first, size_t last);
+  // Rows [first, last) of the output, in all images.
+  void (*bilinear)(const BilinearArgs&, const Operand& in, const Store&, size_t first, size_t last, char* scratch);
+  // What rows [first, last) of the input become, in all images.
+  void (*depth_to_space)(const DepthToSpaceArgs&, const Operand& in, const Operand& out, size_t first, size_t last);
   void (*input)(const float* nchw, const Store&, int32_t channels, int32_t pixels, int32_t begin, int32_t end);
   double (*peak_int)(double seconds);    // MAC/s of the dot product in registers
   double (*peak_float)(double seconds);  // MAC/s of multiply-add in registers

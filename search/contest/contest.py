@@ -19,7 +19,7 @@ from typing import Any
 
 from trimtab.agents import label
 from trimtab.errors import BadInput
-from trimtab.evaluators.accuracy import accuracy_of, judging_session
+from trimtab.evaluators.accuracy import graded
 from trimtab.files import write_text
 from trimtab.search.contest.summary import Finished, contest_summary
 from trimtab.search.contest.trial import Trial, read_trial
@@ -159,4 +159,4 @@ def _accuracy(experiment: Experiment, setting: Setting, winner: Evaluation) -> f
     """Return the accuracy of a winner's finished network on the selection images."""
     judge = setting.problem.judge
     candidate = experiment.verifier.candidate(setting, winner.policy)
-    return accuracy_of(judging_session(candidate), judge.images, judge.labels)
+    return graded(judge.logits(candidate, judge.images), judge.labels).accuracy

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import kernels
-from trimtab.evaluators.accuracy import accuracy_of, judging_session
+from trimtab.evaluators.accuracy import graded
 from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.table import LatencyTable
@@ -34,7 +34,8 @@ def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: P
     """
     problem.space.check(policy)
     candidate = candidate_of(problem, policy, run)
-    session = judging_session(candidate)
+    judge, (images, labels) = problem.judge, problem.splits.final()
+    logits = judge.logits(candidate, judge.images)
     bench = bench_of(problem)
     link, limit = measured_link(problem, bench, run, progress)
     seconds = problem.config.measure.final_seconds * (1 if limit is None else PATIENCE)
@@ -43,9 +44,9 @@ def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: P
     return {
         "policy": policy.id,
         "engine": bench.engine.signature,
-        "accuracy": accuracy_of(session, problem.judge.images, problem.judge.labels),
-        "loss": problem.judge.loss(session.run(problem.judge.images)),
-        "final_accuracy": accuracy_of(session, *problem.splits.final()),
+        "accuracy": graded(logits, judge.labels).accuracy,
+        "loss": judge.loss(logits),
+        "final_accuracy": graded(judge.logits(candidate, images), labels).accuracy,
         "provenance": problem.splits.provenance,
         "latency": latency.to_json(),
         "to_int8": latency.to_yardstick.times(link.to_int8),

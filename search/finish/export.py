@@ -13,7 +13,7 @@ import numpy as np
 from trimtab.evaluators.accuracy import judging_session
 from trimtab.evaluators.comparison import Verdict
 from trimtab.evaluators.end_to_end import LatencyBench
-from trimtab.evaluators.engines import make_engine
+from trimtab.evaluators.engines import EXPORTED, make_engine
 from trimtab.evaluators.engines.base import FileEngine
 from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.latency import Latency, Link
@@ -23,9 +23,6 @@ from trimtab.search.setup.problem import Problem
 from trimtab.spaces.candidate import Candidate
 
 __all__ = ["IN_WORDS", "ExportCheck", "export_candidate"]
-
-#: The engines whose forms every export has.
-EXPORTED = ("native", "onnxruntime")
 
 #: Images on which an export is compared with the candidate that was measured.
 PARITY_IMAGES = 1000

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.end_to_end import LatencyBench
-from trimtab.evaluators.engines import cpu_name
+from trimtab.evaluators.engines import ENGINES, EXPORTED, cpu_name
 from trimtab.evaluators.table import LatencyTable
 from trimtab.files import check_folder, write_text
 from trimtab.search.loop.candidates import CandidateFolder
@@ -152,6 +152,12 @@ def _identity(kind: Kind, problem: Problem) -> dict[str, Any]:
         "engine": engine_of(problem).signature,
         "cpu": cpu_name(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("trimtab", "torch", "optuna", "onnxruntime")},
+        "versions": {name: version(name) for name in _packages(problem)},
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _packages(problem: Problem) -> list[str]:
+    """The packages whose versions say what a run is made with."""
+    engines = (problem.config.engine.name, problem.config.accuracy_engine, *EXPORTED)
+    return sorted({"trimtab", "torch", "optuna", *(ENGINES[name].package for name in engines if name in ENGINES)})

@@ -49,10 +49,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
         )
     console.print(f"Measuring took {measuring_line(summary['measuring'], summary['seconds'])}.")
     rates = summary["candidates_per_second"]
-    console.print(
-        f"Candidates per second: {rates['search']:.2f} in the search; the winner alone {rates['native']:.2f} with the "
-        f"native engine as the judge, {rates['torch']:.2f} with PyTorch."
-    )
+    alone = ", ".join(f"{rate:.2f} by {name}" for name, rate in rates.items() if name != "search")
+    console.print(f"Candidates per second: {rates['search']:.2f} in the search; the winner alone {alone}.")
     console.print(
         f"Chosen on {summary['provenance']}. Accuracy is before any fine-tuning. 1 MAC = 1 multiply-accumulate."
     )

@@ -300,8 +300,7 @@ def _table_error(error: Values) -> str:
 
 
 def _judge(name: str) -> str:
-    words = {"search": "over the whole search", "native": "by the native judge", "torch": "by the torch judge"}
-    return words.get(name, escape(name))
+    return "over the whole search" if name == "search" else f"the winner alone, by {escape(name)}"
 
 
 def _share(value: float | None) -> str:

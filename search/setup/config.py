@@ -24,7 +24,7 @@ from pydantic import (
 from trimtab.agents.registry import label
 from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.data import DATASETS
-from trimtab.evaluators.engines import check_engine
+from trimtab.evaluators.engines import SIMULATED, check_engine
 from trimtab.search.setup.budgets import BUDGETS, Budget, parse_budget
 from trimtab.search.setup.durations import parse_duration
 from trimtab.spaces.formats import DEFAULT_FORMATS, LayerFormat
@@ -134,6 +134,14 @@ class DataConfig(_Section):
         return name
 
 
+def _known_engine(name: str) -> str:
+    try:
+        check_engine(name)
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
 class EngineConfig(_Section):
     """The engine that runs and times the network."""
 
@@ -143,11 +151,7 @@ class EngineConfig(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        try:
-            check_engine(name)
-        except BadInput as error:
-            raise ValueError(str(error)) from None
-        return name
+        return _known_engine(name)
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,8 @@ class Config(_Section):
     `trials` is the number of evaluations of every agent, the `baselines` included; `time_limit` ("20m", "1h") is for
     the search of all of them, without the measurements before and after it; `workers` counts Ray workers for
     accuracy (0: no Ray); `agent` and `baselines` are names, with parameters like {name: evolution, population: 64}, and
-    are kept as text, "evolution(population=64)"; `accuracy_engine` runs candidates for accuracy: "native" or "torch";
+    are kept as text, "evolution(population=64)"; `accuracy_engine` runs candidates for accuracy: an engine as
+    in `engine`, or "simulated", PyTorch on real numbers that are rounded as integers would be;
     `proxy`: what is judged is repaired in "sequence", from input to output, as what is finished is, or stitched of
     "layers" from the database;
     `storage`: an Optuna storage into which every evaluation is copied, for its dashboard.
@@ -196,11 +201,16 @@ class Config(_Section):
     trials: int = Field(200, ge=1)
     time_limit: float | None = Field(None, gt=0)
     workers: int = Field(1, ge=0)
-    accuracy_engine: Literal["native", "torch"] = "native"
+    accuracy_engine: str = "native"
     proxy: Literal["sequence", "layers"] = "sequence"
     measure: MeasureConfig = MeasureConfig()
     seed: int = Field(0, ge=0)
     storage: str | None = None
+
+    @field_validator("accuracy_engine")
+    @classmethod
+    def _runs_candidates(cls, name: str) -> str:
+        return name if name == SIMULATED else _known_engine(name)
 
     @field_validator("network", "engine", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from trimtab.agents import AGENTS, Agent, Evolution, Random, chosen, label, make, registry
+from trimtab.agents import AGENTS, Agent, Evolution, Random, chosen, label, make
 from trimtab.agents.evolution import EvolutionParameters
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy
@@ -103,7 +103,7 @@ def test_packages_bring_agents_along(monkeypatch: pytest.MonkeyPatch) -> None:
         def load(self) -> type[Agent]:
             return Mine
 
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()] if group == "trimtab.agents" else [])
+    monkeypatch.setattr("trimtab.plugins.entry_points", lambda group: [Point()] if group == "trimtab.agents" else [])
     assert isinstance(make("brought", SPACE, LIMITS, 0), Mine)
     with pytest.raises(BadInput, match="brought"):
         chosen("brouhgt")

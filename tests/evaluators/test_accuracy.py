@@ -18,6 +18,7 @@ from trimtab.evaluators import Judge, accuracy, lower
 from trimtab.evaluators.accuracy import accuracy_of, divergence, graded, timing_candidate, torch_logits
 from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.data import load
+from trimtab.evaluators.engines import SIMULATED
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Calibration, Options, Policy, Space, build_space
@@ -121,7 +122,7 @@ def test_the_judge_counts_right_answers() -> None:
     assert all(seconds >= 0 for seconds in judged.seconds.values())
 
 
-@pytest.mark.parametrize("by", ["native", "torch"])
+@pytest.mark.parametrize("by", ["native", SIMULATED])
 def test_the_judge_computes_on_one_thread_whoever_calls(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     judge, seen = replace(trained()[2], by=by), []
     for name in ("compress", "run"):
@@ -153,7 +154,7 @@ def test_the_loss_is_the_divergence_from_the_untouched_network() -> None:
         assert judge(policy).loss == pytest.approx(float(expected), rel=1e-3, abs=1e-6)
     assert judge(space.base()).loss == 0.0
     assert judge(space.int8()).loss > 0.0
-    assert replace(judge, by="torch")(space.base()).loss == 0.0
+    assert replace(judge, by=SIMULATED)(space.base()).loss == 0.0
 
 
 def test_what_is_shipped_has_the_untouched_outputs_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,11 +199,12 @@ def test_an_output_that_is_not_finite_is_a_uniform_guess() -> None:
     assert divergence(reference, wild) == divergence(reference, flat)
 
 
-def test_both_judges_agree_within_a_point() -> None:
+def test_all_judges_agree() -> None:
     _, space, judge = trained()
-    simulated = Judge(space, judge.calibration, judge.images, judge.labels, by="torch")
-    for policy in policies():
-        assert abs(judge(policy).accuracy - simulated(policy).accuracy) < 0.0101
+    for by in (SIMULATED, "onnxruntime", "torch"):
+        other = Judge(space, judge.calibration, judge.images, judge.labels, by=by)
+        for policy in policies():
+            assert abs(judge(policy).accuracy - other(policy).accuracy) < 0.0101, by
 
 
 def test_another_judge_judges_alike() -> None:
@@ -218,7 +220,7 @@ def test_images_may_lie_in_any_memory_order() -> None:
     strided = np.ascontiguousarray(judge.images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     padded = np.repeat(strided, 2, axis=3)[:, :, :, ::2]
     assert not padded.flags.c_contiguous
-    for by in ("native", "torch"):
+    for by in ("native", SIMULATED):
         judges = [Judge(space, judge.calibration, images, judge.labels, by) for images in (judge.images, padded)]
         assert judges[0](space.int8()).accuracy == judges[1](space.int8()).accuracy
 
@@ -227,7 +229,7 @@ def test_read_only_images_serve() -> None:
     _, space, judge = trained()
     images = judge.images.copy()
     images.flags.writeable = False
-    for by in ("native", "torch"):
+    for by in ("native", SIMULATED):
         assert Judge(space, judge.calibration, images, judge.labels, by)(space.int8()).accuracy > 0.8
 
 

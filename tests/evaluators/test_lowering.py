@@ -171,9 +171,18 @@ def test_a_concatenation_is_stored_with_its_parts_or_not_at_all() -> None:
 
 
 def test_pools_hand_integers_on_only_where_they_move_them() -> None:
-    for kind, expected in (("max_pool2d", {"x", "a", "p"}), ("avg_pool2d", {"x", "p"})):
-        ops = [layer("a", "x"), op(kind, "p", "a"), layer("c", "p")]
-        assert stored(ops) == expected
+    for kind, attrs, moves in (
+        ("max_pool2d", {}, True),
+        ("avg_pool2d", {}, False),
+        ("depth_to_space", {}, True),
+        ("upsample", {"mode": "nearest"}, True),
+        ("upsample", {"mode": "bilinear"}, False),
+    ):
+        ops = [layer("a", "x"), replace(op(kind, "p", "a"), attrs=attrs), layer("c", "p")]
+        assert stored(ops) == ({"x", "a", "p"} if moves else {"x", "p"})
+        quant = lowered(ops, {}).quant
+        assert ("a" in quant) == moves
+        assert quant.get("a", quant["p"]) == quant["p"]
         assert stored(ops, {"c": FLOAT}) == {"x"}
 
 

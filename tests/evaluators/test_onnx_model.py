@@ -59,6 +59,23 @@ def computed(node: Node, inputs: list[Tensor], quant: Quant | None) -> Tensor:
     if node.kind == "layer_norm":
         weight, bias = (torch.from_numpy(node.weights[name]).double() for name in ("weight", "bias"))
         return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, attrs["epsilon"]).movedim(-1, 1)
+    if node.kind == "group_norm":
+        weight, bias = (torch.from_numpy(node.weights[name]).double() for name in ("weight", "bias"))
+        return F.group_norm(x, attrs["groups"], weight, bias, attrs["epsilon"])
+    if node.kind in ("prelu", "channel_affine"):
+        numbers = {name: torch.from_numpy(w).reshape(-1, *[1] * (x.ndim - 2)) for name, w in node.weights.items()}
+        if node.kind == "prelu":
+            return torch.where(x < 0, numbers["slope"] * x, x)
+        return x * numbers.get("weight", 1) + numbers.get("bias", 0)
+    if node.kind == "upsample" and attrs["mode"] == "bilinear":
+        return F.interpolate(x, attrs["size"], mode="bilinear", align_corners=attrs["align_corners"])
+    if node.kind == "upsample":
+        rows, columns = (
+            [i * old // new for i in range(new)] for old, new in zip(x.shape[2:], attrs["size"], strict=True)
+        )
+        return x[:, :, rows][..., columns]
+    if node.kind == "depth_to_space":
+        return spread(attrs, x)
     if node.kind == "tokens":
         return token_sequence(node, x)
     if node.kind == "attention":
@@ -85,6 +102,13 @@ def computed(node: Node, inputs: list[Tensor], quant: Quant | None) -> Tensor:
     return x
 
 
+def spread(attrs: Any, x: Tensor) -> Tensor:
+    (rows, columns), (top, left), size = attrs["block"], attrs["crop"], attrs["size"]
+    down = torch.stack(x.unflatten(1, (-1, rows * columns)).split(columns, 2), 4).flatten(3, 4)
+    whole = down.permute(0, 1, 3, 4, 2).flatten(3, 4)
+    return whole[:, :, top : top + size[0], left : left + size[1]]
+
+
 def token_sequence(node: Node, x: Tensor) -> Tensor:
     sequence = x.flatten(2).mT
     if "prefix" in node.weights:
@@ -101,6 +125,8 @@ CURVES = {
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
     "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "elu": F.elu,
 }
 
 
@@ -368,6 +394,11 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "global average": ("global_avg_pool2d", {}),
     "flatten": ("flatten", {}),
     "subsample": ("subsample", {"stride": (2, 3)}),
+    "nearest, twice": ("upsample", {"size": (18, 16), "mode": "nearest"}),
+    "nearest, any size": ("upsample", {"size": (20, 5), "mode": "nearest"}),
+    "bilinear": ("upsample", {"size": (20, 5), "mode": "bilinear", "align_corners": False}),
+    "bilinear, a single row": ("upsample", {"size": (1, 16), "mode": "bilinear", "align_corners": True}),
+    "depth to space": ("depth_to_space", {"block": (1, 3), "crop": (0, 0), "size": (9, 24)}),
     "zero channels around": ("channel_map", {"index": (-1, -1, 0, 1, 2, 3, 4, 5, -1)}),
     "some channels": ("channel_map", {"index": (5, 0, 0, 3)}),
     "some channels and zeros": ("channel_map", {"index": (-1, 1, 4)}),
@@ -376,6 +407,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+#: Their results often lie on ties: means of an even number of integers, sixths, and shares that are few binary digits.
+TIES = ("average", "hard", "bilinear")
 STORED = [{}, {"x": IN}, {"x": IN, "y": OUT}, {"x": IN, "y": IN}, {"y": OUT}, {"x": FEW, "y": FEW}]
 
 
@@ -385,10 +418,9 @@ def test_other_operators(rng, case):
     x = images(rng, 16, 6, 9, 8)
     for quant in STORED:
         graph = Graph("x", (6, 9, 8), (Node(op, "y", ("x",), attrs),), "y", quant)
-        # Means of an even number of integers, and sixths of them, often lie on ties: float32 rounds those either way.
         got, want = outputs(graph, x), reference(graph, x)
         step = graph.quant["y"].scale if "y" in graph.quant else 1e-4
-        assert_steps(got, want, step, 0.1 if "average" in case or "hard" in case else 0.001)
+        assert_steps(got, want, step, 0.1 if any(word in case for word in TIES) else 0.001)
 
 
 @pytest.mark.parametrize("quant", [{}, {"x": IN, "h": OUT, "y": OUT}, {"h": OUT}])
@@ -428,6 +460,48 @@ def test_layer_norm(rng, shape):
     assert_close(graph, images(rng, 8, *shape))
 
 
+@pytest.mark.parametrize("quant", STORED)
+@pytest.mark.parametrize("attrs", [{"crop": (0, 0), "size": (18, 16)}, {"crop": (1, 3), "size": (16, 12)}])
+def test_square_blocks_to_space(rng, attrs, quant, tmp_path):
+    node = Node("depth_to_space", "y", ("x",), {"block": (2, 2), **attrs})
+    graph = Graph("x", (12, 9, 8), (node,), "y", quant)
+    x = images(rng, 4, 12, 9, 8)
+    assert_close(graph, x)
+    assert operators(to_onnx(graph), tmp_path)["DepthToSpace"] == 1
+
+
+def test_corners_are_aligned(rng):
+    attrs = {"size": (20, 5), "mode": "bilinear", "align_corners": True}
+    graph = Graph("x", (6, 9, 8), (Node("upsample", "y", ("x",), attrs),), "y")
+    assert_close(graph, images(rng, 4, 6, 9, 8))
+
+
+def test_nearest_rows_are_exact(rng):
+    for old, new in ((14, 20), (41, 82), (7, 287), (23, 9)):
+        node = Node("upsample", "y", ("x",), {"size": (new, 3), "mode": "nearest"})
+        graph, x = Graph("x", (1, old, 3), (node,), "y"), images(rng, 1, 1, old, 3)
+        np.testing.assert_array_equal(outputs(graph, x), reference(graph, x))
+
+
+PER_CHANNEL: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "prelu": ({}, ("slope",)),
+    "channel_affine": ({}, ("weight", "bias")),
+    "group_norm": ({"groups": 3, "epsilon": 1e-3}, ("weight", "bias")),
+}
+
+
+@pytest.mark.parametrize("quant", [{}, {"x": IN}, {"x": IN, "y": IN}])
+@pytest.mark.parametrize("op", PER_CHANNEL)
+def test_numbers_of_every_channel(rng, op, quant):
+    attrs, names = PER_CHANNEL[op]
+    for shape in ((6, 9, 8),) if op == "group_norm" else ((6, 9, 8), (24,)):
+        numbers = {name: rng.normal(size=shape[0]).astype(np.float32) for name in names}
+        for given in (names,) if op != "channel_affine" else (names, names[:1], names[1:]):
+            node = Node(op, "y", ("x",), attrs, {name: numbers[name] for name in given})
+            graph, x = Graph("x", shape, (node,), "y", quant), images(rng, 16, *shape)
+            assert_steps(outputs(graph, x), reference(graph, x), IN.scale if "y" in quant else 1e-4, 0.02)
+
+
 @pytest.mark.parametrize("quant", [{}, {"x": IN, "y": OUT}])
 @pytest.mark.parametrize("batch", [None, 5])
 def test_attention(rng, quant, batch):
@@ -455,6 +529,7 @@ def test_every_operator_is_tested():
         "layer_norm",
         "tokens",
         "attention",
+        *PER_CHANNEL,
     } == set(OPERATORS)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -238,6 +239,25 @@ def test_every_step_s_program_holds_just_that_step(name: str) -> None:
                 assert not (node.weights["weight"].view(np.uint32) & 0xFFFF).any()
             assert (node.weights["weight"].dtype == "int8") == (step.format.weight.bits <= 8)
             assert (node.attrs["precision"] == "bf16") == (step.format.activation_bits == 16)
+
+
+IMAGE = (8, 5, 6)
+OTHERS = [
+    Step("prelu", (8,), (8,)),
+    Step("channel_affine", IMAGE, IMAGE, in_int8=True),
+    Step("group_norm", IMAGE, IMAGE, (("groups", 4),)),
+    Step("upsample", IMAGE, (8, 10, 12), (("mode", "nearest"), ("size", (10, 12))), in_int8=True, out_int8=True),
+    Step("upsample", IMAGE, (8, 9, 3), (("mode", "bilinear"), ("size", (9, 3))), in_int8=True, out_int8=True),
+    Step("depth_to_space", IMAGE, (2, 9, 12), (("block", (2, 2)), ("crop", (1, 0))), in_int8=True, out_int8=True),
+]
+
+
+@pytest.mark.parametrize("step", OTHERS, ids=[f"{step.kind}{i}" for i, step in enumerate(OTHERS)])
+def test_a_step_without_weights_to_decide_is_timed_alone(step: Step) -> None:
+    graph = step_graph(step)
+    assert Session(graph).steps == [STEP]  # what moves values keeps its scale, and needs no conversion
+    assert executed(graph)[0][2:7] == (step.kind, step.in_shape, step.out_shape, step.in_int8, step.out_int8)
+    assert json.loads(step.key)["kind"] == step.kind
 
 
 def test_keys_tell_steps_apart() -> None:

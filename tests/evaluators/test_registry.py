@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.engines import ENGINES, check_engine, make_engine, registry
+from trimtab.evaluators.engines import ENGINES, check_engine, make_engine
 from trimtab.evaluators.engines.native import NativeEngine
 
 
@@ -34,7 +34,7 @@ def test_engines_of_others_are_made_by_their_place_or_their_package(
         def load(self) -> type[Stub]:
             return Stub
 
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()] if group == "trimtab.engines" else [])
+    monkeypatch.setattr("trimtab.plugins.entry_points", lambda group: [Point()] if group == "trimtab.engines" else [])
     monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Stub=Stub))
     check_engine(place)
     engine = make_engine(place, 2)

@@ -75,6 +75,13 @@ OPERATORS: dict[str, dict[str, Any]] = {
     "subsample": {"stride": (2, 3)},
     "layer_norm": {"epsilon": 1e-5},
     "tokens": {},
+    "prelu": {},
+    "channel_affine": {},
+    "group_norm": {"groups": 2},
+    "upsample": {"size": (24, 48)},
+    "upsample, any size": {"size": (20, 5)},
+    "upsample bilinearly": {"size": (24, 5), "mode": "bilinear"},
+    "depth_to_space": {"block": (1, 4), "crop": (1, 2), "size": (10, 40)},
 }
 
 
@@ -84,11 +91,15 @@ def test_every_operator(images: np.ndarray, op: str, stored: bool) -> None:
     rng = np.random.default_rng(2)
     weights = {
         "layer_norm": {"weight": rng.normal(size=8), "bias": rng.normal(size=8)},
+        "group_norm": {"weight": rng.normal(size=8), "bias": rng.normal(size=8)},
+        "prelu": {"slope": rng.normal(size=8)},
+        "channel_affine": {"weight": rng.normal(size=8), "bias": rng.normal(size=8)},
         "tokens": {"prefix": rng.normal(size=(2, 8)), "position": rng.normal(size=(146, 8))},
     }.get(op, {})
     inputs = ("x", "other") if op in ("add", "mul", "concat") else ("x",)
     other = Node("activation", "other", ("x",), {"activation": "relu"})
-    node = Node(op, "y", inputs, OPERATORS[op], {name: w.astype(np.float32) for name, w in weights.items()})
+    kind = op.replace(",", " ").split()[0]
+    node = Node(kind, "y", inputs, OPERATORS[op], {name: w.astype(np.float32) for name, w in weights.items()})
     quant = {"x": Quant(0.03, 100), "y": Quant(0.03, 90)} if stored else {}
     agrees_with_native(Graph("x", (8, 12, 12), (other, node), "y", quant), images)
 
@@ -99,7 +110,7 @@ def test_attention() -> None:
     agrees_with_native(Graph("x", (12, 9, 1), (node,), "y"), x)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "hard_sigmoid", "hard_swish"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "hard_sigmoid", "hard_swish", "tanh", "elu"])
 @pytest.mark.parametrize("residual", [False, True])
 def test_integer_layers_with_every_curve(images: np.ndarray, activation: str, residual: bool) -> None:
     nodes = (conv("y", ("x", "x") if residual else ("x",), 8, activation=activation),)

@@ -33,6 +33,11 @@ EXAMPLES = {
     "subsample": Node("subsample", "out", ("x",), {"stride": (2, 2)}),
     "layer_norm": Node("layer_norm", "out", ("x",), {}, {"weight": ONES, "bias": ONES}),
     "tokens": Node("tokens", "out", ("x",)),
+    "prelu": Node("prelu", "out", ("x",), {}, {"slope": ONES}),
+    "channel_affine": Node("channel_affine", "out", ("x",), {}, {"bias": ONES}),
+    "group_norm": Node("group_norm", "out", ("x",), {}, {"weight": ONES, "bias": ONES}),
+    "upsample": Node("upsample", "out", ("x",), {"size": (7, 4)}),
+    "depth_to_space": Node("depth_to_space", "out", ("x",), {"block": (2, 1)}),
     "attention": Node("attention", "out", ("row", "row", "row"), {"heads": 2}),
 }
 

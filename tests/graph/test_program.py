@@ -105,6 +105,11 @@ SHAPES: dict[str, tuple[Node, tuple[int, ...]]] = {
     "subsample": (Node("subsample", "out", ("x",), {"stride": (4, 3)}), X[:, ::4, ::3].shape),
     "layer_norm": (Node("layer_norm", "out", ("x",), {}, vectors(weight=(4,), bias=(4,))), SHAPE),
     "tokens": (Node("tokens", "out", ("x",), {}, vectors(prefix=(2, 4), position=(38, 4))), (4, 38, 1)),
+    "prelu": (Node("prelu", "out", ("flat",), {}, vectors(slope=(144,))), (144,)),
+    "channel_affine": (Node("channel_affine", "out", ("x",), {}, vectors(weight=(4,))), SHAPE),
+    "group_norm": (Node("group_norm", "out", ("x",), {"groups": 2}, vectors(weight=(4,), bias=(4,))), SHAPE),
+    "upsample": (Node("upsample", "out", ("x",), {"size": (1, 13)}), (4, 1, 13)),
+    "depth_to_space": (Node("depth_to_space", "out", ("x",), {"block": (1, 2), "crop": (2, 3)}), (2, 4, 9)),
     "attention": (Node("attention", "out", ("row", "row", "wide"), {"heads": 2}), (8, 36, 1)),
 }
 BEFORE = (
@@ -187,6 +192,40 @@ WRONG: dict[str, tuple[Node, str]] = {
     "no epsilon": (
         Node("layer_norm", "conv", ("x",), {"epsilon": 0.0}, vectors(weight=(4,), bias=(4,))),
         "epsilon must be a number above 0",
+    ),
+    "slopes of other channels": (Node("prelu", "conv", ("x",), {}, vectors(slope=(1,))), "'slope'"),
+    "slopes in float64": (Node("prelu", "conv", ("x",), {}, {"slope": np.ones(4)}), "'slope'.*finite float32"),
+    "neither weight nor bias": (Node("channel_affine", "conv", ("x",)), "'weight'.*'bias'.*or both"),
+    "integers for every channel": (
+        Node("channel_affine", "conv", ("x",), {}, {"weight": np.ones(4, np.int8)}),
+        "'weight'.*finite float32",
+    ),
+    "groups of channels": (
+        Node("group_norm", "conv", ("x",), {"groups": 3}, vectors(weight=(4,), bias=(4,))),
+        "3 groups do not fit 4 channels",
+    ),
+    "groups of features": (
+        Node("group_norm", "conv", ("flat",), {}, vectors(weight=(144,), bias=(144,))),
+        "needs an input of shape",
+    ),
+    "no size": (Node("upsample", "conv", ("x",)), "size must be 2 integers of at least 1"),
+    "mode": (Node("upsample", "conv", ("x",), {"size": (2, 2), "mode": "cubic"}), "mode of layer 'conv'.*cubic"),
+    "corners of the nearest": (
+        Node("upsample", "conv", ("x",), {"size": (2, 2), "align_corners": True}),
+        "only bilinear upsampling may align corners",
+    ),
+    "huge side": (Node("upsample", "conv", ("x",), {"size": (1, 2**20 + 1)}), "sides of up to"),
+    "blocks of other channels": (
+        Node("depth_to_space", "conv", ("x",), {"block": (2, 3)}),
+        "blocks of .2, 3. do not fit 4 channels",
+    ),
+    "crop beyond the edge": (
+        Node("depth_to_space", "conv", ("x",), {"block": (2, 2), "crop": (3, 0), "size": (10, 1)}),
+        "10, 1. pixels from .3, 0. are not all inside of .12, 12",
+    ),
+    "nothing left of the crop": (
+        Node("depth_to_space", "conv", ("x",), {"block": (2, 2), "crop": (0, 12)}),
+        "are not all inside",
     ),
     "position of other tokens": (Node("tokens", "conv", ("x",), {}, vectors(position=(35, 4))), "'position'"),
     "heads": (Node("attention", "conv", ("row", "row", "row"), {"heads": 3}), "attention of 3 heads"),

@@ -29,9 +29,9 @@ KEY = "trimtab.schema"
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 4, 7, 8, 16, 255, 256, 2**15, 2**20, 2**29, 2**30 - 1, 2**30, 2**31 - 1, 2**31,
     2**32 + 1, 2**63, 2**64, -(2**31), 10**300, 0.5, -0.0, 1e-45, 1e-31, 1e29, 1e308, nan, inf, -inf,
-    "", "x", "conv", "out", "relu", "gelu", "\ud800", "\0", "a" * 5000, [], {}, [[]], [1], [2**29, 2**29], [1, 1, 1, 1],
-    [2**29, 0, 2**29, 0], [0, 0], {"shape": [2**40]}, [[[[[[[[1]]]]]]]], "plain", "table 1", "table 6", "bf16", "coded",
-    "coded bf16", "coded float32", "int8", "uint8", "float32", 4096, 4097,
+    "", "x", "conv", "out", "relu", "gelu", "nearest", "\ud800", "\0", "a" * 5000, [], {}, [[]], [1], [2**29, 2**29],
+    [1, 1, 1, 1], [2**29, 0, 2**29, 0], [0, 0], {"shape": [2**40]}, [[[[[[[[1]]]]]]]], "plain", "table 1", "table 6",
+    "bf16", "coded", "coded bf16", "coded float32", "int8", "uint8", "float32", 4096, 4097,
 ]  # fmt: skip
 
 
@@ -70,10 +70,25 @@ def transformer() -> Graph:
         Node("tokens", "tokens", ("small",), {}, {"prefix": ones[None], "position": np.ones((7, 8), np.float32)}),
         Node("layer_norm", "norm", ("tokens",), {"epsilon": 1e-6}, {"weight": ones, "bias": ones}),
         Node("attention", "attend", ("norm", "norm", "tokens"), {"heads": 2, "scale": 0.5}),
-        Node("activation", "curve", ("attend",), {"activation": "gelu"}),
+        Node("activation", "curve", ("attend",), {"activation": "elu"}),
         build.conv(rng, "curve", 8, 8, (1, 1), name="out", integer=False, residual="tokens", activation="hard_swish"),
     )
     return Graph("x", (8, 5, 5), nodes, "out", {"x": IN, "attend": OUT})
+
+
+def decoder() -> Graph:
+    rng = np.random.default_rng(4)
+    numbers = {name: rng.standard_normal(8).astype(np.float32) for name in ("weight", "bias")}
+    nodes = (
+        Node("group_norm", "grouped", ("x",), {"groups": 4}, numbers),
+        Node("prelu", "bent", ("grouped",), {}, {"slope": numbers["bias"]}),
+        Node("upsample", "twice", ("bent",), {"size": (10, 9), "mode": "bilinear", "align_corners": True}),
+        Node("upsample", "nearest", ("twice",), {"size": (7, 11)}),
+        Node("depth_to_space", "spread", ("nearest",), {"block": (2, 2), "crop": (1, 3), "size": (12, 19)}),
+        Node("channel_affine", "shifted", ("spread",), {}, {"bias": numbers["bias"][:2]}),
+        Node("activation", "out", ("shifted",), {"activation": "tanh"}),
+    )
+    return Graph("x", (8, 5, 5), nodes, "out", {"x": IN, "bent": OUT, "nearest": IN, "spread": IN, "out": OUT})
 
 
 def coded() -> Graph:
@@ -115,7 +130,7 @@ def valid() -> tuple[bytes, ...]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net"
         files = []
-        for graph in (convolutions(), transformer(), coded()):
+        for graph in (convolutions(), transformer(), coded(), decoder()):
             save(graph, path)
             files.append(path.read_bytes())
         return tuple(files)

@@ -68,12 +68,23 @@ def polynomial(x: Array, *coefficients: float) -> Array:
     return y
 
 
-def exponential(x: Array) -> Array:
+def split_exponential(x: Array) -> tuple[Array, Array]:
+    """e^x = power * (1 + rest)."""
     x = np.clip(x, F32(-87), F32(88))
     n = np.rint(x * F32(1.44269504))
     r = x - n * F32(0.693359375) - n * F32(-2.12194440e-4)
-    p = polynomial(r, 0.00831205, 0.0418945, 0.16667133, 0.49999202, 1, 1)
-    return p * np.ldexp(F32(1), np.where(np.isfinite(n), n, 0).astype(int)).astype(F32)
+    p = polynomial(r, 0.00831205, 0.0418945, 0.16667133, 0.49999202, 1)
+    return np.ldexp(F32(1), np.where(np.isfinite(n), n, 0).astype(int)).astype(F32), p * r
+
+
+def exponential(x: Array) -> Array:
+    power, rest = split_exponential(x)
+    return (rest + F32(1)) * power
+
+
+def exponential_less_one(x: Array) -> Array:
+    power, rest = split_exponential(x)
+    return power * rest + (power - F32(1))
 
 
 def hard_sigmoid(x: Array) -> Array:
@@ -89,12 +100,19 @@ def gelu(x: Array) -> Array:
     return np.maximum(x, F32(0)) - tail
 
 
+def tanh(x: Array) -> Array:
+    m = exponential_less_one(F32(-2) * np.abs(x))
+    return np.copysign(m / (m + F32(2)), x)
+
+
 CURVES = {
     "hard_sigmoid": hard_sigmoid,
     "hard_swish": lambda x: x * hard_sigmoid(x),
     "sigmoid": lambda x: F32(1) / (F32(1) + exponential(-x)),
     "silu": lambda x: x / (F32(1) + exponential(-x)),
     "gelu": gelu,
+    "tanh": tanh,
+    "elu": lambda x: np.maximum(x, F32(0)) + exponential_less_one(np.minimum(x, F32(0))),
 }
 
 
@@ -207,6 +225,47 @@ def layer_norm(node: Node, x: Array) -> Array:
     return (y * channels(node.weights["weight"], y) + channels(node.weights["bias"], y)).astype(F32)
 
 
+def group_norm(node: Node, x: Array) -> Array:
+    grouped = x.astype(np.float64).reshape(len(x), node.attrs["groups"], -1)
+    centred = grouped - grouped.mean(2, keepdims=True)
+    y = (centred / np.sqrt((centred**2).mean(2, keepdims=True) + node.attrs["epsilon"])).reshape(x.shape)
+    return (y * channels(node.weights["weight"], y) + channels(node.weights["bias"], y)).astype(F32)
+
+
+def prelu(node: Node, x: Array) -> Array:
+    return np.maximum(x, F32(0)) + channels(node.weights["slope"], x) * np.minimum(x, F32(0))
+
+
+def channel_affine(node: Node, x: Array) -> Array:
+    scaled = x * channels(node.weights["weight"], x) if "weight" in node.weights else x
+    return scaled + channels(node.weights["bias"], x) if "bias" in node.weights else scaled
+
+
+def bilinear(node: Node, x: Array) -> Array:
+    for axis, new in zip((2, 3), node.attrs["size"], strict=True):
+        old, i = x.shape[axis], np.arange(new)
+        if node.attrs["align_corners"]:
+            first, rest = np.divmod(i * (old - 1), divisor := max(new - 1, 1))
+        else:
+            first, rest = np.divmod(np.maximum((2 * i + 1) * old - new, 0), divisor := 2 * new)
+        share = (rest / divisor).astype(F32).reshape([-1 if a == axis else 1 for a in range(4)])
+        x = x.take(first, axis) * (F32(1) - share) + x.take(np.minimum(first + 1, old - 1), axis) * share
+    return x
+
+
+def nearest(node: Node, x: Array) -> Array:
+    rows, columns = (np.arange(new) * old // new for new, old in zip(node.attrs["size"], x.shape[2:], strict=True))
+    return x[:, :, rows[:, None], columns]
+
+
+def depth_to_space(node: Node, x: Array) -> Array:
+    (bh, bw), (top, left) = node.attrs["block"], node.attrs["crop"]
+    n, c, h, w = x.shape
+    whole = x.reshape(n, c // (bh * bw), bh, bw, h, w).transpose(0, 1, 4, 2, 5, 3).reshape(n, -1, h * bh, w * bw)
+    rows, columns = node.attrs["size"] or whole.shape[2:]
+    return whole[:, :, top : top + rows, left : left + columns]
+
+
 def tokens(node: Node, x: Array) -> Array:
     sequence = x.reshape(*x.shape[:2], -1)
     prefix = node.weights.get("prefix", np.zeros((0, x.shape[1]), F32)).T
@@ -246,6 +305,14 @@ def evaluate(node: Node, inputs: list[Array], quants: list[Quant | None], to: Qu
         return store(adaptive_avg_pool(node, x, quant), to)
     if node.kind == "layer_norm":
         return store(layer_norm(node, real(x, quant)), to)
+    if node.kind == "group_norm":
+        return store(group_norm(node, real(x, quant)), to)
+    if node.kind == "prelu":
+        return store(prelu(node, real(x, quant)), to)
+    if node.kind == "channel_affine":
+        return store(channel_affine(node, real(x, quant)), to)
+    if node.kind == "upsample" and node.attrs["mode"] == "bilinear":
+        return store(bilinear(node, real(x, quant)), to)
     if node.kind == "tokens":
         return store(tokens(node, real(x, quant)), to)
     if node.kind == "attention":
@@ -260,6 +327,10 @@ def evaluate(node: Node, inputs: list[Array], quants: list[Quant | None], to: Qu
         return x.reshape(len(x), -1)
     if node.kind == "subsample":
         return x[:, :, :: node.attrs["stride"][0], :: node.attrs["stride"][1]]
+    if node.kind == "upsample":
+        return nearest(node, x)
+    if node.kind == "depth_to_space":
+        return depth_to_space(node, x)
     if node.kind == "channel_map":
         return channel_map(node, x, 0 if to is None else to.zero_point)
     assert node.kind == "quantize"

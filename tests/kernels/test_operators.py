@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,10 +28,19 @@ OPERATORS = {
     "flatten": {},
     "channel_map": {"index": (3, -1, 10, 0, 0, -1)},
     "subsample": {"stride": (2, 3)},
+    "prelu": {},
+    "channel_affine": {},
+    "upsample to the nearest": {"size": (13, 4)},
+    "upsample bilinearly": {"size": (4, 13), "mode": "bilinear"},
+    "depth_to_space": {"block": (1, 11), "crop": (2, 3), "size": (6, 84)},
     "add": {"activation": "relu"},
     "mul": {},
     "concat": {},
 }
+NUMBERS = {
+    name: np.random.default_rng(3).standard_normal(11).astype(np.float32) for name in ("weight", "bias", "slope")
+}
+WEIGHTS = {"prelu": ("slope",), "channel_affine": ("weight", "bias")}
 #: Operators that sum floats, in an order that depends on the level.
 SUMS = ("avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d")
 STORAGES = [None, IN, OUT, Quant(0.5, 2, 3)]
@@ -41,7 +51,8 @@ def test_operator(op: str, source: Quant | None, level: str, rng: np.random.Gene
     """Every operator between every two storages at some level, and to every storage at every level."""
     inputs = ("x", "other") if op in ("add", "mul", "concat") else ("x",)
     other = Node("activation", "other", ("x",), {"activation": "relu"})
-    node = Node(op, "out", inputs, OPERATORS[op])
+    weights = {name: NUMBERS[name] for name in WEIGHTS.get(op, ())}
+    node = Node(op.split()[0], "out", inputs, OPERATORS[op], weights)
     x = build.images(rng, 3, SHAPE)
     for to, threads in product(STORAGES, (1, 2)):
         stored = (("x", source), ("out", to), ("other", Quant(0.01, 3)))
@@ -112,13 +123,15 @@ def test_not_a_number_stays_one_in_floats(level: str, rng: np.random.Generator) 
     np.testing.assert_array_equal(Session(stored, level=level).run(x), np.float32(-119) * np.float32(0.02))
 
 
-CURVES = ("hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu")
+CURVES = ("hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu", "tanh", "elu")
 TORCH = {
     "hard_sigmoid": functional.hardsigmoid,
     "hard_swish": functional.hardswish,
     "sigmoid": torch.sigmoid,
     "silu": functional.silu,
     "gelu": functional.gelu,
+    "tanh": torch.tanh,
+    "elu": functional.elu,
 }
 
 
@@ -132,6 +145,14 @@ def test_a_curve_is_pytorch_s(curve: str, level: str) -> None:
     wanted = TORCH[curve](torch.from_numpy(x).double()).numpy()
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=2e-7)
     np.testing.assert_array_equal(got, reference.output(graph, x[None])[0])
+
+
+@pytest.mark.parametrize("curve", ["tanh", "elu"])
+def test_a_curve_keeps_the_digits_of_small_numbers(curve: str, level: str) -> None:
+    x = np.concatenate([-np.geomspace(1e-30, 80, 20001), np.geomspace(1e-30, 80, 20001)]).astype(np.float32)
+    graph = build.graph((len(x),), Node("activation", "a", ("x",), {"activation": curve}))
+    wanted = TORCH[curve](torch.from_numpy(x).double()).numpy()
+    np.testing.assert_allclose(Session(graph, level=level).run(x[None])[0], wanted, rtol=1e-6, atol=0)
 
 
 @pairwise(curve=CURVES, to=[None, OUT], groups=[1, 18], integer=[True, False], level=LEVELS)
@@ -188,6 +209,110 @@ def test_layer_norm(
         pixels = torch.from_numpy(x).permute(0, 2, 3, 1)
         wanted = functional.layer_norm(pixels, (channels,), weight, bias, 1e-6).permute(0, 3, 1, 2)
         np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4)
+
+
+@pairwise(
+    sizes=[(1, 5), (5, 5), (2, 16), (3, 39)], pixels=[(1, 1), (4, 3), (23, 25)], source=[None, IN], to=[None, OUT],
+    level=LEVELS,
+)  # fmt: skip
+def test_group_norm(
+    sizes: tuple[int, int], pixels: tuple[int, int], source: Quant | None, to: Quant | None, level: str,
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    groups, channels = sizes
+    node = Node("group_norm", "out", ("x",), {"groups": groups}, norm_of(rng, channels).weights)
+    stored = (("x", source), ("out", to))
+    graph = build.graph((channels, *pixels), node, quant={name: q for name, q in stored if q is not None})
+    x = build.images(rng, 3, (channels, *pixels))
+    single = Session(graph, level=level).run(x)
+    assert_near(single, reference.output(graph, x), to)
+    np.testing.assert_array_equal(Session(graph, level=level, batch=2, threads=3).run(x), single)
+
+
+def test_group_norm_of_small_deviations_from_large_means(level: str, rng: np.random.Generator) -> None:
+    shape = (12, 40, 33)
+    node = Node("group_norm", "out", ("x",), {"groups": 3, "epsilon": 1e-6}, norm_of(rng, 12).weights)
+    x = build.images(rng, 2, shape) + np.array([1e4, -3e5, 0], np.float32).repeat(4).reshape(12, 1, 1)
+    weight, bias = (torch.from_numpy(node.weights[name]).double() for name in ("weight", "bias"))
+    wanted = functional.group_norm(torch.from_numpy(x).double(), 3, weight, bias, 1e-6)
+    np.testing.assert_allclose(Session(build.graph(shape, node), level=level).run(x), wanted.numpy(), atol=2e-5)
+
+
+@pairwise(given=[("weight",), ("bias",), ("weight", "bias")], shape=[(37, 3, 2), (5,)], source=[None, IN], level=LEVELS)
+def test_numbers_per_channel_are_pytorch_s(
+    given: tuple[str, ...], shape: tuple[int, ...], source: Quant | None, level: str, rng: np.random.Generator
+) -> None:
+    weights = {name: rng.standard_normal(shape[0]).astype(np.float32) for name in ("slope", *given)}
+    nodes = (
+        Node("channel_affine", "affine", ("x",), {}, {name: weights[name] for name in given}),
+        Node("prelu", "out", ("affine",), {}, {"slope": weights["slope"]}),
+    )
+    graph = build.graph(shape, *nodes, quant={"x": source} if source else {})
+    x = build.images(rng, 3, shape)
+    seen = torch.from_numpy(reference.real(reference.store(x, source), source))
+    numbers = {name: torch.from_numpy(array).reshape(-1, *[1] * (len(shape) - 1)) for name, array in weights.items()}
+    affine = seen * numbers.get("weight", 1) + numbers.get("bias", 0)
+    wanted = functional.prelu(affine, numbers["slope"].flatten())
+    np.testing.assert_allclose(Session(graph, level=level, batch=2, threads=2).run(x), wanted.numpy(), atol=1e-6)
+
+
+HOW = [{"mode": "nearest"}, {"mode": "bilinear"}, {"mode": "bilinear", "align_corners": True}]
+
+
+@pairwise(
+    how=range(3), size=[(10, 28), (5, 7), (1, 3), (13, 16)], channels=[1, 16, 21], source=[None, IN], level=LEVELS
+)
+def test_upsampling_is_pytorch_s(
+    how: int, size: tuple[int, int], channels: int, source: Quant | None, level: str, rng: np.random.Generator
+) -> None:
+    shape = (channels, 5, 7)
+    node = Node("upsample", "out", ("x",), {"size": size, **HOW[how]})
+    graph = build.graph(shape, node, quant={"x": source} if source else {})
+    x = build.images(rng, 3, shape)
+    got = Session(graph, level=level, batch=2, threads=2).run(x)
+    np.testing.assert_array_equal(got, reference.output(graph, x))
+    seen = torch.from_numpy(reference.real(reference.store(x, source), source))
+    np.testing.assert_allclose(got, functional.interpolate(seen, size, **HOW[how]).numpy(), atol=2e-6)
+
+
+@pairwise(
+    block=[(2, 2), (3, 1), (1, 4)], crop=[((0, 0), None), ((1, 1), (9, 10)), ((5, 3), (4, 1))], channels=[1, 3, 16, 37],
+    source=[None, IN], level=LEVELS,
+)  # fmt: skip
+def test_depth_to_space(
+    block: tuple[int, int], crop: tuple[tuple[int, int], Any], channels: int, source: Quant | None, level: str,
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    shape = (channels * block[0] * block[1], 12 // block[0], 12 // block[1])
+    node = Node("depth_to_space", "out", ("x",), {"block": block, "crop": crop[0], "size": crop[1]})
+    graph = build.graph(shape, node, quant={"x": source, "out": source} if source else {})
+    x = build.images(rng, 3, shape)
+    got = Session(graph, level=level, batch=2, threads=3).run(x)
+    np.testing.assert_array_equal(got, reference.output(graph, x))
+    if source is None and block == (2, 2) and crop[1] is None:
+        np.testing.assert_array_equal(got, functional.pixel_shuffle(torch.from_numpy(x), 2).numpy())
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [((4, 4), (2, 2), (1, 1)), ((3, 5), (2, 3), (0, 2))])
+def test_a_transposed_convolution_is_a_convolution_and_depth_to_space(
+    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], rng: np.random.Generator
+) -> None:
+    """Output y is the sum over inputs i of x[i] * w[y + padding - stride * i]."""
+    weight = rng.standard_normal((5, 7, *kernel)).astype(np.float32)
+    taps = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]
+    wide = np.zeros((5, 7, taps[0] * stride[0], taps[1] * stride[1]), np.float32)
+    wide[:, :, : kernel[0], : kernel[1]] = weight
+    parts = wide.reshape(5, 7, taps[0], stride[0], taps[1], stride[1])[:, :, ::-1, :, ::-1]
+    turned = parts.transpose(1, 3, 5, 0, 2, 4).reshape(-1, 5, *taps)
+    margin = (taps[0] - 1, taps[1] - 1) * 2
+    size = tuple((n - 1) * s - 2 * p + k for n, s, p, k in zip((6, 4), stride, padding, kernel, strict=True))
+    nodes = (
+        Node("conv2d", "conv", ("x",), {"padding": margin}, {"weight": np.ascontiguousarray(turned)}),
+        Node("depth_to_space", "out", ("conv",), {"block": stride, "crop": padding, "size": size}),
+    )
+    x = build.images(rng, 2, (5, 6, 4))
+    wanted = functional.conv_transpose2d(torch.from_numpy(x), torch.from_numpy(weight), None, stride, padding)
+    np.testing.assert_allclose(Session(build.graph((5, 6, 4), *nodes)).run(x), wanted.numpy(), atol=1e-4)
 
 
 GIVEN = [(), ("prefix",), ("position",), ("prefix", "position")]

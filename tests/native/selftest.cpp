@@ -427,6 +427,114 @@ int test_subsample(Case& c) {
   return c.failures(out, -1);
 }
 
+int test_per_channel(Case& c) {
+  const int in = c.add_input(random_shape(c.random), c.random_format());
+  const Values from = c.wanted[in];
+  std::vector<float> slope, weight, bias;
+  for (int i = 0; i < from.shape.c; ++i) {
+    for (std::vector<float>* numbers : {&slope, &weight, &bias}) numbers->push_back(c.random.real(-2, 2));
+  }
+  Values bent(from.images, from.shape, c.random_format());
+  fill(bent, [&](int n, int ch, int y, int x) {
+    const float v = from.real(n, ch, y, x);
+    return to_stored(v > 0 ? v : slope[ch] * v, bent.format);
+  });
+  const int middle = c.add(bent);
+  c.program.add_prelu("prelu", in, middle, slope.data());
+  Values scaled(from.images, from.shape, c.random_format());
+  fill(scaled, [&](int n, int ch, int y, int x) {
+    return to_stored(bent.real(n, ch, y, x) * weight[ch] + bias[ch], scaled.format);
+  });
+  const int out = c.add(scaled);
+  c.program.add_channel_affine("channel_affine", middle, out, weight.data(), bias.data());
+  return c.failures(out, -1);
+}
+
+int test_group_norm(Case& c) {
+  const int groups = c.random.integer(1, 5);
+  const Shape s{groups * c.random.integer(1, 9), c.random.integer(1, 20), c.random.integer(1, 20)};
+  const int in = c.add_input(s, c.random_format());
+  const Values from = c.wanted[in];
+  std::vector<float> weight, bias;
+  for (int i = 0; i < s.c; ++i) weight.push_back(c.random.real(-2, 2)), bias.push_back(c.random.real(-2, 2));
+  Values normal(from.images, s, c.random_format());
+  const int width = s.c / groups;
+  const double count = static_cast<double>(width) * s.h * s.w;
+  for (int n = 0; n < from.images; ++n)
+    for (int group = 0; group < groups; ++group) {
+      const auto each = [&](const auto& visit) {
+        for (int ch = group * width; ch < (group + 1) * width; ++ch)
+          for (int y = 0; y < s.h; ++y)
+            for (int x = 0; x < s.w; ++x) visit(ch, y, x, static_cast<double>(from.real(n, ch, y, x)));
+      };
+      double sum = 0, squares = 0;
+      each([&](int, int, int, double v) { sum += v; });
+      each([&](int, int, int, double v) { squares += (v - sum / count) * (v - sum / count); });
+      each([&](int ch, int y, int x, double v) {
+        const double unit = (v - sum / count) / std::sqrt(squares / count + 1e-3);
+        normal.at(n, ch, y, x) = to_stored(static_cast<float>(unit * weight[ch] + bias[ch]), normal.format);
+      });
+    }
+  const int out = c.add(normal);
+  c.program.add_group_norm("group_norm", in, out, weight.data(), bias.data(), groups, 1e-3f);
+  return c.failures(out, out);
+}
+
+int test_nearest(Case& c) {
+  const Format format = c.random_format();
+  const int in = c.add_input(random_shape(c.random), format);
+  const Values from = c.wanted[in];
+  Values large(from.images, {from.shape.c, c.random.integer(1, 20), c.random.integer(1, 20)}, format);
+  fill(large, [&](int n, int ch, int y, int x) {
+    return from.at(n, ch, y * from.shape.h / large.shape.h, x * from.shape.w / large.shape.w);
+  });
+  const int out = c.add(large);
+  c.program.add_nearest("nearest", in, out);
+  return c.failures(out, -1);
+}
+
+int test_bilinear(Case& c) {
+  const int in = c.add_input(random_shape(c.random), c.random_format());
+  const bool corners = c.random.chance(0.5);
+  const Values from = c.wanted[in];
+  Values large(from.images, {from.shape.c, c.random.integer(1, 20), c.random.integer(1, 20)}, c.random_format());
+  const auto place = [&](int i, int to, int of) {
+    if (corners) return to == 1 ? 0.0 : i * (of - 1.0) / (to - 1.0);
+    return std::max((i + 0.5) * of / to - 0.5, 0.0);
+  };
+  fill(large, [&](int n, int ch, int y, int x) {
+    double sum = 0;
+    for (int i = 0; i < from.shape.h; ++i)
+      for (int j = 0; j < from.shape.w; ++j) {
+        const double row = std::min(place(y, large.shape.h, from.shape.h), from.shape.h - 1.0) - i;
+        const double column = std::min(place(x, large.shape.w, from.shape.w), from.shape.w - 1.0) - j;
+        sum += std::max(1 - std::abs(row), 0.0) * std::max(1 - std::abs(column), 0.0) * from.real(n, ch, i, j);
+      }
+    return to_stored(static_cast<float>(sum), large.format);
+  });
+  const int out = c.add(large);
+  c.program.add_bilinear("bilinear", in, out, corners);
+  return c.failures(out, out);
+}
+
+int test_depth_to_space(Case& c) {
+  const Format format = c.random_format();
+  const int bh = c.random.integer(1, 3), bw = c.random.integer(1, 3), outputs = c.random.integer(1, 37);
+  const Shape s{outputs * bh * bw, c.random.integer(1, 9), c.random.integer(1, 9)};
+  const int in = c.add_input(s, format);
+  const Values from = c.wanted[in];
+  const int top = c.random.integer(0, s.h * bh - 1), left = c.random.integer(0, s.w * bw - 1);
+  const Shape to{outputs, c.random.integer(1, s.h * bh - top), c.random.integer(1, s.w * bw - left)};
+  Values spread(from.images, to, format);
+  fill(spread, [&](int n, int ch, int y, int x) {
+    y += top, x += left;
+    return from.at(n, (ch * bh + y % bh) * bw + x % bw, y / bh, x / bw);
+  });
+  const int out = c.add(spread);
+  c.program.add_depth_to_space("depth_to_space", in, out, bh, bw, top, left);
+  return c.failures(out, -1);
+}
+
 int test_flatten(Case& c) {
   const Format format = c.random_format();
   const int in = c.add_input(random_shape(c.random), format);
@@ -453,6 +561,11 @@ const Test kTests[] = {
     {"channel map", test_channel_map},
     {"subsample", test_subsample},
     {"flatten", test_flatten},
+    {"prelu and channel affine", test_per_channel},
+    {"group norm", test_group_norm},
+    {"nearest upsampling", test_nearest},
+    {"bilinear upsampling", test_bilinear},
+    {"depth to space", test_depth_to_space},
 };
 
 // Returns how many cases of a test went wrong at a level.

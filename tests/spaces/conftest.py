@@ -252,6 +252,46 @@ def _dense() -> nn.Module:
     return DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, bn_size=2, num_classes=5)
 
 
+class Decoder(nn.Module):
+    """Down and up again, in three ways: a transposed convolution, pixels made of channels, and interpolation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = _block(3, 8), nn.Conv2d(8, 12, 3, 2, 1)
+        self.norm, self.slope = nn.GroupNorm(3, 12), nn.PReLU(12)
+        self.middle = nn.Sequential(
+            nn.Conv2d(12, 10, 3, padding=1), nn.InstanceNorm2d(10, affine=True), nn.LeakyReLU(0.2)
+        )
+        self.up = nn.Sequential(nn.ConvTranspose2d(10, 6, 6, 2, 2, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.pixels = nn.Sequential(nn.Conv2d(10, 16, 1), nn.PixelShuffle(2), nn.Tanh(), nn.Upsample((16, 16)))
+        self.wide = nn.Sequential(nn.Conv2d(10, 5, 1), nn.ELU(), nn.Upsample((16, 16), mode="bilinear"))
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 23).view(1, 23, 1, 1))
+        self.last, self.head = _block(23, 7), _head(7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.middle(self.slope(self.norm(self.down(x))))
+        joined = torch.cat([x, self.up(y), self.pixels(y), self.wide(y)], 1) * self.scale + 0.1
+        result: Tensor = self.head(self.last(joined))
+        return result
+
+
+class Signal(nn.Module):
+    """The pixels in a row, convolved along it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv1d(3, 8, 5, 4, 2, bias=False), nn.BatchNorm1d(8), nn.ReLU())
+        self.beside = nn.Conv1d(8, 8, 3, padding=2, dilation=2, groups=2)
+        self.last = nn.Sequential(nn.MaxPool1d(2), nn.Conv1d(8, 6, 3), nn.Hardswish(), nn.AdaptiveAvgPool1d(3))
+        self.head = nn.Linear(18, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x.flatten(2))
+        result: Tensor = self.head(self.last(y + self.beside(y)).flatten(1))
+        return result
+
+
 TOYS: dict[str, Callable[[], nn.Module]] = {
     "residual-a": lambda: CifarResNet(8, "A", classes=5, width=6),
     "residual-b": lambda: CifarResNet(8, "B", classes=5, width=6),
@@ -267,6 +307,8 @@ TOYS: dict[str, Callable[[], nn.Module]] = {
     "shuffled": Shuffled,
     "tokens": Tokens,
     "twice": Twice,
+    "decoder": Decoder,
+    "signal": Signal,
 }
 
 

@@ -33,6 +33,7 @@ SpaceOf = Callable[..., Space]
 Make = Callable[[str], nn.Module]
 Image = Callable[..., Tensor]
 TOYS = ["residual-a", "residual-b", "concat-flatten", "pre-activation", "inverted", "grouped", "dense"]
+TOYS += ["decoder", "signal"]
 
 
 def built() -> str:

@@ -21,7 +21,7 @@ from trimtab.spaces.zoo import CifarResNet
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
 TOYS = ["residual-a", "residual-b", "concat", "concat-flatten", "pre-activation", "inverted", "grouped", "dense"]
-TOYS += ["concat-added", "concat-flatten-sum", "gated", "shuffled", "tokens", "twice"]
+TOYS += ["concat-added", "concat-flatten-sum", "gated", "shuffled", "tokens", "twice", "decoder", "signal"]
 
 
 def random_kept(space: Space, seed: int) -> dict[str, Array]:

@@ -46,6 +46,8 @@ class Net(nn.Module):
         self.bias_map = nn.Parameter(torch.randn(1, 3, 12, 12))
         self.prefix, self.position = nn.Parameter(torch.randn(1, 2, 3)), nn.Parameter(torch.randn(1, 146, 3))
         self.rows, self.layer_norm = nn.LayerNorm(12), nn.LayerNorm(3)
+        self.line = nn.Conv1d(3, 4, 5, 3)
+        self.scale = nn.Parameter(torch.randn(3))
         self.wide = nn.Conv2d(3, 6, 1)
         self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
         self.reflect = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
@@ -120,6 +122,22 @@ FORWARDS: dict[str, Callable[[Any, Tensor], Tensor]] = {
             "sigmoid": torch.sigmoid,
             "silu": F.silu,
             "gelu": F.gelu,
+            "tanh": torch.tanh,
+            "tanh by its method": lambda x: x.tanh(),
+            "elu": F.elu,
+            "leaky relu": lambda x: F.leaky_relu(x, 0.2),
+            "leaky relu in place": lambda x: F.leaky_relu(x, 0.1, True),
+            "a number times": lambda x: 3 * F.relu(x),
+            "over a number": lambda x: F.relu(x) / 4,
+            "plus a number": lambda x: F.relu(x) + 1,
+            "a number minus": lambda x: 1 - F.relu(x),
+            "minus": lambda x: -F.relu(x),
+            "a number behind the layer": lambda x: x * 2 + 1,
+            "in place with numbers": lambda x: x.mul_(2).sub_(1).relu_(),
+            "nearest upsampling": lambda x: F.interpolate(x, scale_factor=2),
+            "nearest upsampling to a size": lambda x: F.interpolate(x, (17, 5)),
+            "bilinear upsampling": lambda x: F.interpolate(x, (17, 31), mode="bilinear"),
+            "bilinear upsampling of corners": lambda x: F.interpolate(x, (5, 20), mode="bilinear", align_corners=True),
             "max pool by ceil": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
             "padded max pool by ceil": lambda x: F.max_pool2d(x, 4, 3, 1, ceil_mode=True),
             "average pool by ceil": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
@@ -145,7 +163,15 @@ FORWARDS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         torch.cat([net.prefix.expand(x.shape[0], -1, -1), net.conv(x).flatten(2).permute(0, 2, 1)], 1) + net.position
     )[:, 0],
     "attention": lambda net, x: (lambda y: net.attention(y, y, y)[0])(net.wide(x).flatten(2).transpose(1, 2))[:, 0],
+    "pixels in a row as a signal": lambda net, x: net.line(net.conv(x).flatten(2)).mean(-1),
     "linear over tokens": lambda net, x: F.gelu(net.hidden(net.conv(x).flatten(2).transpose(1, 2)))[:, 0],
+    "parameters per channel": lambda net, x: F.relu(x) * net.scale.view(1, 3, 1, 1) + net.scale[:, None, None],
+    "a parameter per channel behind a norm": lambda net, x: net.norm(net.conv(x)) * net.scale.view(1, 3, 1, 1),
+    "a parameter per channel, another reader": lambda net, x: (lambda y: y * net.scale.view(1, 3, 1, 1) + y)(
+        net.conv(x)
+    ),
+    "layer scale of tokens": lambda net, x: (net.conv(x).flatten(2).transpose(1, 2) * net.scale)[:, 0],
+    "prelu by its function": lambda net, x: F.prelu(net.conv(x), net.scale),
     "norm behind relu": lambda net, x: net.norm(F.relu(net.conv(x))),
     "norm behind a linear layer": lambda net, x: net.flat(net.hidden(x.mean((2, 3)))),
     "norm and another reader": lambda net, x: (lambda y: net.norm(y) + y)(net.conv(x)),
@@ -168,6 +194,109 @@ def test_the_trace_of_an_operator_equals_it(forward: Callable[[Any, Tensor], Ten
     assert_same(randomise(Net(forward)), torch.randn(2, 3, 12, 12) * 3)
 
 
+def transposed(kernel: int, stride: int, padding: int = 0, extra: int = 0, groups: int = 1) -> nn.Module:
+    return nn.ConvTranspose2d(4, 6, (kernel, kernel + 1), (stride, 2), padding, extra, groups=groups)
+
+
+IMAGES: dict[str, Callable[[], nn.Module]] = {
+    "the stride's own": lambda: nn.ConvTranspose2d(4, 6, 2, 2),
+    "dcgan": lambda: nn.ConvTranspose2d(4, 6, 4, 2, 1, bias=False),
+    "output padding": lambda: transposed(3, 2, 1, 1),
+    "more output padding than kernel": lambda: nn.ConvTranspose2d(4, 6, 1, 3, 0, 2),
+    "stride 1": lambda: nn.ConvTranspose2d(4, 6, 3, 1, 1),
+    "stride 1, cut off": lambda: nn.ConvTranspose2d(4, 6, 3, 1, 2),
+    "stride beyond the kernel": lambda: transposed(1, 3),
+    "stride that does not divide": lambda: transposed(5, 3, 2),
+    "padding beyond the stride": lambda: transposed(7, 2, 5),
+    "groups": lambda: transposed(4, 2, 1, groups=2),
+    "depthwise": lambda: nn.ConvTranspose2d(4, 4, 2, 2, groups=4),
+    "norm and activation behind": lambda: nn.Sequential(transposed(4, 2, 1), nn.BatchNorm2d(6), nn.ReLU()),
+    "a number behind": lambda: Behind(transposed(4, 2, 1)),
+    "norm behind a shuffle": lambda: nn.Sequential(
+        nn.Conv2d(4, 12, 3), nn.PixelShuffle(2), nn.BatchNorm2d(3), nn.SiLU()
+    ),
+    "a shuffle of the image": lambda: nn.Sequential(nn.PixelShuffle(2), nn.BatchNorm2d(1), nn.ELU()),
+    "prelu": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.PReLU(6)),
+    "prelu of one slope": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.PReLU(), nn.LeakyReLU(0.3, inplace=True)),
+    "group norm": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.GroupNorm(3, 6), nn.Tanh()),
+    "instance norm": lambda: nn.Sequential(nn.InstanceNorm2d(4, affine=True), nn.Conv2d(4, 6, 3), nn.InstanceNorm2d(6)),
+    "upsample": lambda: nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.UpsamplingNearest2d((5, 6))),
+}
+
+
+class Behind(nn.Module):
+    """A layer, a number times what it gives."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.layer(x) * 0.5 - 1)
+
+
+@pytest.mark.parametrize("build", IMAGES.values(), ids=IMAGES)
+def test_the_trace_of_layers_equals_them(build: Callable[[], nn.Module], randomise: Randomise) -> None:
+    assert_same(randomise(nn.Sequential(build())), torch.randn(2, 4, 9, 7))
+
+
+SIGNALS: dict[str, Callable[[], nn.Module]] = {
+    "convolutions": lambda: nn.Sequential(
+        nn.Conv1d(4, 6, 5, 2, 2), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 6, 3, dilation=2, groups=3), nn.Flatten()
+    ),
+    "pools": lambda: nn.Sequential(
+        nn.MaxPool1d(3, 2, 1),
+        nn.Conv1d(4, 5, 1),
+        nn.AvgPool1d(2, ceil_mode=True),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+    ),
+    "norms": lambda: nn.Sequential(nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.Conv1d(4, 3, 3), nn.PReLU(3), Mean()),
+    "upsampling": lambda: nn.Sequential(nn.Upsample(scale_factor=2, mode="linear"), nn.Dropout1d(), nn.Flatten()),
+    "tokens": lambda: nn.Sequential(
+        Transposed(), nn.LayerNorm(4), nn.Linear(4, 8), Transposed(), nn.Conv1d(8, 2, 3), Mean()
+    ),
+    "joined": lambda: nn.Sequential(Joined(), nn.Flatten()),
+}
+
+
+class Mean(nn.Module):
+    """The mean of every channel of a signal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(-1)
+
+
+class Transposed(nn.Module):
+    """Signals as sequences, and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+class Joined(nn.Module):
+    """A signal cut in two, one half multiplied, joined with all of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1)
+        return torch.cat([left * 2 + right, x], 1)
+
+
+@pytest.mark.parametrize("build", SIGNALS.values(), ids=SIGNALS)
+def test_the_trace_of_a_network_of_signals_equals_it(build: Callable[[], nn.Module], randomise: Randomise) -> None:
+    model = randomise(build())
+    assert trace(model, torch.randn(1, 4, 16)).input_shape == (4, 16, 1)
+    assert_same(model, torch.randn(2, 4, 16))
+
+
+def test_a_transposed_convolution_is_a_convolution_with_all_that_follows_it() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3))
+    network = trace(model, torch.randn(1, 4, 8, 8))
+    assert [node.kind for node in network] == ["conv2d", "activation", "depth_to_space", "conv2d"]
+    assert network.layers[0].weight.shape == (24, 4, 2, 2)
+    assert network.layers[0].norm is not None
+
+
 def test_batch_norm_is_kept_beside_its_layer_and_elsewhere_becomes_a_depthwise_layer() -> None:
     network = trace(
         Net(lambda net, x: net.flat(net.hidden(net.norm(net.conv(x)).mean((2, 3))))), torch.randn(1, 3, 8, 8)
@@ -185,11 +314,19 @@ UNSUPPORTED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     ),
     "padding mode": (lambda net, x: net.reflect(x), r"padding_mode='reflect'.*'reflect'"),
     "unknown function": (lambda net, x: F.celu(net.conv(x)), r"celu at 'celu'"),
-    "unknown method": (lambda net, x: net.conv(x).tanh(), r"tanh at 'tanh'"),
+    "unknown method": (lambda net, x: net.conv(x).erf(), r"erf at 'erf'"),
     "several results": (lambda net, x: torch.cat(net.conv(x).chunk(2, 1), 1), r"all that one operator returns"),
     "chunk on height": (lambda net, x: net.conv(x).chunk(2, 2)[0], r"chunk on axis 2 at 'chunk'"),
     "approximate gelu": (lambda net, x: F.gelu(net.conv(x), approximate="tanh"), r"approximate='tanh' at 'gelu'"),
-    "mul by a constant": (lambda net, x: net.conv(x) * 2, r"mul by a constant"),
+    "mul by pixels": (lambda net, x: net.conv(x) * net.bias_map, r"mul with bias_map"),
+    "sub of tensors": (lambda net, x: net.conv(x) - x, r"sub of two tensors"),
+    "division by a tensor": (lambda net, x: net.conv(x) / x, r"division by a tensor"),
+    "division by zero": (lambda net, x: net.conv(x) / 0, r"division by zero"),
+    "a number that is none": (lambda net, x: net.conv(x) * float("inf"), r"not finite"),
+    "elu of another alpha": (lambda net, x: F.elu(net.conv(x), 0.5), r"alpha=0.5"),
+    "bicubic": (lambda net, x: F.interpolate(x, scale_factor=2, mode="bicubic"), r"mode='bicubic'"),
+    "a scale of half a pixel": (lambda net, x: F.interpolate(x, scale_factor=1.3), r"by 1.3.*give the size"),
+    "antialias": (lambda net, x: F.interpolate(x, (5, 5), mode="bilinear", antialias=True), r"antialias"),
     "mul that broadcasts": (lambda net, x: net.conv(x) * x.mean(1, keepdim=True), r"mean over axes 1"),
     "tokens as they are": (lambda net, x: net.conv(x).flatten(2), r"output is a sequence"),
     "half a shuffle": (lambda net, x: net.conv(x).view(x.shape[0], 3, 1, 12, 12), r"is used as it is"),
@@ -198,7 +335,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "layer norm of images": (lambda net, x: net.rows(net.conv(x)), r"LayerNorm of \(12,\)"),
     "mean over everything": (lambda net, x: net.conv(x).mean(), r"mean over axes None at 'mean'"),
     "mean over channels": (lambda net, x: net.conv(x).mean(1), r"mean over axes 1"),
-    "add of a constant": (lambda net, x: net.conv(x) + 1, r"add with a constant"),
+    "add with alpha": (lambda net, x: torch.add(net.conv(x), x, alpha=2), r"add with alpha"),
     "add that broadcasts": (lambda net, x: x + F.adaptive_avg_pool2d(x, 1), r"broadcasts"),
     "cat on height": (lambda net, x: torch.cat([x, x], 2), r"cat on axis 2"),
     "pad before a pool": (lambda net, x: F.max_pool2d(F.pad(x, (1, 1)), 2), r"directly before a convolution"),
@@ -208,7 +345,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "crop": (lambda net, x: net.conv(x)[:, :, 1:], r"indexing"),
     "two outputs": (lambda net, x: (net.conv(x), x), r"more than one output"),
     "control flow": (lambda net, x: net.conv(x) if x.sum() > 0 else x, r"control flow"),
-    "a parameter as a tensor": (lambda net, x: x + net.norm.weight.reshape(1, 3, 1, 1), r"norm.weight"),
+    "a parameter as a tensor": (lambda net, x: torch.cat([x, net.bias_map], 1), r"bias_map"),
     "dropout that is always on": (lambda net, x: F.dropout(net.conv(x)), r"does not compute what Net does"),
     "a fixed batch size": (lambda net, x: net.conv(x).view(1, -1), r"does not compute what Net does"),
     "a write into a view": (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.errors import BadInput, unknown_name
-from trimtab.graph.node import ACTIVATIONS, PRECISIONS, Node
+from trimtab.graph.node import ACTIVATIONS, MODES, PRECISIONS, Node
 
 __all__ = ["MAX_ELEMENTS", "attribute", "is_int"]
 
@@ -24,23 +24,26 @@ _DEFAULTS: dict[str, Any] = {
     "count_include_pad": True,
     "epsilon": 1e-5,
     "scale": 1.0,
+    "mode": "nearest",
+    "align_corners": False,
+    "crop": (0, 0),
 }
+
+_CHOICES = {"activation": ACTIVATIONS, "precision": PRECISIONS, "mode": MODES}
 
 
 def attribute(node: Node, name: str) -> Any:
     """Return a node's attribute, or its default, in the one form that it has; raises BadInput where it is wrong."""
     default = node.attrs.get("kernel") if name == "stride" and "kernel" in node.attrs else _DEFAULTS.get(name)
     value = node.attrs.get(name, default)
-    if name == "activation":
-        if value not in ACTIVATIONS:
-            raise unknown_name(f"activation of layer {node.name!r}:", str(value), ACTIVATIONS)
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            raise unknown_name(f"{name} of layer {node.name!r}:", str(value), _CHOICES[name])
         return value
-    if name == "precision":
-        if value not in PRECISIONS:
-            raise unknown_name(f"precision of layer {node.name!r}:", str(value), PRECISIONS)
-        return value
-    if name == "count_include_pad":
+    if name in ("count_include_pad", "align_corners"):
         return bool(value)
+    if name == "size" and value is None and node.kind == "depth_to_space":
+        return None
     if name in ("groups", "heads"):
         return _ints(node, name, [value], 1, 1)[0]
     if name in ("epsilon", "scale"):
@@ -51,7 +54,7 @@ def attribute(node: Node, name: str) -> Any:
         return _ints(node, name, value, None, -1)
     if name == "padding":
         return _ints(node, name, value, 4, 0)
-    return _ints(node, name, value, 2, 1)
+    return _ints(node, name, value, 2, 0 if name == "crop" else 1)
 
 
 def is_int(value: object) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ACTIVATIONS", "LARGEST_BF16", "LAYERS", "PRECISIONS", "Array", "Node", "Norm", "Quant", "Shape"]
+__all__ = ["ACTIVATIONS", "LARGEST_BF16", "LAYERS", "MODES", "PRECISIONS", "Array", "Node", "Norm", "Quant", "Shape"]
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -17,10 +17,13 @@ Shape = tuple[int, ...]
 #: The kinds of nodes that have a weight to decide on.
 LAYERS = ("conv2d", "linear")
 
-ACTIVATIONS = ("none", "relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu")
+ACTIVATIONS = ("none", "relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu", "tanh", "elu")
 
 #: What a layer that does not compute in integers multiplies.
 PRECISIONS = ("fp32", "bf16")
+
+#: How an image is upsampled.
+MODES = ("nearest", "bilinear")
 
 #: The largest bf16 number.
 LARGEST_BF16 = (2 - 2**-7) * 2.0**127

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trimtab.graph.operators.base import Operator
-from trimtab.graph.operators.elementwise import Activation, Add, Mul, Quantize
+from trimtab.graph.operators.elementwise import Activation, Add, ChannelAffine, Mul, PReLU, Quantize
 from trimtab.graph.operators.layers import Conv2d, Linear
-from trimtab.graph.operators.moving import ChannelMap, Concat, Flatten, Subsample
-from trimtab.graph.operators.pooling import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from trimtab.graph.operators.moving import ChannelMap, Concat, DepthToSpace, Flatten, Subsample
+from trimtab.graph.operators.pooling import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    GlobalAvgPool2d,
+    GroupNorm,
+    MaxPool2d,
+    Upsample,
+)
 from trimtab.graph.operators.tokens import Attention, LayerNorm, Tokens
 
 __all__ = ["OPERATORS", "Operator"]
@@ -31,4 +38,9 @@ OPERATORS: Mapping[str, Operator] = {
     "layer_norm": LayerNorm(),
     "tokens": Tokens(),
     "attention": Attention(),
+    "prelu": PReLU(),
+    "channel_affine": ChannelAffine(),
+    "group_norm": GroupNorm(),
+    "upsample": Upsample(),
+    "depth_to_space": DepthToSpace(),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -61,7 +62,15 @@ class Operator:
 
     def sliced(self, node: Node, source: Array, out: Array) -> Node:
         """Return the node with only the input channels `source` and the output channels `out`, ascending."""
-        return node.with_weights(**{name: array[out] for name, array in node.weights.items()})
+        weights = {name: array[out] for name, array in node.weights.items()}
+        if not weights:
+            return node
+        before = len(next(iter(node.weights.values())))
+        return replace(node, attrs=self.with_channels(node.attrs, before, len(out)), weights=weights)
+
+    def with_channels(self, attrs: Mapping[str, Any], before: int, after: int) -> Mapping[str, Any]:
+        """Return the attributes where, of so many channels `before`, so many are left."""
+        return attrs
 
     def macs(self, attrs: Mapping[str, Any], source: Shape, out: Shape) -> int:
         """Return the multiply-accumulates for one image, given the shapes of the first input and of the output."""

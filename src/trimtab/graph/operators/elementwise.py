@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from trimtab.errors import BadInput
 from trimtab.graph.node import Array, Node, Shape
-from trimtab.graph.operators.base import Operator, Pair
+from trimtab.graph.operators.base import Operator, Pair, check_constants
 
-__all__ = ["Activation", "Add", "Mul", "Quantize"]
+__all__ = ["Activation", "Add", "ChannelAffine", "Mul", "PReLU", "Quantize"]
 
 
 class Quantize(Operator):
@@ -24,6 +24,28 @@ class Activation(Operator):
         # A channel that is zero is a constant behind these, which only a product takes back to zero.
         sigmoid = node.attrs["activation"] in ("sigmoid", "hard_sigmoid")
         return sigmoid and not all(reader.kind == "mul" for reader in readers)
+
+
+class PReLU(Operator):
+    """The activation max(x, 0) + slope * min(x, 0), with `weights["slope"]`, (C,) float32."""
+
+    weights = ("slope",)
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        check_constants(node, {"slope": inputs[0][:1]})
+        return inputs[0]
+
+
+class ChannelAffine(Operator):
+    """The product with `weights["weight"]` plus `weights["bias"]`, each (C,) float32, or one of the two."""
+
+    weights = ("weight", "bias")
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        if not node.weights:
+            raise BadInput(f"layer {node.name!r}: channel_affine needs weights['weight'], weights['bias'] or both")
+        check_constants(node, {"weight": inputs[0][:1], "bias": inputs[0][:1]}, optional=True)
+        return inputs[0]
 
 
 class Add(Operator):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from trimtab.errors import BadInput
 from trimtab.graph.node import Array, Node, Shape
-from trimtab.graph.operators.base import Operator, image_of
+from trimtab.graph.operators.base import Operator, Pair, image_of
 
-__all__ = ["ChannelMap", "Concat", "Flatten", "Subsample"]
+__all__ = ["ChannelMap", "Concat", "DepthToSpace", "Flatten", "Subsample"]
 
 
 class _Move(Operator):
@@ -44,7 +44,10 @@ class Subsample(_Move):
 
 
 class ChannelMap(_Move):
-    """A choice of channels: output channel c is input channel `index[c]`, or zero where that is -1."""
+    """A choice of channels: output channel c is input channel `index[c]`, or zero where that is -1.
+
+    Where there are zeros, as in the shortcuts of option A, either side keeps channels of its own.
+    """
 
     attributes = ("index",)
 
@@ -60,6 +63,35 @@ class ChannelMap(_Move):
     def sliced(self, node: Node, source: Array, out: Array) -> Node:
         position = {int(channel): i for i, channel in enumerate(source)}
         return node.with_attrs(index=tuple(position.get(node.attrs["index"][channel], -1) for channel in out))
+
+
+class DepthToSpace(_Move):
+    """A rearrangement of channels to pixels by a `block` (h, w): with (y, x) moved by the `crop` (top, left), output
+    (c, y, x) is input ((c * h + y % h) * w + x % w, y // h, x // w). Its `size` (rows, columns), where that is None, is
+    as far as the input reaches."""
+
+    attributes = ("block", "crop", "size")
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        c, h, w = image_of(node, inputs[0])
+        block, (top, left) = node.attrs["block"], node.attrs["crop"]
+        if c % prod(block):
+            raise BadInput(f"layer {node.name!r}: blocks of {block} do not fit {c} channels")
+        below, right = h * block[0] - top, w * block[1] - left
+        rows, columns = node.attrs["size"] or (below, right)
+        if not (0 < rows <= below and 0 < columns <= right):
+            raise BadInput(
+                f"layer {node.name!r}: {(rows, columns)} pixels from {(top, left)} are not all inside of "
+                f"{(h * block[0], w * block[1])}"
+            )
+        return (c // prod(block), rows, columns)
+
+    def carry(self, node: Node, inputs: Sequence[Array], channels: int) -> Array:
+        return inputs[0].reshape(channels, -1)[:, 0]
+
+    def ties(self, node: Node, inputs: Sequence[Array], output: Array) -> Iterator[Pair]:
+        first, *others = inputs[0].reshape(-1, prod(node.attrs["block"])).T
+        yield from ((first, other) for other in others)
 
 
 class Concat(Operator):

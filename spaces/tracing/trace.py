@@ -8,30 +8,32 @@ import math
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn import functional as F
 
 from trimtab.errors import BadInput
 from trimtab.graph import Graph
-from trimtab.spaces.convert import UnsupportedNetwork, as_tuple, convert, is_in_place
 from trimtab.spaces.execute import run
-from trimtab.spaces.zoo import ChannelPad
+from trimtab.spaces.tracing.converter import Converter, UnsupportedNetwork, is_in_place
 
-__all__ = ["UnsupportedNetwork", "convert", "trace", "trace_both", "trace_module"]
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, ChannelPad) or super().is_leaf_module(module, qualified_name)
+__all__ = ["trace"]
 
 
-def trace_module(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
-    """Trace a module, with every node's shape for `example` (1, C, H, W) or (1, F) in its metadata.
+def trace(model: nn.Module, example: torch.Tensor) -> Graph:
+    """Turn a module into a `Graph`; what it cannot express is an `UnsupportedNetwork`.
 
-    The module is put into evaluation mode, and the traced one shares its weights; `trace_both` works on a copy.
+    `example` is one input, (1, C, H, W), (1, C, L) or (1, F), float32; a signal (C, L) is a tensor (C, L, 1) of the
+    program. The module is not changed, its weights are copied. The program is run beside it on random inputs: one that
+    computes something else is an `UnsupportedNetwork`.
     """
-    model = model.eval()
+    model = copy.deepcopy(model).eval()
+    network = Converter(_trace_module(model, example)).convert()
+    _compare(model, network, example)
+    return network
+
+
+def _trace_module(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+    """Return the module as torch.fx sees it, with every node's shape for `example` in its metadata."""
     try:
-        graph = _Tracer().trace(model)
+        graph = fx.Tracer().trace(model)
     except Exception as error:
         raise UnsupportedNetwork(
             f"torch.fx cannot trace {type(model).__name__}: {error}; control flow that depends on the data "
@@ -43,7 +45,6 @@ def trace_module(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     modules = dict(module.named_modules())
     graph = module.graph
     graph.eliminate_dead_code(lambda node: node.is_impure() or is_in_place(node, modules.get(str(node.target))))
-    _make_channel_pads_modules(module)
     _give_every_use_a_layer(module)
     try:
         with torch.no_grad():
@@ -54,27 +55,6 @@ def trace_module(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
             f"{type(model).__name__} does not accept an input of shape {tuple(example.shape)}: {error}"
         ) from error
     return module
-
-
-def _make_channel_pads_modules(module: fx.GraphModule) -> None:
-    """Turn `F.pad` of channels into `ChannelPad`, so that the dependency graph sees in and out channels apart."""
-    for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.target is not F.pad:
-            continue
-        amounts = as_tuple(node.args[1] if len(node.args) > 1 else node.kwargs["pad"])
-        value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
-        mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-        if not all(isinstance(amount, int) for amount in amounts) or mode != "constant" or value:
-            continue
-        if len(amounts) != 6 or any(amounts[:4]) or min(amounts) < 0:
-            continue
-        name = f"channel_{node.name}"
-        module.add_submodule(name, ChannelPad(amounts[4], amounts[5]))
-        with module.graph.inserting_after(node):
-            replacement = module.graph.call_module(name, (node.args[0],))
-        node.replace_all_uses_with(replacement)
-        module.graph.erase_node(node)
-    module.recompile()
 
 
 def _give_every_use_a_layer(module: fx.GraphModule) -> None:
@@ -89,28 +69,6 @@ def _give_every_use_a_layer(module: fx.GraphModule) -> None:
             node.target = f"{name}_use{uses[name]}"
             module.add_submodule(node.target, copy.deepcopy(module.get_submodule(name)))
     module.recompile()
-
-
-def trace(model: nn.Module, example: torch.Tensor) -> Graph:
-    """Turn a module into a `Graph`; what it cannot express is an `UnsupportedNetwork`.
-
-    `example` is one input, (1, C, H, W) or (1, F), float32. The module is not changed, its weights are copied.
-    """
-    return trace_both(model, example)[1]
-
-
-def trace_both(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule, Graph]:
-    """Return what `trace` returns and the fx module that it came from, whose weights are a copy of the model's.
-
-    The network is run beside the model on random inputs: one that computes something else is an `UnsupportedNetwork`.
-    """
-    model = copy.deepcopy(model).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())  # Torch-Pruning reads the graph off autograd
-    module = trace_module(model, example)
-    network = convert(module)
-    _compare(model, network, example)
-    return module, network
 
 
 def _compare(model: nn.Module, network: Graph, example: torch.Tensor) -> None:
