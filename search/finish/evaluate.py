@@ -20,6 +20,9 @@ from trimtab.spaces.policy import Policy
 
 __all__ = ["evaluate_policy"]
 
+#: A policy that is too near to its budget to tell is measured up to so many times as long as others.
+PATIENCE = 4
+
 
 def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: Path | None = None) -> dict[str, Any]:
     """Return a policy's figures: accuracies in [0, 1], latency in seconds and relative to the fp32 base and to its int8
@@ -35,7 +38,8 @@ def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: P
     logits = judge.logits(candidate, judge.images)
     bench = bench_of(problem)
     link, limit = measured_link(problem, bench, run, progress)
-    latency = bench.measure(candidate, link, problem.config.measure.final_seconds, limit)
+    seconds = problem.config.measure.final_seconds * (1 if limit is None else PATIENCE)
+    latency = bench.measure(candidate, link, seconds, limit)
     model = CostModel(problem.space, LatencyTable(bench.engine, problem.space))
     return {
         "policy": policy.id,
