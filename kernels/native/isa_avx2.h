@@ -40,9 +40,17 @@ struct Avx2 : Vector<Lanes8> {
   }
 
   TRIMTAB_INLINE void store_part(float* p, F x, int count) {
-    static const int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-    const auto mask = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + 8 - count));
-    _mm256_maskstore_ps(p, mask, (__m256)x);
+    // By halves: AMD's cores take dozens of steps for a masked store.
+    __m128 part = _mm256_castps256_ps128((__m256)x);
+    if (count & 4) {
+      _mm_storeu_ps(p, part);
+      p += 4, part = _mm256_extractf128_ps((__m256)x, 1);
+    }
+    if (count & 2) {
+      std::memcpy(p, &part, 8);
+      p += 2, part = _mm_movehl_ps(part, part);
+    }
+    if (count & 1) std::memcpy(p, &part, 4);
   }
   TRIMTAB_INLINE void store_u8_part(uint8_t* p, I x, int count) {
     uint8_t all[8];
