@@ -186,6 +186,8 @@ def expand(name: str, parts: Mapping[str, Array], shape: tuple[int, ...]) -> Arr
     """Return the weight (O, I, ...) that parameters stand for, of their type; ValueError where they do not fit."""
     if name not in LAYOUTS or set(parts) != set(LAYOUTS[name].parts):
         raise ValueError(f"{sorted(parts)} are not the parameters of {name!r} weights")
+    if len(shape) < 2:
+        raise ValueError(f"a weight of shape {shape} has no {name} values")
     weight = LAYOUTS[name].expand(parts, shape)
     if weight.shape != shape:
         raise ValueError(f"parameters of {name} weights of shape {weight.shape}, not {shape}")

@@ -145,6 +145,8 @@ def test_parameters_that_do_not_fit_are_refused(rng: np.random.Generator) -> Non
         ("product", {"codebook": values, "index": index}, (4, 6)),
         ("product", {"codebook": values, "index": index[:, :1]}, (4, 6)),
         ("tangled", {"values": values}, (3, 4)),
+        ("circulant", {"values": values[0, 0]}, (6,)),
+        ("product", {"codebook": values, "index": index}, (4,)),
     ]:
         with pytest.raises(ValueError, match=name):
             expand(name, parts, shape)
