@@ -156,7 +156,7 @@ static void max_pool(const PoolArgs& g, const Operand& in, const Operand& out, s
 
 // The mean over a window of up to one vector of channels, from channel c.
 template <class S>
-TRIMTAB_INLINE typename S::F window_mean(const PoolArgs& g, const Operand& in, const Window& w, int c, int lanes) {
+TRIMTAB_INLINE typename S::F window_mean(const PoolArgs& g, const Operand& in, const Window& w, int c) {
   typename S::I integers = S::set(int32_t{0});
   typename S::F reals = S::set(0.0f);
   for (int y = w.y0; y < w.y1; ++y) {
@@ -178,7 +178,7 @@ static void avg_pool(const PoolArgs& g, const Operand& in, const Store& s, size_
     const Window w = window_of(g, pixel);
     for (int c = 0; c < g.c; c += S::kLanes) {
       const int lanes = least(S::kLanes, g.c - c);
-      store_real<S>(s.out, pixel * g.c + c, window_mean<S>(g, in, w, c, lanes), lanes);
+      store_real<S>(s.out, pixel * g.c + c, window_mean<S>(g, in, w, c), lanes);
     }
   }
 }
