@@ -317,6 +317,7 @@ def count_macs(model: nn.Module, example: torch.Tensor, steps: Sequence[Step]) -
 _FREE: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.SyncBatchNorm,
     nn.GroupNorm,
     nn.InstanceNorm1d,
     nn.InstanceNorm2d,

@@ -173,7 +173,8 @@ def _collect(part: Any, name: str, limit: int | None = None) -> tuple[np.ndarray
         try:
             x, y = batch
             images.append(np.asarray(torch.as_tensor(x).detach().cpu(), dtype=np.float32))
-            labels.append(np.asarray(torch.as_tensor(y).detach().cpu(), dtype=np.int64))
+            given = np.asarray(torch.as_tensor(y).detach().cpu())
+            labels.append(given.astype(np.int64))
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadInput(f"task.{name} does not yield (images, labels): {error}") from error
         if images[-1].ndim not in (2, 4) or labels[-1].shape != images[-1].shape[:1]:
@@ -183,6 +184,10 @@ def _collect(part: Any, name: str, limit: int | None = None) -> tuple[np.ndarray
             )
         if images[-1].shape[1:] != images[0].shape[1:] or labels[-1].min(initial=0) < 0:
             raise BadInput(f"task.{name}: images of one shape and labels from 0 are needed in every batch")
+        if (labels[-1] != given).any():
+            raise BadInput(f"task.{name}: labels are whole numbers, found {given[labels[-1] != given][0]:g}")
+        if endless := int((~np.isfinite(images[-1])).any(axis=tuple(range(1, images[-1].ndim))).sum()):
+            raise BadInput(f"task.{name}: {endless} images of a batch have values that are not finite")
         count += len(images[-1])
         if limit is not None and count >= limit:
             break

@@ -14,6 +14,7 @@ from torch import nn
 from trimtab.errors import BadInput, unknown_name
 from trimtab.graph import Array, Graph, Node
 from trimtab.graph.channels import propagate
+from trimtab.graph.program import MAX_INTEGER_INPUTS
 from trimtab.spaces.criteria import CRITERIA, Evidence, channel_scores
 from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises
 from trimtab.spaces.formats import DEFAULT_FORMATS, FLOAT, INT8, LayerFormat
@@ -227,7 +228,9 @@ class Space:
         for op in self.network.layers:
             if op.name in self.options.fixed:
                 continue
-            knobs.append(Knob("bits", op.name, self._formats))
+            knobs.append(
+                Knob("bits", op.name, tuple(f for f in self._formats if fits_integers(op) or not f.is_integer))
+            )
             in_shape = self.network.shapes[op.inputs[0]]
             texts = tuple(form.text for form in forms if form.is_offered(op, in_shape))
             knobs.append(Knob("form", op.name, (*texts, DENSE)))
@@ -338,8 +341,8 @@ class Space:
         return self.decode(vector)
 
     def int8(self) -> Policy:
-        """Return the uniform int8 form: every layer at 8/8 bits, nothing pruned or factorised."""
-        layers = {op.name: LayerDecision(INT8) for op in self.network.layers}
+        """Return the uniform int8 form: every layer that can be at 8/8 bits, nothing pruned or factorised."""
+        layers = {op.name: LayerDecision(INT8 if fits_integers(op) else FLOAT) for op in self.network.layers}
         return Policy(self.fingerprint, {group.name: group.size for group in self.groups}, layers)
 
     def check(self, policy: Policy) -> None:
@@ -369,6 +372,8 @@ class Space:
         bits = decision.format
         if (why := bits.why_not_offered) is not None:
             raise BadInput(f"layer {op.name!r}: {why}")
+        if bits.is_integer and not fits_integers(op):
+            raise BadInput(f"layer {op.name!r}: sums over {op.weight[0].size} integers might not fit 32 bits")
         if decision.pattern is not None and not bits.weight.has_zero:
             raise BadInput(
                 f"layer {op.name!r}: {bits.weight.bits}-bit weights ({bits.weight.grid}) have no zero to be sparse by"
@@ -491,6 +496,11 @@ def _difference(policy: Policy, decoded: Policy) -> str:
         if decision != decoded.layers[name]:
             return f"layer {name!r} has {decision}, where only {decoded.layers[name]} can be reached"
     return "its groups and layers differ"
+
+
+def fits_integers(op: Node) -> bool:
+    """Whether a layer's sums of integers fit their 32 bits, whatever the integers are."""
+    return bool(op.weight[0].size <= MAX_INTEGER_INPUTS)
 
 
 def build_space(

@@ -136,11 +136,13 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         state = state["state_dict"]
     if not isinstance(state, dict):
         raise BadInput(f"the checkpoint {path} is not a state dict")
-    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    wanted = model.state_dict()
+    # What DataParallel puts before every name, unless the network has a part of that name.
+    names = {name: str(name) if name in wanted else str(name).removeprefix("module.") for name in state}
+    state = {names[name]: value for name, value in state.items()}
     odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if odd:
         raise BadInput(f"the checkpoint {path} is not a state dict: {odd[0]!r} is no tensor")
-    wanted = model.state_dict()
     wrong = [
         f"{name} is {tuple(state[name].shape)}, the network's is {tuple(wanted[name].shape)}"
         for name in wanted

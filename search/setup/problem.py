@@ -22,6 +22,7 @@ from trimtab.search.setup.networks import load_network
 from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.repair import Calibration
 from trimtab.spaces.space import Removal, Space, build_space
+from trimtab.spaces.tracing import plain_module
 from trimtab.threads import torch_threads
 
 __all__ = ["Problem", "load_problem", "make_problem", "open_database", "with_database"]
@@ -86,6 +87,7 @@ def load_problem(config: Config, progress: Progress, download: bool = False) -> 
 @torch_threads(1)
 def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     """Trace a model, agree on its MACs and record its untouched activations."""
+    model = plain_module(model)
     example = torch.from_numpy(splits.calibration[:1].copy())
     space = build_space(model, example, config.space, splits.calibration)
     outputs = space.network.shapes[space.network.output]

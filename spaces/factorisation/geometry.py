@@ -59,7 +59,7 @@ class Geometry:
     @property
     def is_depthwise(self) -> bool:
         """Whether every channel is convolved on its own."""
-        return self.groups > 1 and self.groups == self.outputs
+        return self.groups > 1 and self.groups == self.outputs == self.inputs
 
     @property
     def taps(self) -> int:

@@ -2,6 +2,7 @@
 
 from trimtab.spaces.tracing import arithmetic, channels, layers, pooling, shapes, tokens
 from trimtab.spaces.tracing.converter import UnsupportedNetwork
+from trimtab.spaces.tracing.front_door import plain_module
 from trimtab.spaces.tracing.trace import trace
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "arithmetic",
     "channels",
     "layers",
+    "plain_module",
     "pooling",
     "shapes",
     "tokens",

@@ -106,7 +106,7 @@ class Converter:
                 source = node
                 if len(raw_shape(node)) not in (1, 2, 3):
                     raise UnsupportedNetwork(f"the input must be images, signals or vectors, not {raw_shape(node)}")
-                self.names[node] = self.input = node.name
+                self.names[node] = self.input = self.fresh(node.name)
                 if len(raw_shape(node)) == 2:
                     self.signals.add(node)
             elif node.op == "output":
@@ -118,7 +118,7 @@ class Converter:
                 if len(raw_shape(result)) == 2:
                     raise UnsupportedNetwork("a network whose output is a sequence cannot be compressed")
                 output = self.tensor(result)
-                return raise_activations(Graph(source.name, self.shape(source), self._living(output), output))
+                return raise_activations(Graph(self.input, self.shape(source), self._living(output), output))
             elif "tensor_meta" in node.meta:  # sizes have none
                 self._node(node)
         raise UnsupportedNetwork("the network has no output")
@@ -134,6 +134,8 @@ class Converter:
         return tuple(reversed(kept))
 
     def _node(self, node: fx.Node) -> None:
+        # Sizes, and what is computed from them, are what they are for the example.
+        node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda read: read.meta.get("value", read))
         if "input" in node.kwargs:
             node.args = (node.kwargs["input"], *node.args)
             node.kwargs = {name: value for name, value in node.kwargs.items() if name != "input"}
@@ -193,8 +195,8 @@ class Converter:
     def tensor(self, node: Any) -> str:
         """Return the tensor that holds an fx node's value."""
         if node in self.planes and node not in self.names:  # pixels in a row are a signal
-            self.nodes.append(Node("tokens", node.name, (self.planes[node],)))
-            self.names[node] = node.name
+            self.nodes.append(Node("tokens", self.fresh(node.name), (self.planes[node],)))
+            self.names[node] = self.nodes[-1].name
         if node in self.shuffles:
             raise UnsupportedNetwork(f"what {node.name!r} reshapes to {raw_shape(node)} is used as it is")
         if not isinstance(node, fx.Node) or node not in self.names:
@@ -214,10 +216,20 @@ class Converter:
             self.names.update((other, name) for other, old in self.names.items() if old == inputs[0])
 
     def name_for(self, node: fx.Node) -> str:
-        """Return a name for what computes an fx node: the module's where that is free."""
-        name = str(node.target) if node.op == "call_module" else node.name
-        taken = name == self.input or any(other.name == name for other in self.nodes)
-        return node.name if taken else name
+        """Return a name for what computes an fx node: the module's, or nearly so where that is taken."""
+        if node.op != "call_module":
+            return self.fresh(node.name)
+        return self._untaken(str(node.target), set())
+
+    def fresh(self, name: str) -> str:
+        """Return a name that no tensor has, nor any module, whose turn may come."""
+        return self._untaken(name, set(self.modules))
+
+    def _untaken(self, name: str, taken: set[str]) -> str:
+        taken |= {self.input, *(other.name for other in self.nodes)}
+        while name in taken:
+            name += "_"
+        return name
 
     def alias(self, node: fx.Node, tensor: str | None = None) -> None:
         """Note the tensor that holds an fx node's value: that of its first operand where none is named."""

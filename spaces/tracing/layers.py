@@ -73,7 +73,7 @@ def conv_transpose(c: Converter, node: fx.Node, module: nn.ConvTranspose2d) -> N
     c.add(node, "conv2d", (source,), attrs=attrs, weights=layer_weights(weight, bias))
     if block != (1, 1) or crop != (0, 0):
         attrs = {"block": block, "crop": crop, "size": size}
-        c.nodes.append(Node("depth_to_space", f"{c.names[node]}.pixels", (c.names[node],), attrs))
+        c.nodes.append(Node("depth_to_space", c.fresh(f"{c.names[node]}.pixels"), (c.names[node],), attrs))
         c.alias(node, c.nodes[-1].name)
 
 
@@ -122,7 +122,7 @@ def linear(c: Converter, node: fx.Node, module: nn.Linear) -> None:
         raise c.unsupported(node, f"Linear over the last axis of {'signals' if rank == 2 else 'images'}")
 
 
-@modules(nn.BatchNorm2d, nn.BatchNorm1d)
+@modules(nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
 def norm(c: Converter, node: fx.Node, module: nn.BatchNorm2d) -> None:
     if module.running_mean is None or module.running_var is None:
         raise c.unsupported(node, "batch norm without running statistics")

@@ -94,11 +94,11 @@ def mean(c: Converter, node: fx.Node) -> None:
     line = source in c.signals and len(raw_shape(source)) == 2 and set(as_tuple(axes)) in ({2}, {-1})
     if not line and (len(raw_shape(source)) != 3 or set(as_tuple(axes)) not in _SPATIAL_AXES):
         raise c.unsupported(node, f"mean over axes {axes}")
-    pooled = node.name if keep else f"{node.name}_pool"
-    c.nodes.append(Node("global_avg_pool2d", pooled, (c.tensor(source),)))
+    tensor = c.tensor(source)
+    c.nodes.append(Node("global_avg_pool2d", c.fresh(node.name if keep else f"{node.name}_pool"), (tensor,)))
     if not keep:
-        c.nodes.append(Node("flatten", node.name, (pooled,)))
-    c.alias(node, node.name)
+        c.nodes.append(Node("flatten", c.fresh(node.name), (c.nodes[-1].name,)))
+    c.alias(node, c.nodes[-1].name)
 
 
 @modules(nn.Upsample)

@@ -88,7 +88,9 @@ def pad(c: Converter, node: fx.Node) -> None:
     spatial = (top, left, bottom, right)
     if any(others) or min(amounts) < 0 or len(raw_shape(node)) != 3 or (any(spatial) and (front or back)):
         raise c.unsupported(node, f"padding by {amounts}")
-    if front or back:
+    if not any(amounts):
+        c.alias(node)
+    elif front or back:
         pad_channels(c, node, front, back)
     else:
         _spatial_pad(c, node, spatial)

@@ -103,7 +103,6 @@ def _extend(c: Converter, node: fx.Node, source: Any, what: str, constant: Array
 def first_token(c: Converter, node: fx.Node, source: fx.Node) -> None:
     """Take the first token as a vector."""
     _, length, _ = c.shape(source)
-    first = f"{node.name}_token"
-    c.nodes.append(Node("subsample", first, (c.tensor(source),), {"stride": (length, 1)}))
-    c.nodes.append(Node("flatten", node.name, (first,)))
-    c.alias(node, node.name)
+    c.nodes.append(Node("subsample", c.fresh(f"{node.name}_token"), (c.tensor(source),), {"stride": (length, 1)}))
+    c.nodes.append(Node("flatten", c.fresh(node.name), (c.nodes[-1].name,)))
+    c.alias(node, c.nodes[-1].name)

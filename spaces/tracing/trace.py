@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -13,6 +14,7 @@ from trimtab.errors import BadInput
 from trimtab.graph import Graph
 from trimtab.spaces.execute import run
 from trimtab.spaces.tracing.converter import Converter, UnsupportedNetwork, is_in_place
+from trimtab.spaces.tracing.front_door import plain_module
 
 __all__ = ["trace"]
 
@@ -24,9 +26,9 @@ def trace(model: nn.Module, example: torch.Tensor) -> Graph:
     program. The module is not changed, its weights are copied. The program is run beside it on random inputs: one that
     computes something else is an `UnsupportedNetwork`.
     """
-    model = copy.deepcopy(model).eval()
-    network = Converter(_trace_module(model, example)).convert()
-    _compare(model, network, example)
+    plain = plain_module(model)
+    network = Converter(_trace_module(plain, example)).convert()
+    _compare(plain, network, example)
     return network
 
 
@@ -49,12 +51,22 @@ def _trace_module(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     try:
         with torch.no_grad():
             model(example.clone())
-            ShapeProp(module).propagate(example.clone())
+            _Propagation(module).propagate(example.clone())
     except Exception as error:
         raise BadInput(
             f"{type(model).__name__} does not accept an input of shape {tuple(example.shape)}: {error}"
         ) from error
     return module
+
+
+class _Propagation(ShapeProp):
+    """A run that notes every tensor's shape, and every other value: the example fixes all sizes."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if "tensor_meta" not in n.meta:
+            n.meta["value"] = value
+        return value
 
 
 def _give_every_use_a_layer(module: fx.GraphModule) -> None:
@@ -66,9 +78,16 @@ def _give_every_use_a_layer(module: fx.GraphModule) -> None:
         name = node.target
         uses[name] = uses.get(name, 0) + 1
         if uses[name] > 1:
-            node.target = f"{name}_use{uses[name]}"
+            node.target = _free_name(f"{name}_use{uses[name]}", module)
             module.add_submodule(node.target, copy.deepcopy(module.get_submodule(name)))
     module.recompile()
+
+
+def _free_name(name: str, module: nn.Module) -> str:
+    taken = {path for path, _ in module.named_modules()} | {path for path, _ in module.named_parameters()}
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _compare(model: nn.Module, network: Graph, example: torch.Tensor) -> None:

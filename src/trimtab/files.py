@@ -13,11 +13,19 @@ __all__ = ["cache_dir", "check_folder", "file_name", "write_bytes", "write_text"
 
 
 def cache_dir() -> Path:
-    """Return the folder for what trimtab measures and trains: `TRIMTAB_CACHE`, or the user's cache folder."""
+    """Return the folder for what trimtab measures and trains: `TRIMTAB_CACHE`, or the user's cache folder.
+
+    It is made; one that cannot be is a `BadInput`.
+    """
     root = os.environ.get("TRIMTAB_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
+    folder = Path(root or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"the cache {folder} cannot be made ({error.strerror}): let TRIMTAB_CACHE name a folder that can"
+        ) from error
+    return folder
 
 
 def check_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.errors import BadInput
 from trimtab.evaluators import timing_slot
 from trimtab.evaluators.timing import timing_cores, worker_cores
 from trimtab.files import cache_dir
@@ -136,7 +137,10 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_dir() == tmp_path / "home" / ".cache" / "trimtab"
-    assert not (tmp_path / "own").exists()
+    assert (tmp_path / "own").is_dir()
+    monkeypatch.setenv("TRIMTAB_CACHE", "/proc/none")
+    with pytest.raises(BadInput, match="TRIMTAB_CACHE"):
+        cache_dir()
 
 
 def test_all_threads_get_their_priority_back() -> None:

@@ -84,6 +84,13 @@ def test_arrays_do_without_final_images_and_say_so(model: nn.Module, capfd: pyte
     assert capfd.readouterr().out == ""
 
 
+def without(part: tuple[np.ndarray, np.ndarray], value: float) -> tuple[np.ndarray, np.ndarray]:
+    """The part with a value that is not finite in two of its images."""
+    images = part[0].copy()
+    images[3, 0, 0, 0] = images[5, 0, 2, 2] = value
+    return images, part[1]
+
+
 @pytest.mark.parametrize(
     ("task", "said"),
     [
@@ -98,6 +105,15 @@ def test_arrays_do_without_final_images_and_say_so(model: nn.Module, capfd: pyte
         ((arrays(32), (arrays(8)[0], arrays(8)[1] - 1)), "labels from 0"),
         ((arrays(32), [arrays(8), (np.zeros((2, 1, 9, 9)), np.zeros(2))]), "one shape"),
         ((arrays(32), arrays(32, classes=9)), "9 classes"),
+        ((arrays(32), (arrays(8)[0], arrays(8)[1] + 0.25)), "task.selection: labels are whole numbers, found [0-9].25"),
+        *(
+            (parts, f"{name}: 2 images of a batch")
+            for value in (np.nan, np.inf)
+            for name, parts in (
+                ("train", (without(arrays(32), value), arrays(8))),
+                ("selection", (arrays(32), without(arrays(8), value))),
+            )
+        ),
     ],
 )
 def test_data_of_the_wrong_form_is_refused(model: nn.Module, tmp_path: Path, task: Any, said: str) -> None:

@@ -340,8 +340,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "cat on height": (lambda net, x: torch.cat([x, x], 2), r"cat on axis 2"),
     "pad before a pool": (lambda net, x: F.max_pool2d(F.pad(x, (1, 1)), 2), r"directly before a convolution"),
     "negative pad": (lambda net, x: net.conv(net.crop(x)), r"padding by .*'crop'"),
-    "pad by a size": (lambda net, x: net.conv(F.pad(x, (0, x.shape[1]))), r"depends on the input at 'pad'"),
-    "channel pad by a size": (lambda net, x: F.pad(x, (0, 0, 0, 0, 0, x.shape[1])), r"depends on the input"),
     "crop": (lambda net, x: net.conv(x)[:, :, 1:], r"indexing"),
     "two outputs": (lambda net, x: (net.conv(x), x), r"more than one output"),
     "control flow": (lambda net, x: net.conv(x) if x.sum() > 0 else x, r"control flow"),

@@ -110,7 +110,7 @@ class Node:
     @property
     def is_depthwise(self) -> bool:
         """Whether every channel is convolved on its own."""
-        return self.groups > 1 and self.groups == self.weight.shape[0]
+        return self.groups > 1 and self.groups == self.weight.shape[0] and self.weight.shape[1] == 1
 
     @property
     def is_selection(self) -> bool:

@@ -22,7 +22,7 @@ from trimtab.graph.node import Node, Quant, Shape
 from trimtab.graph.operators import OPERATORS
 from trimtab.graph.operators.base import sized
 
-__all__ = ["Graph", "check_graph", "is_integer", "with_defaults"]
+__all__ = ["MAX_INTEGER_INPUTS", "Graph", "check_graph", "is_integer", "with_defaults"]
 
 MAX_INTEGER_INPUTS = 32768  # of one output: 255 * 128 * 32768 < 2^30, and the bias is within 2^30 too
 MAX_INTEGER_WINDOW = 2**23  # pixels under an average of integers: 255 * 2^23 < 2^31
