@@ -50,7 +50,7 @@ class Mutant:
         return self.path.startswith("kernels/native/")
 
 
-LAYERS = ("test_integers", "test_bf16", "test_narrow", "test_operators")
+LAYERS = ("kernels/test_integers", "kernels/test_bf16", "kernels/test_narrow", "kernels/test_operators")
 
 MUTANTS = (
     Mutant(
