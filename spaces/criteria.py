@@ -27,7 +27,7 @@ from trimtab.graph import Array, Graph, Node
 from trimtab.graph.channels import propagate
 from trimtab.spaces.execute import LayerGradient, layer_gradients, run
 from trimtab.spaces.groups import ChannelGroup
-from trimtab.spaces.reconstruct import draw_positions, receptive_fields
+from trimtab.spaces.reconstruct import draw_positions, is_fitted, receptive_fields
 from trimtab.threads import one_blas_thread
 
 __all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "drawn_loss", "weight_gradients"]
@@ -115,7 +115,7 @@ class Evidence:
 
         def observe(op: Node, y: Tensor) -> None:
             for reader in self.network.readers(op.name):
-                if reader.is_layer and not reader.is_depthwise:
+                if reader.is_layer and not reader.is_depthwise and is_fitted(reader):
                     places = draw_positions(reader, (len(y), *self.network.shapes[reader.name]), seed=0)
                     fields = receptive_fields(reader, y, places).double()
                     grams[reader.name] = (fields.T @ fields / len(fields)).numpy()

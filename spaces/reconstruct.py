@@ -25,6 +25,7 @@ __all__ = [
     "Sample",
     "draw_positions",
     "eager_order",
+    "is_fitted",
     "is_rectified",
     "receptive_fields",
     "sample_targets",
@@ -35,6 +36,9 @@ __all__ = [
 #: Sampled output positions per input of the layer where nothing else is asked for, and at least so many.
 SAMPLES_PER_INPUT = 12
 LEAST_SAMPLES = 1024
+
+#: Inputs of a layer that is fitted, at most: their covariance takes the square of them, and solving with it the cube.
+LARGEST_FIT = 8192
 
 #: Ridge on the change of the weights, relative to the mean square of the layer's inputs.
 RIDGE = 0.01
@@ -105,6 +109,11 @@ def target_tensors(network: Graph) -> dict[str, tuple[str, str | None]]:
             if len(others) == 1 and order[others[0]] < order[op.name]:
                 targets[op.name] = (add.name, others[0])
     return targets
+
+
+def is_fitted(op: Node) -> bool:
+    """Whether a layer's weights are fitted: those of so many inputs that their covariance could not be held are not."""
+    return bool(op.weight[0].size <= LARGEST_FIT)
 
 
 def draw_positions(op: Node, shape: Sequence[int], seed: int, per_input: int = SAMPLES_PER_INPUT) -> Positions:

@@ -24,6 +24,7 @@ from trimtab.spaces.reconstruct import (
     SAMPLES_PER_INPUT,
     Sample,
     eager_order,
+    is_fitted,
     is_rectified,
     sample_targets,
     solve,
@@ -96,7 +97,8 @@ class Calibration:
         moments: dict[str, Moments] = {}
         samples: dict[str, Sample] = {}
         sums: dict[str, Tensor] = {}
-        fitted = {tensor: (name, other) for name, (tensor, other) in target_tensors(network).items()}
+        targets = target_tensors(network).items()
+        fitted = {tensor: (name, other) for name, (tensor, other) in targets if is_fitted(network.node(name))}
 
         def observe(op: Node, y: Tensor) -> None:
             if op.is_layer:
