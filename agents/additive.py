@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from trimtab.agents.base import Estimates, Limits
 from trimtab.spaces import Policy, Space
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 __all__ = ["CORRECTIONS", "AdditiveModel", "Factor", "Planner", "Solution", "Solver", "planner_of"]
 

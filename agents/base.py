@@ -61,7 +61,7 @@ class Limits(Protocol):
 
 
 class Estimates(Protocol):
-    """Knowledge of single layers before any network is run: `trimtab.spaces.database.LayerDatabase` is one."""
+    """Knowledge of single layers before any network is run: `trimtab.spaces.repairs.database.LayerDatabase` is one."""
 
     def errors(self, policy: Policy) -> Mapping[str, float]:
         """Return every layer's expected increase of the loss, in nats per image, at least 0; they add up.

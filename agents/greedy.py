@@ -13,7 +13,7 @@ from trimtab.agents.additive import CORRECTIONS, AdditiveModel, Floats, Integers
 from trimtab.agents.base import Agent, Score, stable_seed
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 __all__ = ["Greedy", "shrink"]
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from trimtab.agents.base import Agent
 from trimtab.spaces import LayerFormat, Policy, Space
-from trimtab.spaces.formats import FLOAT
-from trimtab.spaces.layer_forms import DENSE
+from trimtab.spaces.forms.layer_forms import DENSE
+from trimtab.spaces.numbers.formats import FLOAT
 
 __all__ = ["Uniform"]
 

@@ -21,10 +21,10 @@ from trimtab.evaluators.lowering import copied_bits, is_bf16, lower, quant_of, s
 from trimtab.graph import Array, Graph, Node, Quant
 from trimtab.kernels import stored_bytes
 from trimtab.spaces.candidate import Candidate, apply
-from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.execute import run
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.repair import Calibration, compress, settle
+from trimtab.spaces.repairs.database import LayerDatabase
+from trimtab.spaces.repairs.repair import Calibration, compress, settle
 from trimtab.spaces.space import Space
 from trimtab.threads import torch_threads
 

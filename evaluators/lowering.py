@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from trimtab.graph import OPERATORS, Array, Graph, Node, Quant
 from trimtab.spaces.candidate import Candidate, narrowed
-from trimtab.spaces.formats import BYTE
+from trimtab.spaces.numbers.formats import BYTE
+from trimtab.spaces.numbers.ranges import activation_quant
 from trimtab.spaces.policy import LayerDecision
-from trimtab.spaces.ranges import activation_quant
 
 __all__ = ["Storage", "copied_bits", "is_bf16", "is_integer", "lower", "moves", "quant_of", "storage", "weight_arrays"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab import kernels
 from trimtab.evaluators.engines import ENGINES
-from trimtab.evaluators.timing import timing_cores, worker_cores
+from trimtab.evaluators.measure.timing import timing_cores, worker_cores
 from trimtab.files import cache_dir
 
 __all__ = ["examine"]

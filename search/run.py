@@ -16,8 +16,8 @@ from typing import Any
 from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import graded
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.cost import CostModel, TableError
 from trimtab.evaluators.engines import SIMULATED
+from trimtab.evaluators.price.cost import CostModel, TableError
 from trimtab.files import write_text
 from trimtab.search.finish.export import IN_WORDS, ExportCheck, export_candidate
 from trimtab.search.loop.best_policy import keep_best, write_policy

@@ -2,10 +2,10 @@
 
 from trimtab.graph import Graph, Node, Norm
 from trimtab.spaces.candidate import Candidate, apply
-from trimtab.spaces.formats import DEFAULT_FORMATS, FORMATS, LayerFormat, WeightFormat
+from trimtab.spaces.numbers.formats import DEFAULT_FORMATS, FORMATS, LayerFormat, WeightFormat
+from trimtab.spaces.numbers.quantise import Quantisation
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.quantise import Quantisation
-from trimtab.spaces.repair import Calibration, Repairs, compress
+from trimtab.spaces.repairs.repair import Calibration, Repairs, compress
 from trimtab.spaces.space import Knob, Options, Removal, Space, build_space
 from trimtab.spaces.tracing import UnsupportedNetwork, trace
 

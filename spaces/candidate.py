@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.graph import Array, Graph, Node
 from trimtab.sharing import expand
+from trimtab.spaces.channels.prune import kept_channels, prune, selected_channels
 from trimtab.spaces.factorisation import factorise, layer_of
+from trimtab.spaces.forms.sharing import share, share_integers
+from trimtab.spaces.forms.sparsity import sparsify
+from trimtab.spaces.numbers.quantise import dequantise, quantise_weight
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.prune import kept_channels, prune, selected_channels
-from trimtab.spaces.quantise import dequantise, quantise_weight
-from trimtab.spaces.sharing import share, share_integers
 from trimtab.spaces.space import Space
-from trimtab.spaces.sparsity import sparsify
 
 __all__ = ["Candidate", "apply", "kept_by", "layer_decisions", "narrowed", "prune_network", "reshape_network"]
 

@@ -20,8 +20,8 @@ from trimtab.errors import BadInput
 from trimtab.files import write_bytes
 from trimtab.graph import Array, Graph, Node
 from trimtab.spaces.candidate import Candidate, layer_decisions
+from trimtab.spaces.numbers.quantise import dequantise
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.quantise import dequantise
 from trimtab.spaces.space import Space
 
 __all__ = ["Provenance", "load_candidate", "pack_nodes", "save_candidate", "unpack_nodes"]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trimtab.errors import BadInput
-from trimtab.spaces.formats import FLOAT, LayerFormat
+from trimtab.spaces.numbers.formats import FLOAT, LayerFormat
 
 __all__ = ["SCHEMA", "LayerDecision", "Policy"]
 
@@ -27,7 +27,7 @@ class LayerDecision:
     """The decision for one layer.
 
     `format`: the numbers of its weights and of its input. At most one of: `rank` of its `factorisation`, a sparsity
-    `pattern`, a way of `sharing` weights, the latter two as `trimtab.spaces.layer_forms` reads them.
+    `pattern`, a way of `sharing` weights, the latter two as `trimtab.spaces.forms.layer_forms` reads them.
     """
 
     format: LayerFormat = FLOAT

@@ -15,13 +15,13 @@ from trimtab.errors import BadInput, unknown_name
 from trimtab.graph import Array, Graph, Node
 from trimtab.graph.channels import propagate
 from trimtab.graph.program import MAX_INTEGER_INPUTS
-from trimtab.spaces.criteria import CRITERIA, Evidence, channel_scores
+from trimtab.spaces.channels.criteria import CRITERIA, Evidence, channel_scores
+from trimtab.spaces.channels.groups import ChannelGroup, channel_groups
+from trimtab.spaces.channels.prune import importance_order, smallest_kept
 from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises
-from trimtab.spaces.formats import DEFAULT_FORMATS, FLOAT, INT8, LayerFormat
-from trimtab.spaces.groups import ChannelGroup, channel_groups
-from trimtab.spaces.layer_forms import DENSE, Form, parse_form
+from trimtab.spaces.forms.layer_forms import DENSE, Form, parse_form
+from trimtab.spaces.numbers.formats import DEFAULT_FORMATS, FLOAT, INT8, LayerFormat
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.prune import importance_order, smallest_kept
 from trimtab.spaces.tracing import trace
 
 __all__ = [
@@ -54,8 +54,8 @@ class Options:
     `channels`: the most choices of kept channels per group (1: no pruning); `min_keep`: the smallest keep ratio;
     `bits`: the formats of layers offered; `ranks`: ranks offered
     beside the dense layer, as fractions of the layer's full rank, of each of the `factorisations`; `patterns` of
-    sparsity and ways of `sharing` weights, as `trimtab.spaces.layer_forms` reads them; `fixed`: layers that stay fp32,
-    unpruned and dense; `criterion`: which channels stay, one of `trimtab.spaces.criteria.CRITERIA`;
+    sparsity and ways of `sharing` weights, as `forms.layer_forms` reads them; `fixed`: layers that stay fp32,
+    unpruned and dense; `criterion`: which channels stay, one of `channels.criteria.CRITERIA`;
     `factors`, one of `FACTOR_FITS`: what the factors of a layer come nearest to where a candidate is repaired: its
     weights ("plain"), its outputs, or its outputs behind the ReLU that reads them ("nonlinear"). Entries of the layer
     database come nearest to its outputs, candidates that are not repaired to its weights. Values that there are not are

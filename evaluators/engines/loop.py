@@ -12,7 +12,7 @@ import numpy as np
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines.base import Engine, TimeSlice
-from trimtab.evaluators.onnx_model import product_name
+from trimtab.evaluators.engines.onnx_model import product_name
 from trimtab.graph import Graph
 
 __all__ = ["small_program_seconds", "time_runs"]

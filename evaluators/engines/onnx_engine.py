@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trimtab.evaluators.engines.base import EngineSession
 from trimtab.evaluators.engines.loop import small_program_seconds
-from trimtab.evaluators.onnx_model import save_onnx, to_onnx
+from trimtab.evaluators.engines.onnx_model import save_onnx, to_onnx
 from trimtab.graph import Graph
 
 __all__ = ["OnnxEngine"]

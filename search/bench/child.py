@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import BadInput, TrimtabError, unknown_name
-from trimtab.evaluators.timing import timing_cores
+from trimtab.evaluators.measure.timing import timing_cores
 from trimtab.files import write_text
 from trimtab.kernels.isa import levels
 

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.comparison import BLOCK_SECONDS, Compile
-from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.base import Engine, Images
-from trimtab.evaluators.intervals import Interval, block_interval, undisturbed_ratio
-from trimtab.evaluators.rounds import interleave
-from trimtab.evaluators.timing import timing_slot
+from trimtab.evaluators.measure.comparison import BLOCK_SECONDS, Compile
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.intervals import Interval, block_interval, undisturbed_ratio
+from trimtab.evaluators.measure.rounds import interleave
+from trimtab.evaluators.measure.timing import timing_slot
 from trimtab.search.bench.load import bursts
 from trimtab.search.bench.networks import load_network
 from trimtab.search.progress import Progress

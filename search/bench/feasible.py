@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from trimtab.agents.random import Random
-from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.price.cost import CostModel
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.setup.budgets import BudgetLimits, resolve
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces.policy import Policy

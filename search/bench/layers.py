@@ -15,10 +15,10 @@ import onnx
 from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.base import Engine, EngineSession, Images, TimeSlice
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.onnx_model import to_onnx
-from trimtab.evaluators.rounds import Rounds, interleave
-from trimtab.evaluators.timing import timing_slot
+from trimtab.evaluators.engines.onnx_model import to_onnx
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.rounds import Rounds, interleave
+from trimtab.evaluators.measure.timing import timing_slot
 from trimtab.graph import Graph, Node, Quant
 from trimtab.kernels.roofline import Roofline, beyond_caches, cache_sizes, measure_roofline, stream_rate
 from trimtab.kernels.session import Session

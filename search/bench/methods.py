@@ -16,14 +16,14 @@ from trimtab.evaluators.accuracy import graded, judging_session
 from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.data import Images, Labels
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.plan import StepPlan
+from trimtab.evaluators.price.plan import StepPlan
 from trimtab.kernels import stored_bytes
 from trimtab.search.progress import ConsoleProgress
 from trimtab.search.setup.config import Config
 from trimtab.search.setup.problem import Problem, load_problem
 from trimtab.spaces.candidate import Candidate
-from trimtab.spaces.formats import FLOAT, LayerFormat
-from trimtab.spaces.layer_forms import DENSE, parse_form
+from trimtab.spaces.forms.layer_forms import DENSE, parse_form
+from trimtab.spaces.numbers.formats import FLOAT, LayerFormat
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space
 

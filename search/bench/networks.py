@@ -13,10 +13,10 @@ from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines import ENGINES, Engine, make_engine
 from trimtab.evaluators.engines.base import EngineSession, Images
-from trimtab.evaluators.intervals import Interval
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.rounds import Rounds, interleave
-from trimtab.evaluators.timing import timing_slot
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.rounds import Rounds, interleave
+from trimtab.evaluators.measure.timing import timing_slot
 from trimtab.graph import Graph, Node, Quant
 from trimtab.search.bench.child import run_in_child
 from trimtab.search.bench.rows import empty_network, named

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from trimtab.evaluators.accuracy import Judge, accuracy_of, judging_session
-from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.measure.intervals import Interval
 from trimtab.search.bench.feasible import random_feasible
 from trimtab.search.bench.rows import named
 from trimtab.search.finish.finetune import Schedule, finetune
@@ -20,7 +20,7 @@ from trimtab.search.setup.config import Config
 from trimtab.search.setup.problem import load_problem, with_database
 from trimtab.search.setup.processes import in_processes
 from trimtab.spaces.policy import Policy
-from trimtab.spaces.repair import Calibration, Repairs
+from trimtab.spaces.repairs.repair import Calibration, Repairs
 from trimtab.threads import torch_threads
 
 __all__ = ["bench_proxy", "rank_correlation"]

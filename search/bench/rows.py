@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.measure.intervals import Interval
 from trimtab.graph import Graph, Node
 
 __all__ = ["empty_network", "named"]

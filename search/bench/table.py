@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from trimtab.agents.additive import AdditiveModel
-from trimtab.evaluators.cost import CostModel, TableFit
-from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.price.cost import CostModel, TableFit
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.progress import ConsoleProgress, Progress
 from trimtab.search.setup.baseline import PROBE_BLOCKS, PROBE_PRECISION
 from trimtab.search.setup.config import Config

@@ -12,9 +12,9 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.base import EngineSession, Images
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.plan import StepPlan
-from trimtab.evaluators.rounds import interleave
-from trimtab.evaluators.timing import timing_slot
+from trimtab.evaluators.measure.rounds import interleave
+from trimtab.evaluators.measure.timing import timing_slot
+from trimtab.evaluators.price.plan import StepPlan
 from trimtab.search.bench.child import run_in_child
 from trimtab.search.bench.networks import ROTATED, calibrated, check_forms, load_network, policy_of
 from trimtab.search.bench.rows import named

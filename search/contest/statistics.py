@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.measure.intervals import Interval
 
 __all__ = ["at", "best_so_far", "curve", "first_reaching", "hypervolume", "spread", "verdict_over_seeds", "wins"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.files import file_name
 from trimtab.search.loop.best_policy import keep_best
 from trimtab.search.loop.journal import Journal, read_journal

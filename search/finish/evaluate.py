@@ -8,9 +8,9 @@ from typing import Any
 
 from trimtab import kernels
 from trimtab.evaluators.accuracy import graded
-from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.price.cost import CostModel
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.finish.run_link import measured_link
 from trimtab.search.loop.candidates import candidate_of
 from trimtab.search.progress import Progress

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from trimtab.evaluators.accuracy import judging_session
-from trimtab.evaluators.comparison import Verdict
-from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import EXPORTED, make_engine
 from trimtab.evaluators.engines.base import FileEngine
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Latency, Link
 from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.measure.comparison import Verdict
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Latency, Link
 from trimtab.files import write_text
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces.candidate import Candidate

@@ -22,8 +22,8 @@ from trimtab.evaluators.engines.torch_operators import to_bf16
 from trimtab.graph import Array, Node, Quant
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import apply_layer, apply_op
-from trimtab.spaces.formats import WeightFormat
-from trimtab.spaces.quantise import dequantise
+from trimtab.spaces.numbers.formats import WeightFormat
+from trimtab.spaces.numbers.quantise import dequantise
 from trimtab.threads import torch_threads
 
 __all__ = ["Schedule", "finetune"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines.base import Engine
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Link
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Link
 from trimtab.search.loop.journal import read_journal
 from trimtab.search.progress import Progress
 from trimtab.search.setup.link import latency_limit, tie

@@ -8,9 +8,9 @@ from typing import Any
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.cost import Cost
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Latency
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Latency
+from trimtab.evaluators.price.cost import Cost
 from trimtab.spaces.policy import Policy
 
 __all__ = ["Evaluation", "pareto", "violations"]

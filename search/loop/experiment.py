@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import ENGINES, EXPORTED, cpu_name
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.files import check_folder, write_text
 from trimtab.search.loop.candidates import CandidateFolder
 from trimtab.search.loop.journal import Journal, Record

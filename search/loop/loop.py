@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from trimtab.agents.base import Agent
-from trimtab.evaluators.end_to_end import LatencyBench
-from trimtab.evaluators.intervals import LOOKS, Interval
-from trimtab.evaluators.latency import Latency
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.intervals import LOOKS, Interval
+from trimtab.evaluators.measure.latency import Latency
 from trimtab.search.loop.evaluation import Evaluation, violations
 from trimtab.search.loop.journal import Journal, Record
 from trimtab.search.loop.pool import Pool

@@ -14,7 +14,7 @@ import torch
 
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.accuracy import Judge, Judgement
-from trimtab.evaluators.timing import worker_cores
+from trimtab.evaluators.measure.timing import worker_cores
 from trimtab.spaces.policy import Policy
 
 __all__ = ["LocalPool", "Pool", "RayPool", "make_pool", "start_ray"]

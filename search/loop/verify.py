@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import islice
 
 from trimtab import kernels
-from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.search.loop.candidates import CandidateFolder
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.journal import Journal

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from trimtab.spaces.formats import FLOAT, LayerFormat
-from trimtab.spaces.grids import UNIFORM
+from trimtab.spaces.numbers.formats import FLOAT, LayerFormat
+from trimtab.spaces.numbers.grids import UNIFORM
 
 __all__ = [
     "SERIES",

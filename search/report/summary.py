@@ -10,8 +10,8 @@ from typing import Any
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.answers import Answers, paired
-from trimtab.evaluators.cost import Cost, TableError
 from trimtab.evaluators.engines import cpu_name
+from trimtab.evaluators.price.cost import Cost, TableError
 from trimtab.search.finish.export import ExportCheck
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from trimtab.errors import InfeasibleBudget
-from trimtab.evaluators.cost import Cost, CostModel, TableFit
-from trimtab.evaluators.end_to_end import LatencyBench
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Link
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Link
+from trimtab.evaluators.price.cost import Cost, CostModel, TableFit
 from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import BudgetLimits, resolve
 from trimtab.search.setup.link import latency_limit, tie

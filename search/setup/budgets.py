@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trimtab.errors import BadInput, InfeasibleBudget, unknown_name
-from trimtab.evaluators.cost import CostModel
+from trimtab.evaluators.price.cost import CostModel
 from trimtab.spaces.policy import Policy
 
 __all__ = ["BUDGETS", "Budget", "BudgetLimits", "describe", "parse_budget", "resolve"]

@@ -27,9 +27,9 @@ from trimtab.evaluators.data import DATASETS
 from trimtab.evaluators.engines import SIMULATED, check_engine
 from trimtab.search.setup.budgets import BUDGETS, Budget, parse_budget
 from trimtab.search.setup.durations import parse_duration
-from trimtab.spaces.formats import DEFAULT_FORMATS, LayerFormat
-from trimtab.spaces.quantise import Quantisation
-from trimtab.spaces.repair import Repairs
+from trimtab.spaces.numbers.formats import DEFAULT_FORMATS, LayerFormat
+from trimtab.spaces.numbers.quantise import Quantisation
+from trimtab.spaces.repairs.repair import Repairs
 from trimtab.spaces.space import Options
 from trimtab.spaces.zoo import ZOO
 

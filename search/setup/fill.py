@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem, open_database
 from trimtab.search.setup.processes import in_processes
-from trimtab.spaces.database import LayerDatabase, LayerTask
+from trimtab.spaces.repairs.database import LayerDatabase, LayerTask
 
 __all__ = ["Filled", "fill_database"]
 

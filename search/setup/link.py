@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trimtab.evaluators.end_to_end import LatencyBench
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Link
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Link
 from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import Budget
 from trimtab.search.setup.config import Config
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 from trimtab.spaces.policy import Policy
 
 __all__ = ["find_yardstick", "latency_limit", "tie"]

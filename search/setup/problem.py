@@ -12,15 +12,15 @@ from torch import nn
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import Judge
-from trimtab.evaluators.cost import count_macs
 from trimtab.evaluators.data import Splits, load
-from trimtab.evaluators.plan import StepPlan
+from trimtab.evaluators.price.cost import count_macs
+from trimtab.evaluators.price.plan import StepPlan
 from trimtab.files import cache_dir
 from trimtab.search.progress import Progress
 from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, Config, make_config
 from trimtab.search.setup.networks import load_network
-from trimtab.spaces.database import LayerDatabase
-from trimtab.spaces.repair import Calibration
+from trimtab.spaces.repairs.database import LayerDatabase
+from trimtab.spaces.repairs.repair import Calibration
 from trimtab.spaces.space import Removal, Space, build_space
 from trimtab.spaces.tracing import plain_module
 from trimtab.threads import torch_threads

@@ -8,15 +8,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.plan import Step
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.price.cost import CostModel
+from trimtab.evaluators.price.plan import Step
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.graph import Node
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem
-from trimtab.spaces.formats import INT8, LayerFormat
-from trimtab.spaces.layer_forms import parse_form
+from trimtab.spaces.forms.layer_forms import parse_form
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Choice, Knob, Removal, Space
 

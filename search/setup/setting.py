@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 from trimtab.errors import BadInput, TrimtabError
-from trimtab.evaluators.cost import CostModel
-from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import cpu_name, make_engine
 from trimtab.evaluators.engines.base import Engine
-from trimtab.evaluators.latency import Link
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.latency import Link
+from trimtab.evaluators.price.cost import CostModel
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.files import file_name
 from trimtab.search.progress import Progress
 from trimtab.search.setup.agent_factory import FIRST_PROPOSALS, fill_for, first_proposals, make_agent
@@ -21,7 +21,7 @@ from trimtab.search.setup.baseline import Baseline, measure_baseline
 from trimtab.search.setup.budgets import BudgetLimits
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.pruned_space import find_removals
-from trimtab.spaces.formats import BF16
+from trimtab.spaces.numbers.formats import BF16
 from trimtab.spaces.space import Removal
 
 __all__ = [

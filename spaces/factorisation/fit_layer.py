@@ -19,7 +19,7 @@ from trimtab.spaces.factorisation import (
     plain_factors,
 )
 from trimtab.spaces.policy import LayerDecision
-from trimtab.spaces.reconstruct import Sample, receptive_fields, solve
+from trimtab.spaces.repairs.reconstruct import Sample, receptive_fields, solve
 from trimtab.threads import one_blas_thread
 
 __all__ = ["fitted_factors"]

@@ -1,6 +1,6 @@
 """Weights that share values: from few parameters to a dense weight and back, exactly.
 
-`LAYOUTS` holds the ways, one class each. How parameters are chosen is `trimtab.spaces.sharing`'s; artefacts store them
+`LAYOUTS` holds the ways, one class each. How parameters are chosen is `spaces.forms.sharing`'s; artefacts store them
 in place of the weight.
 """
 

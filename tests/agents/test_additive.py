@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from trimtab.agents.additive import AdditiveModel, Planner, Solver
 from trimtab.agents.milp import optimise
 from trimtab.spaces import Options, Space
-from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
+from trimtab.spaces.numbers.formats import FLOAT, INT8, LayerFormat
 from trimtab.testing.agents import ToyEstimates, ToyLimits, toy_space
 
 SPACE = toy_space(Options(channels=4, bits=(LayerFormat.of(4, 8), INT8, FLOAT), ranks=(0.25,)))

@@ -10,7 +10,7 @@ import pytest
 from trimtab.agents import AGENTS, make
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.spaces import Options, Policy, Space
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 from trimtab.testing.agents import LIMITS, SPACE, TINY, AgentContract, ToyEstimates, ToyLimits, ids, python, toy_space
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from trimtab.agents.decision_process import DecisionProcess, Episode, choice_of, level_of
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Options, Policy, build_space
-from trimtab.spaces.formats import INT8, LayerFormat
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
 from trimtab.testing.agents import ToyLimits, toy_space
 
 SPACE = toy_space()

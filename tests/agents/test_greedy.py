@@ -9,7 +9,7 @@ from trimtab.agents import Greedy, Random
 from trimtab.agents.additive import AdditiveModel
 from trimtab.agents.greedy import STEPS, shrink
 from trimtab.spaces import Options
-from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
+from trimtab.spaces.numbers.formats import FLOAT, INT8, LayerFormat
 from trimtab.testing.agents import ToyEstimates, ToyLimits, best, damage, distance_to, toy_space
 
 SPACE = toy_space(Options(channels=4, bits=(LayerFormat.of(4, 8), INT8, FLOAT), ranks=(0.25,)))

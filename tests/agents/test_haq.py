@@ -6,7 +6,7 @@ import pytest
 from trimtab.agents import Haq
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Options
-from trimtab.spaces.formats import INT8, LayerFormat
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
 from trimtab.testing.agents import ToyLimits, ToyScore, toy_space
 
 SPACE = toy_space()

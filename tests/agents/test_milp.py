@@ -10,7 +10,7 @@ from trimtab.agents.additive import AdditiveModel, Solver
 from trimtab.agents.milp import Milp, optimise
 from trimtab.errors import InfeasibleBudget
 from trimtab.spaces import LayerDecision, Options, Policy
-from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
+from trimtab.spaces.numbers.formats import FLOAT, INT8, LayerFormat
 from trimtab.testing.agents import ToyEstimates, ToyLimits, ToyScore, damage, toy_space
 
 TINY = toy_space(Options(channels=3, bits=(LayerFormat.of(4, 8), INT8), ranks=(), fixed=("conv1", "linear")))

@@ -11,7 +11,7 @@ from scipy import stats
 from trimtab.agents import Random
 from trimtab.agents.random import BLOCK, draw, walk
 from trimtab.spaces import Options, Policy
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 from trimtab.testing.agents import ToyLimits, toy_space
 
 SPACE = toy_space()

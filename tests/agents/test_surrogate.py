@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 from trimtab.agents.additive import AdditiveModel
 from trimtab.agents.surrogate import LearnedErrors
 from trimtab.spaces import Options
-from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
+from trimtab.spaces.numbers.formats import FLOAT, INT8, LayerFormat
 from trimtab.testing.agents import ToyEstimates, ToyLimits, toy_space
 
 SPACE = toy_space(Options(channels=4, bits=(LayerFormat.of(4, 8), INT8, FLOAT), ranks=(0.25,)))

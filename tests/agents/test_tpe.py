@@ -10,7 +10,7 @@ from trimtab.agents import Agent, Random, Tpe
 from trimtab.agents.random import draw
 from trimtab.agents.tpe import TpeParameters
 from trimtab.spaces import LayerDecision, Options, Policy
-from trimtab.spaces.formats import FLOAT, LayerFormat
+from trimtab.spaces.numbers.formats import FLOAT, LayerFormat
 from trimtab.testing.agents import ToyLimits, ToyScore, best, damage, distance_to, python, toy_space
 
 SPACE = toy_space()

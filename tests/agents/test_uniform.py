@@ -4,7 +4,7 @@ import pytest
 
 from trimtab.agents import Uniform
 from trimtab.spaces import DEFAULT_FORMATS, LayerFormat, Options, Policy
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 from trimtab.testing.agents import ToyLimits, ToyScore, toy_space
 
 SPACE = toy_space()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.evaluators.fakes import Machine
 
-from trimtab.evaluators import comparison, rounds
+from trimtab.evaluators.measure import comparison, rounds
 
 torch.set_num_threads(1)
 

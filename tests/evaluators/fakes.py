@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
-from trimtab.evaluators.plan import STEP, Step, step_graph
+from trimtab.evaluators.price.plan import STEP, Step, step_graph
 from trimtab.graph import Graph
 
 

@@ -23,7 +23,7 @@ from trimtab.spaces import (
     compress,
 )
 from trimtab.spaces.factorisation import FACTORISATIONS
-from trimtab.spaces.grids import GRIDS
+from trimtab.spaces.numbers.grids import GRIDS
 from trimtab.spaces.zoo import build
 
 #: Every grid of weights at every number of bits that a space can offer.

@@ -23,8 +23,8 @@ from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Calibration, Options, Policy, Space, build_space
 from trimtab.spaces.candidate import Candidate
-from trimtab.spaces.formats import INT8, LayerFormat
-from trimtab.spaces.repair import compress
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
+from trimtab.spaces.repairs.repair import compress
 
 
 def native_logits(candidate: Candidate, x: np.ndarray) -> np.ndarray:

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from tests.evaluators.fakes import FakeSession, Machine
 
-from trimtab.evaluators import comparison
-from trimtab.evaluators.comparison import (
+from trimtab.evaluators.engines import TimeSlice
+from trimtab.evaluators.measure import comparison
+from trimtab.evaluators.measure.comparison import (
     Comparison,
     compare,
     machine_memory,
     measure_block,
     verdict,
 )
-from trimtab.evaluators.engines import TimeSlice
-from trimtab.evaluators.intervals import LOOKS, Interval
-from trimtab.evaluators.latency import Latency, Link
+from trimtab.evaluators.measure.intervals import LOOKS, Interval
+from trimtab.evaluators.measure.latency import Latency, Link
 from trimtab.spaces import Policy
 
 INPUTS = np.ones((2, 1, 1, 1, 1), np.float32)

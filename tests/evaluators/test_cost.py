@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from trimtab.errors import TrimtabError
 from trimtab.evaluators import Cost, CostModel, LatencyTable, count_macs, lower
 from trimtab.evaluators.accuracy import timing_candidate
-from trimtab.evaluators.cost import TableFit, peak_memory
-from trimtab.evaluators.plan import Call, Step, StepPlan
-from trimtab.evaluators.size import Coded
+from trimtab.evaluators.price.cost import TableFit, peak_memory
+from trimtab.evaluators.price.plan import Call, Step, StepPlan
+from trimtab.evaluators.price.size import Coded
 from trimtab.graph import check_graph
 from trimtab.graph.passes import fuse, legalise
 from trimtab.kernels import packing, stored_bytes
 from trimtab.kernels.packing import estimate
 from trimtab.spaces import Candidate, LayerDecision, Policy, Space, build_space
-from trimtab.spaces.formats import FLOAT, LayerFormat, WeightFormat
-from trimtab.spaces.layer_forms import parse_form
-from trimtab.spaces.quantise import quantise_weight
+from trimtab.spaces.forms.layer_forms import parse_form
+from trimtab.spaces.numbers.formats import FLOAT, LayerFormat, WeightFormat
+from trimtab.spaces.numbers.quantise import quantise_weight
 
 
 def model_for(space: Space, fit: TableFit | None = None) -> CostModel:

@@ -9,15 +9,15 @@ import pytest
 from tests.evaluators.nets import candidate_of, pictures, space_of
 
 from trimtab.evaluators import Interval, Latency, Link, lower
-from trimtab.evaluators import end_to_end as bench_module
 from trimtab.evaluators.accuracy import timing_candidate
-from trimtab.evaluators.end_to_end import ROTATED_INPUTS, LatencyBench
 from trimtab.evaluators.engines import own_cache_bytes
 from trimtab.evaluators.engines.native import NativeEngine
-from trimtab.evaluators.rounds import LEAST_RECORDED
+from trimtab.evaluators.measure import end_to_end as bench_module
+from trimtab.evaluators.measure.end_to_end import ROTATED_INPUTS, LatencyBench
+from trimtab.evaluators.measure.rounds import LEAST_RECORDED
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Policy
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from trimtab.evaluators import lower
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines import ENGINES, Engine, cpu_name, make_engine
 from trimtab.evaluators.engines.native import NativeEngine
-from trimtab.evaluators.plan import STEP, StepPlan, step_graph
+from trimtab.evaluators.price.plan import STEP, StepPlan, step_graph
 from trimtab.graph import Graph
 from trimtab.kernels import levels
-from trimtab.spaces.formats import LayerFormat
+from trimtab.spaces.numbers.formats import LayerFormat
 from trimtab.testing.engines import EngineContract
 
 NAME = "residual-b"

@@ -10,17 +10,17 @@ import torch
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import torch_logits
-from trimtab.evaluators.cost import CostModel
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.plan import StepPlan, step_graph
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.price.cost import CostModel
+from trimtab.evaluators.price.plan import StepPlan, step_graph
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Calibration, LayerDecision, Options, Policy, Space, build_space, compress
-from trimtab.spaces.database import LayerDatabase
-from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
-from trimtab.spaces.sparsity import parse_pattern, pattern_mask
+from trimtab.spaces.forms.sparsity import parse_pattern, pattern_mask
+from trimtab.spaces.numbers.formats import FLOAT, INT8, LayerFormat
+from trimtab.spaces.repairs.database import LayerDatabase
 from trimtab.spaces.zoo import CifarResNet
 
 PATTERNS = ("2:4", "block 0.5", "weights 0.75", "filters 0.5")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.evaluators.intervals import (
+from trimtab.evaluators.measure.intervals import (
     DRIFT,
     ERROR,
     LEAST_BLOCKS,

@@ -17,8 +17,8 @@ from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import Storage, storage
 from trimtab.graph import Graph, Node
 from trimtab.spaces import FORMATS, Calibration, Candidate, LayerDecision, build_space, compress
-from trimtab.spaces.formats import LayerFormat
-from trimtab.spaces.ranges import activation_quant
+from trimtab.spaces.numbers.formats import LayerFormat
+from trimtab.spaces.numbers.ranges import activation_quant
 
 Array = Any
 INT8, WEIGHT_ONLY, FLOAT = (LayerDecision(LayerFormat.of(*bits)) for bits in ((8, 8), (8, 32), (32, 32)))

@@ -14,7 +14,7 @@ from tests.kernels import reference
 
 from trimtab.evaluators import CostModel, LatencyTable, lower
 from trimtab.evaluators.accuracy import graded, judging_session, timing_candidate
-from trimtab.evaluators.plan import STEP, StepPlan, step_graph
+from trimtab.evaluators.price.plan import STEP, StepPlan, step_graph
 from trimtab.kernels import Session, stored_bytes
 from trimtab.kernels.packing import bytes_of
 from trimtab.search.setup.config import make_config
@@ -29,9 +29,9 @@ from trimtab.spaces import (
     build_space,
     compress,
 )
-from trimtab.spaces.database import LayerDatabase
-from trimtab.spaces.formats import FLOAT, INT8
-from trimtab.spaces.grids import GRIDS, FixedGrid
+from trimtab.spaces.numbers.formats import FLOAT, INT8
+from trimtab.spaces.numbers.grids import GRIDS, FixedGrid
+from trimtab.spaces.repairs.database import LayerDatabase
 
 MAGNITUDES = {3: [2, 3, 4, 6], 4: [0, 1, 2, 3, 4, 6, 8]}
 

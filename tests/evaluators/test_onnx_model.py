@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trimtab.errors import BadInput
+from trimtab.evaluators.engines.onnx_model import product_name, save_onnx, to_onnx
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.onnx_model import product_name, save_onnx, to_onnx
 from trimtab.graph import OPERATORS, Graph, Node, Quant, check_graph
 from trimtab.spaces import Calibration, Candidate, Options, Space, build_space, compress
 from trimtab.spaces.execute import run
-from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
+from trimtab.spaces.numbers.formats import FLOAT, INT8, LayerFormat
 from trimtab.spaces.zoo import ChannelPad, CifarResNet
 
 Array = Any

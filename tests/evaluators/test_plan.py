@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.plan import STEP, Step, StepPlan, step_graph
-from trimtab.evaluators.size import Coded
+from trimtab.evaluators.price.plan import STEP, Step, StepPlan, step_graph
+from trimtab.evaluators.price.size import Coded
 from trimtab.graph import Node, check_graph
 from trimtab.graph.passes import fuse, legalise
 from trimtab.kernels import Graph, Session, emulated_levels, levels
@@ -23,9 +23,9 @@ from trimtab.kernels.packing import packed_size
 from trimtab.spaces import LayerDecision, Policy, Space
 from trimtab.spaces.candidate import reshape_network
 from trimtab.spaces.execute import run
-from trimtab.spaces.formats import INT8, LayerFormat, WeightFormat
-from trimtab.spaces.layer_forms import parse_form
-from trimtab.spaces.quantise import quantise_weight
+from trimtab.spaces.forms.layer_forms import parse_form
+from trimtab.spaces.numbers.formats import INT8, LayerFormat, WeightFormat
+from trimtab.spaces.numbers.quantise import quantise_weight
 
 Line = tuple[object, ...]
 LAYERS = ("conv2d", "linear")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tests.evaluators.fakes import FakeSession, Machine
 
-from trimtab.evaluators.comparison import LEAST_SLICES
 from trimtab.evaluators.engines import TimeSlice
-from trimtab.evaluators.rounds import LEAST_ROUNDS, Record, interleave, record
+from trimtab.evaluators.measure.comparison import LEAST_SLICES
+from trimtab.evaluators.measure.rounds import LEAST_ROUNDS, Record, interleave, record
 
 INPUTS = np.ones((2, 1, 1, 1, 1), np.float32)
 

@@ -11,7 +11,7 @@ from tests.evaluators.nets import GRID_FORMATS, candidate_of, space_of
 from trimtab.evaluators import CostModel, LatencyTable, lower
 from trimtab.kernels import stored_bytes
 from trimtab.spaces import Candidate, LayerDecision, Policy
-from trimtab.spaces.formats import LayerFormat
+from trimtab.spaces.numbers.formats import LayerFormat
 
 #: Layers of fewer weights than this have tables and scales of half their bytes, and chance decides the rest.
 REAL_SIZE = 2000

@@ -9,11 +9,13 @@ from tests.evaluators.fakes import FakeEngine
 from tests.evaluators.nets import space_of
 
 from trimtab import kernels
-from trimtab.evaluators import LatencyTable, lower, step_timer, table
+from trimtab.evaluators import LatencyTable, lower
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines import TimeSlice, make_engine
-from trimtab.evaluators.plan import STEP, Step, StepPlan, step_graph
-from trimtab.evaluators.step_timer import REFERENCE
+from trimtab.evaluators.measure import step_timer
+from trimtab.evaluators.measure.step_timer import REFERENCE
+from trimtab.evaluators.price import table
+from trimtab.evaluators.price.plan import STEP, Step, StepPlan, step_graph
 from trimtab.kernels import Graph
 from trimtab.spaces import Policy
 

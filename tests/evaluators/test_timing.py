@@ -12,7 +12,7 @@ import pytest
 
 from trimtab.errors import BadInput
 from trimtab.evaluators import timing_slot
-from trimtab.evaluators.timing import timing_cores, worker_cores
+from trimtab.evaluators.measure.timing import timing_cores, worker_cores
 from trimtab.files import cache_dir
 
 State = tuple[set[int], int, int, bool]
@@ -76,7 +76,7 @@ def test_the_slot_can_be_taken_again() -> None:
 
 OTHER = """
 import sys, time
-from trimtab.evaluators.timing import timing_slot
+from trimtab.evaluators.measure.timing import timing_slot
 print("ready", flush=True)
 with timing_slot():
     print(time.monotonic(), flush=True)

@@ -15,16 +15,16 @@ from tests.spaces.test_groups import assert_close, random_kept, run_with_zeroed_
 from tests.spaces.zeroed import zero_channels
 from torch import nn
 
-from trimtab.evaluators.cost import count_macs
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.plan import StepPlan
+from trimtab.evaluators.price.cost import count_macs
+from trimtab.evaluators.price.plan import StepPlan
 from trimtab.graph import is_integer
 from trimtab.graph.passes import legalise
 from trimtab.kernels import Graph, Session, fuse
 from trimtab.spaces import Calibration, Options, Repairs, Space, build_space, compress
 from trimtab.spaces.candidate import apply
+from trimtab.spaces.channels.prune import kept_channels, prune
 from trimtab.spaces.execute import run
-from trimtab.spaces.prune import kept_channels, prune
 
 SIDE = 64
 #: Whether the network takes more than a few seconds here.

@@ -17,7 +17,7 @@ from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.engines import ENGINES as ENGINE_MAKERS
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.onnxruntime import OnnxRuntimeEngine
-from trimtab.evaluators.intervals import Interval, block_interval
+from trimtab.evaluators.measure.intervals import Interval, block_interval
 from trimtab.kernels import Graph, levels
 from trimtab.search.bench import coverage as coverage_bench
 from trimtab.search.bench import layers as layer_bench
@@ -255,7 +255,9 @@ def test_a_latency_table_is_filled_from_nothing_and_held_to_networks() -> None:
 @pytest.mark.slow
 def test_coverage_is_measured_on_both_networks_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coverage_bench, "RUN_IN", 2.0)
-    monkeypatch.setattr("trimtab.evaluators.end_to_end.own_cache_bytes", lambda: 1 << 20)  # too little for the digits
+    monkeypatch.setattr(
+        "trimtab.evaluators.measure.end_to_end.own_cache_bytes", lambda: 1 << 20
+    )  # too little for the digits
     rows = bench_coverage("resnet8", "native", 1, 0.2, True, None)
     pairs = dict.fromkeys(row["pair"] for row in rows)
     assert list(pairs) == [

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import BadInput, InfeasibleBudget
-from trimtab.evaluators.cost import CostModel
+from trimtab.evaluators.price.cost import CostModel
 from trimtab.search.setup.budgets import BUDGETS, Budget, BudgetLimits, describe, parse_budget, resolve
 from trimtab.spaces import Options, Policy, Space, build_space
-from trimtab.spaces.formats import FLOAT, INT8
+from trimtab.spaces.numbers.formats import FLOAT, INT8
 from trimtab.spaces.zoo import CifarResNet
 
 

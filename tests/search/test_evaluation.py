@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.cost import Cost
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Latency
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Latency
+from trimtab.evaluators.price.cost import Cost
 from trimtab.search.loop.evaluation import Evaluation, pareto, violations
 from trimtab.search.loop.journal import Journal
 from trimtab.search.loop.loop import Ledger, Spent
 from trimtab.spaces import LayerDecision, Policy
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 LATENCY = Latency(
     *(0.25, 0.24, 0.265), Interval(0.5, 0.49, 0.51), Interval(0.5, 0.48, 0.52), 1e-3, 8, 40, 1, 1.5, "decision"

@@ -13,7 +13,7 @@ from trimtab.search.bench.proxy import rank_correlation
 from trimtab.search.finish.finetune import Schedule, finetune
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem, load_problem
-from trimtab.spaces.formats import INT8, LayerFormat
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
 from trimtab.spaces.policy import Policy
 
 

@@ -8,13 +8,13 @@ import pytest
 from tests.evaluators.nets import space_of
 
 from trimtab.evaluators import Interval, Latency, Link
-from trimtab.evaluators.end_to_end import LatencyBench
+from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import parse_budget
 from trimtab.search.setup.config import default_config
 from trimtab.search.setup.link import WIDTHS, find_yardstick, latency_limit, tie
 from trimtab.spaces import Policy
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 SPACE = space_of("resnet8")
 UNIFORM = {width: SPACE.uniform(width, INT8) for width in WIDTHS}

@@ -16,11 +16,11 @@ from trimtab.agents.base import Score
 from trimtab.agents.random import Random
 from trimtab.evaluators.accuracy import Judgement
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.cost import Cost, CostModel, TableFit
-from trimtab.evaluators.end_to_end import LatencyBench
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Latency, Link
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Latency, Link
+from trimtab.evaluators.price.cost import Cost, CostModel, TableFit
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.journal import Journal
 from trimtab.search.loop.loop import AgentRun, Ledger, Memory, Searcher

@@ -8,12 +8,12 @@ import pytest
 from tests.search.runs import tiny
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.plan import StepPlan
+from trimtab.evaluators.price.plan import StepPlan
 from trimtab.search.bench.methods import Case, bench_methods, parse_case
 from trimtab.search.progress import ConsoleProgress
 from trimtab.search.setup.problem import load_problem, open_database
 from trimtab.spaces import LayerFormat, Policy
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 
 def test_a_case_is_read_from_its_parts() -> None:

@@ -13,13 +13,13 @@ import pytest
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.accuracy import Judge, Judgement
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.end_to_end import LatencyBench
 from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.timing import timing_cores, worker_cores
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.timing import timing_cores, worker_cores
 from trimtab.search.loop.pool import RETRIES, LocalPool, RayPool, make_pool
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces import LayerDecision, Policy
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves its log files open
 

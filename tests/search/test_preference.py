@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.evaluators.answers import Answers, paired
-from trimtab.evaluators.cost import Cost
+from trimtab.evaluators.price.cost import Cost
 from trimtab.search.loop.best_policy import keep_best
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun
@@ -22,7 +22,7 @@ from trimtab.search.loop.preference import ERRORS, preferred, ranked, tie
 from trimtab.search.loop.verify import TRIES, contenders
 from trimtab.search.report.summary import Winner, best_of, verdict_on_images
 from trimtab.spaces import LayerDecision, Policy
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 IMAGES = 24
 

@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 import torch
 
-from trimtab.evaluators.cost import CostModel
-from trimtab.evaluators.plan import Call, Step
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.price.cost import CostModel
+from trimtab.evaluators.price.plan import Call, Step
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.setup.pruned_space import PricedChoice, price_choices, removals
 from trimtab.spaces import Options, Policy, Space, build_space
-from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
+from trimtab.spaces.numbers.formats import FLOAT, INT8, LayerFormat
 from trimtab.spaces.zoo import CifarResNet
 
 Clock = Callable[[Step], float]

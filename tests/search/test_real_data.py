@@ -11,7 +11,7 @@ from trimtab.evaluators.accuracy import accuracy_of, judging_session
 from trimtab.search.progress import Progress
 from trimtab.search.setup.config import load_config
 from trimtab.search.setup.problem import Problem, load_problem
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

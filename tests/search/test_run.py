@@ -15,10 +15,10 @@ from tests.search.runs import tiny
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.evaluators.accuracy import Judge, Judgement, judging_session
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.comparison import Verdict
 from trimtab.evaluators.data import Images, Labels
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Link
+from trimtab.evaluators.measure.comparison import Verdict
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Link
 from trimtab.search.finish.evaluate import evaluate_policy
 from trimtab.search.finish.export import ExportCheck, export_candidate
 from trimtab.search.finish.run_link import measured_link

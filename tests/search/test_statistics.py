@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.evaluators.intervals import Interval
+from trimtab.evaluators.measure.intervals import Interval
 from trimtab.search.contest.statistics import (
     at,
     best_so_far,

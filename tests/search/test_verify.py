@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from trimtab.evaluators.answers import Answers
-from trimtab.evaluators.cost import Cost, TableFit
-from trimtab.evaluators.end_to_end import LatencyBench
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Latency, Link
 from trimtab.evaluators.lowering import lower
+from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Latency, Link
+from trimtab.evaluators.price.cost import Cost, TableFit
 from trimtab.kernels import stored_bytes
 from trimtab.search.loop.candidates import CandidateFolder, candidate_of
 from trimtab.search.loop.evaluation import Evaluation
@@ -26,7 +26,7 @@ from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting
 from trimtab.spaces import Policy
 from trimtab.spaces.candidate import Candidate
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
 
 ONE = Interval.exactly(1.0)
 COST = Cost(1.0, 10**6, 10**6, 10**4)

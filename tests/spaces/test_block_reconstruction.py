@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from trimtab.spaces import Calibration, LayerDecision, Policy, Repairs, Space, compress
-from trimtab.spaces.block_reconstruction import block_of, run_block, tune
 from trimtab.spaces.candidate import reshape_network
 from trimtab.spaces.execute import run
-from trimtab.spaces.formats import INT8
+from trimtab.spaces.numbers.formats import INT8
+from trimtab.spaces.repairs.block_reconstruction import block_of, run_block, tune
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]

@@ -26,8 +26,8 @@ from trimtab.spaces import (
     compress,
 )
 from trimtab.spaces.execute import run
-from trimtab.spaces.formats import INT8, LayerFormat
-from trimtab.spaces.repair import LARGEST_RESCALE
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
+from trimtab.spaces.repairs.repair import LARGEST_RESCALE
 
 SpaceOf = Callable[..., Space]
 Make = Callable[[str], nn.Module]

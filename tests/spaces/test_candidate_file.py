@@ -18,7 +18,7 @@ from trimtab.kernels import save
 from trimtab.spaces import LayerDecision, Policy
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.candidate_file import Provenance, load_candidate, save_candidate
-from trimtab.spaces.formats import INT8, LayerFormat
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
 
 SPACE = space_of("resnet8")
 PROVENANCE = Provenance("repaired", {"images": 32, "repairs": {"bias": True}})

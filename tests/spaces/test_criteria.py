@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from trimtab.errors import BadInput
 from trimtab.graph import Array, Graph, Node
 from trimtab.spaces import Options, Space, build_space
-from trimtab.spaces.criteria import CRITERIA, Evidence, channel_scores, weight_gradients
+from trimtab.spaces.channels.criteria import CRITERIA, Evidence, channel_scores, weight_gradients
+from trimtab.spaces.channels.groups import ChannelGroup
 from trimtab.spaces.execute import apply_op, layer_gradients, run
-from trimtab.spaces.groups import ChannelGroup
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]

@@ -20,13 +20,13 @@ from trimtab.errors import BadInput
 from trimtab.graph import Array, Node
 from trimtab.spaces import Calibration, LayerDecision, Policy, Repairs, Space, apply
 from trimtab.spaces.candidate import prune_network
-from trimtab.spaces.database import LayerDatabase
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import layer_of
-from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
-from trimtab.spaces.reconstruct import RIDGE, draw_positions, receptive_fields, target_tensors
-from trimtab.spaces.repair import settle
-from trimtab.spaces.statistics import layer_statistics
+from trimtab.spaces.numbers.formats import FLOAT, INT8, LayerFormat
+from trimtab.spaces.repairs.database import LayerDatabase
+from trimtab.spaces.repairs.reconstruct import RIDGE, draw_positions, receptive_fields, target_tensors
+from trimtab.spaces.repairs.repair import settle
+from trimtab.spaces.repairs.statistics import layer_statistics
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]
@@ -237,7 +237,7 @@ def stitched_hash(folder: str) -> str:
     import torch
 
     from trimtab.spaces import build_space
-    from trimtab.spaces.database import LayerDatabase
+    from trimtab.spaces.repairs.database import LayerDatabase
     from trimtab.spaces.zoo import CifarResNet
 
     torch.set_num_threads(1)

@@ -33,7 +33,7 @@ from trimtab.spaces.factorisation import (
     pays,
 )
 from trimtab.spaces.factorisation.geometry import total_macs
-from trimtab.spaces.formats import LayerFormat
+from trimtab.spaces.numbers.formats import LayerFormat
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]

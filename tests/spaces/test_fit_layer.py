@@ -24,7 +24,7 @@ from trimtab.spaces.factorisation import (
     fit_rectified,
 )
 from trimtab.spaces.factorisation.fit import _auxiliary
-from trimtab.spaces.formats import LayerFormat
+from trimtab.spaces.numbers.formats import LayerFormat
 
 SpaceOf = Callable[..., Space]
 Image = Callable[..., Tensor]

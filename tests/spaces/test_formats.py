@@ -9,8 +9,8 @@ import pytest
 
 from trimtab.errors import BadInput
 from trimtab.spaces import FORMATS, LayerFormat, WeightFormat
-from trimtab.spaces.formats import BF16, FLOAT, INT8
-from trimtab.spaces.grids import GRIDS
+from trimtab.spaces.numbers.formats import BF16, FLOAT, INT8
+from trimtab.spaces.numbers.grids import GRIDS
 
 ON_GRIDS = [WeightFormat(bits, grid.name) for grid in GRIDS.values() for bits in grid.offered]
 OTHERS = [LayerFormat.of(2, 8, "codebook"), LayerFormat.of(3, 1, "power2"), LayerFormat.of(4, 8, "bases")]

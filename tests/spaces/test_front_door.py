@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from trimtab.evaluators.cost import count_macs
-from trimtab.evaluators.plan import StepPlan
+from trimtab.evaluators.price.cost import count_macs
+from trimtab.evaluators.price.plan import StepPlan
 from trimtab.spaces import Space, UnsupportedNetwork, build_space, trace
 from trimtab.spaces.candidate import prune_network
 from trimtab.spaces.execute import run

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
 from trimtab.graph import Array
-from trimtab.spaces import grids
-from trimtab.spaces.formats import WeightFormat
-from trimtab.spaces.grids import GRIDS, nearest
+from trimtab.spaces.numbers import grids
+from trimtab.spaces.numbers.formats import WeightFormat
+from trimtab.spaces.numbers.grids import GRIDS, nearest
 
 ROWS = np.random.default_rng(5).normal(size=(6, 40)).astype(np.float32)
 

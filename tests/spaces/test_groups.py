@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from trimtab.graph import Array
 from trimtab.spaces import Graph, Node, Space, build_space
+from trimtab.spaces.channels.prune import kept_channels, prune, smallest_kept
 from trimtab.spaces.execute import run
-from trimtab.spaces.prune import kept_channels, prune, smallest_kept
 from trimtab.spaces.zoo import CifarResNet
 
 SpaceOf = Callable[..., Space]

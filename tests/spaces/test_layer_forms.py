@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trimtab.errors import BadInput
-from trimtab.spaces.layer_forms import DENSE, parse_form
+from trimtab.spaces.forms.layer_forms import DENSE, parse_form
 
 
 def test_a_form_is_read_from_its_text() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
 from trimtab.spaces import LayerDecision, Policy
-from trimtab.spaces.formats import INT8, LayerFormat
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
 
 NAMES = st.text(min_size=1, max_size=5)
 COUNTS = st.integers(1, 512)

@@ -10,8 +10,8 @@ from tests.spaces.zeroed import zero_channels
 
 from trimtab.errors import TrimtabError
 from trimtab.spaces import Graph, Node, Space
-from trimtab.spaces.groups import ChannelGroup
-from trimtab.spaces.prune import importance_order, kept_channels, prune, smallest_kept
+from trimtab.spaces.channels.groups import ChannelGroup
+from trimtab.spaces.channels.prune import importance_order, kept_channels, prune, smallest_kept
 
 SpaceOf = Callable[..., Space]
 

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from trimtab.errors import BadInput
 from trimtab.graph import Array
-from trimtab.spaces.formats import WeightFormat, round_to_bf16
-from trimtab.spaces.grids import GRIDS
-from trimtab.spaces.quantise import (
+from trimtab.spaces.numbers.formats import WeightFormat, round_to_bf16
+from trimtab.spaces.numbers.grids import GRIDS
+from trimtab.spaces.numbers.quantise import (
     SMALLEST_SHARE,
     Quantisation,
     dequantise,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.graph import Array
-from trimtab.spaces.ranges import CELLS, LEFT_OUT, RANGES, STRIDE, activation_quant, activation_range
+from trimtab.spaces.numbers.ranges import CELLS, LEFT_OUT, RANGES, STRIDE, activation_quant, activation_range
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.spaces import Calibration, Node, Repairs, Space, compress
-from trimtab.spaces import reconstruct as module
 from trimtab.spaces.execute import apply_op, run
-from trimtab.spaces.reconstruct import (
+from trimtab.spaces.repairs import reconstruct as module
+from trimtab.spaces.repairs.reconstruct import (
     Sample,
     eager_order,
     is_rectified,

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from trimtab.graph import Array
-from trimtab.spaces import rounding
-from trimtab.spaces.formats import WeightFormat
-from trimtab.spaces.grids import nearest
-from trimtab.spaces.quantise import dequantise, quantise_weight
-from trimtab.spaces.rounding import adaround, descent, gptq
+from trimtab.spaces.numbers import rounding
+from trimtab.spaces.numbers.formats import WeightFormat
+from trimtab.spaces.numbers.grids import nearest
+from trimtab.spaces.numbers.quantise import dequantise, quantise_weight
+from trimtab.spaces.numbers.rounding import adaround, descent, gptq
 
 
 def covariance(inputs: int) -> Array:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from trimtab.errors import BadInput
 from trimtab.sharing import expand, find, hashed_index
-from trimtab.spaces.formats import WeightFormat
-from trimtab.spaces.layer_forms import parse_form
-from trimtab.spaces.sharing import parameters, share, share_integers
+from trimtab.spaces.forms.layer_forms import parse_form
+from trimtab.spaces.forms.sharing import parameters, share, share_integers
+from trimtab.spaces.numbers.formats import WeightFormat
 
 WAYS = {
     "hashed 0.1": [(6, 5), (8, 3, 3, 3)],

@@ -19,7 +19,7 @@ from trimtab.errors import BadInput
 from trimtab.spaces import LayerDecision, Options, Policy, Space, apply, build_space
 from trimtab.spaces.execute import run
 from trimtab.spaces.factorisation import FACTORISATIONS, layer_of
-from trimtab.spaces.formats import FLOAT, INT8, LayerFormat
+from trimtab.spaces.numbers.formats import FLOAT, INT8, LayerFormat
 from trimtab.spaces.space import channel_steps
 
 SpaceOf = Callable[..., Space]

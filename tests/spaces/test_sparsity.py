@@ -10,8 +10,8 @@ from tests.pairwise import pairwise
 
 from trimtab.errors import BadInput
 from trimtab.graph import Array
-from trimtab.spaces import sparsity
-from trimtab.spaces.sparsity import PATTERNS, parse_pattern, pattern_mask, refit, sparsify
+from trimtab.spaces.forms import sparsity
+from trimtab.spaces.forms.sparsity import PATTERNS, parse_pattern, pattern_mask, refit, sparsify
 
 TEXTS = ["weights 0.5", "weights 0.9", "2:4", "1:4", "2:8", "block 0.5", "filters 0.5"]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from trimtab.graph import Array, Graph, Node
-from trimtab.spaces.prune import selected_channels
+from trimtab.spaces.channels.prune import selected_channels
 
 
 def zero_channels(network: Graph, kept: Mapping[str, Array]) -> Graph:

@@ -30,7 +30,7 @@ from trimtab.agents import Agent, chosen, make
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.graph import Array
 from trimtab.spaces import Options, Policy, Space, build_space
-from trimtab.spaces.formats import INT8, LayerFormat
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
 from trimtab.spaces.zoo import CifarResNet
 
 

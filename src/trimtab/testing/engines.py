@@ -23,7 +23,7 @@ from trimtab.evaluators import lower
 from trimtab.evaluators.accuracy import timing_candidate, torch_logits
 from trimtab.evaluators.engines import Engine, FileEngine
 from trimtab.evaluators.engines.base import Images
-from trimtab.evaluators.plan import STEP, StepPlan, step_graph
+from trimtab.evaluators.price.plan import STEP, StepPlan, step_graph
 from trimtab.graph import Graph
 from trimtab.spaces import Space, build_space
 from trimtab.spaces.zoo import CifarResNet

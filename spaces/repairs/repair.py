@@ -11,16 +11,16 @@ from torch import Tensor
 
 from trimtab.errors import BadInput
 from trimtab.graph import Array, Node
-from trimtab.spaces.block_reconstruction import block_of, run_block, tune
 from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, prune_network
 from trimtab.spaces.execute import apply_op, run
 from trimtab.spaces.factorisation import factor_ops, layer_of, plain_factors
 from trimtab.spaces.factorisation.fit_layer import fitted_factors
-from trimtab.spaces.formats import BYTE
+from trimtab.spaces.numbers.formats import BYTE
+from trimtab.spaces.numbers.quantise import Quantisation, dequantise
+from trimtab.spaces.numbers.ranges import activation_quant, note_ranges
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.quantise import Quantisation, dequantise
-from trimtab.spaces.ranges import activation_quant, note_ranges
-from trimtab.spaces.reconstruct import (
+from trimtab.spaces.repairs.block_reconstruction import block_of, run_block, tune
+from trimtab.spaces.repairs.reconstruct import (
     SAMPLES_PER_INPUT,
     Sample,
     eager_order,
@@ -51,9 +51,9 @@ AGREEMENT = 0.5
 class Repairs:
     """Repairs that a candidate gets before it is judged.
 
-    `reconstruct`: every dense layer is fitted to what the untouched one did (`trimtab.spaces.reconstruct`), on
+    `reconstruct`: every dense layer is fitted to what the untouched one did (`reconstruct`), on
     `samples` output positions per input of the layer, where the images have as many; with `block_steps` the float
-    layers of each residual block are then fitted together, in so many steps (`trimtab.spaces.block_reconstruction`).
+    layers of each residual block are then fitted together, in so many steps (`block_reconstruction`).
     `batch_norm`: layers that had a batch norm get the mean and standard deviation that they used to have; `bias`: all
     others get the mean (bias correction; Nagel et al. 2019, arXiv:1906.04721, section 4.2). Counts that there are not
     are a `BadInput`.

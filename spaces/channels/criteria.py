@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from trimtab.errors import BadInput
 from trimtab.graph import Array, Graph, Node
 from trimtab.graph.channels import propagate
+from trimtab.spaces.channels.groups import ChannelGroup
 from trimtab.spaces.execute import LayerGradient, layer_gradients, run
-from trimtab.spaces.groups import ChannelGroup
-from trimtab.spaces.reconstruct import draw_positions, is_fitted, receptive_fields
+from trimtab.spaces.repairs.reconstruct import draw_positions, is_fitted, receptive_fields
 from trimtab.threads import one_blas_thread
 
 __all__ = ["CRITERIA", "Criterion", "Evidence", "channel_scores", "drawn_loss", "weight_gradients"]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trimtab.evaluators.engines.base import Engine, cpu_name
-from trimtab.evaluators.plan import Call, Step
-from trimtab.evaluators.step_timer import step_timer
-from trimtab.evaluators.timing import timing_slot
+from trimtab.evaluators.measure.step_timer import step_timer
+from trimtab.evaluators.measure.timing import timing_slot
+from trimtab.evaluators.price.plan import Call, Step
 from trimtab.files import cache_dir
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space

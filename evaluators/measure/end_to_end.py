@@ -8,13 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from trimtab.evaluators.accuracy import timing_candidate
-from trimtab.evaluators.comparison import Compile, compare, machine_memory
 from trimtab.evaluators.engines.base import Engine, Images, own_cache_bytes
-from trimtab.evaluators.intervals import Interval
-from trimtab.evaluators.latency import Latency, Link
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.rounds import record
-from trimtab.evaluators.timing import timing_slot
+from trimtab.evaluators.measure.comparison import Compile, compare, machine_memory
+from trimtab.evaluators.measure.intervals import Interval
+from trimtab.evaluators.measure.latency import Latency, Link
+from trimtab.evaluators.measure.rounds import record
+from trimtab.evaluators.measure.timing import timing_slot
 from trimtab.kernels import stored_bytes
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy

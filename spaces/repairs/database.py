@@ -27,12 +27,12 @@ from trimtab.files import write_bytes
 from trimtab.graph import Array, Node
 from trimtab.spaces.candidate import Candidate, kept_by, layer_decisions, prune_network
 from trimtab.spaces.candidate_file import pack_nodes, unpack_nodes
-from trimtab.spaces.formats import BYTE
-from trimtab.spaces.layerwise import CompressedLayer, LayerCompressor, is_row_wise
+from trimtab.spaces.numbers.formats import BYTE
+from trimtab.spaces.numbers.quantise import Quantisation
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.quantise import Quantisation
+from trimtab.spaces.repairs.layerwise import CompressedLayer, LayerCompressor, is_row_wise
+from trimtab.spaces.repairs.statistics import LayerStatistics, NetworkRanges, layer_statistics, network_ranges
 from trimtab.spaces.space import Space
-from trimtab.spaces.statistics import LayerStatistics, NetworkRanges, layer_statistics, network_ranges
 from trimtab.threads import torch_threads
 
 __all__ = ["LayerDatabase", "LayerTask"]

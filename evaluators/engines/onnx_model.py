@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trimtab.errors import BadInput
 from trimtab.files import write_bytes
 from trimtab.graph import LARGEST_BF16, OPERATORS, Array, Graph, Node, Quant, check_graph, is_integer
-from trimtab.spaces.ranges import activation_quant
+from trimtab.spaces.numbers.ranges import activation_quant
 
 __all__ = ["IR_VERSION", "OPSET", "product_name", "save_onnx", "to_onnx"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.graph import Array
-from trimtab.spaces.grids import nearest
+from trimtab.spaces.numbers.grids import nearest
 from trimtab.threads import torch_threads
 
 __all__ = ["ROUNDINGS", "adaround", "descent", "gptq"]

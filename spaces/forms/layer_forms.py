@@ -14,10 +14,10 @@ from typing import ClassVar
 from trimtab.errors import BadInput
 from trimtab.graph import Node
 from trimtab.spaces.factorisation import FACTORISATIONS, Geometry, factorises, pays
-from trimtab.spaces.formats import LayerFormat
+from trimtab.spaces.forms.sharing import SHARINGS
+from trimtab.spaces.forms.sparsity import PATTERNS, parse_pattern
+from trimtab.spaces.numbers.formats import LayerFormat
 from trimtab.spaces.policy import LayerDecision
-from trimtab.spaces.sharing import SHARINGS
-from trimtab.spaces.sparsity import PATTERNS, parse_pattern
 
 __all__ = ["DENSE", "Form", "parse_form"]
 

@@ -14,9 +14,9 @@ from trimtab.evaluators.lowering import Storage, copied_bits, moves, weight_arra
 from trimtab.graph import LAYERS, OPERATORS, Array, Graph, Node, Quant, bands
 from trimtab.graph.passes import fused_nodes
 from trimtab.spaces.factorisation import Geometry, factor_names, parts_of
-from trimtab.spaces.formats import FLOAT, LayerFormat
+from trimtab.spaces.forms.sharing import flips_signs
+from trimtab.spaces.numbers.formats import FLOAT, LayerFormat
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.sharing import flips_signs
 from trimtab.spaces.space import Space
 
 __all__ = ["Step", "StepPlan", "step_graph"]

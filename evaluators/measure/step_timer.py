@@ -14,7 +14,7 @@ import numpy as np
 from trimtab.evaluators.accuracy import timing_candidate
 from trimtab.evaluators.engines.base import Engine, EngineSession, StepEngine, StepSession
 from trimtab.evaluators.lowering import lower
-from trimtab.evaluators.plan import STEP, Call, Step, step_graph
+from trimtab.evaluators.price.plan import STEP, Call, Step, step_graph
 from trimtab.graph import Graph
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space

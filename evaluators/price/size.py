@@ -9,7 +9,7 @@ import numpy as np
 from trimtab.evaluators.lowering import weight_arrays
 from trimtab.graph import Node
 from trimtab.kernels.packing import bytes_of, estimate
-from trimtab.spaces.formats import LayerFormat, WeightFormat
+from trimtab.spaces.numbers.formats import LayerFormat, WeightFormat
 from trimtab.spaces.policy import LayerDecision
 
 __all__ = ["Coded"]

@@ -9,10 +9,10 @@ import numpy as np
 
 from trimtab.errors import unknown_name
 from trimtab.graph import Array
-from trimtab.spaces.formats import INT8, WeightFormat
-from trimtab.spaces.grids import nearest
-from trimtab.spaces.ranges import RANGES
-from trimtab.spaces.rounding import ROUNDINGS, adaround, descent, gptq
+from trimtab.spaces.numbers.formats import INT8, WeightFormat
+from trimtab.spaces.numbers.grids import nearest
+from trimtab.spaces.numbers.ranges import RANGES
+from trimtab.spaces.numbers.rounding import ROUNDINGS, adaround, descent, gptq
 
 __all__ = ["Quantisation", "dequantise", "quantise_weight"]
 
@@ -28,8 +28,8 @@ NO_WEIGHT = 1e-25
 class Quantisation:
     """The quantisation of a network beside what is decided for each layer; the same for all of them.
 
-    `rounding` is how weights of fewer than 8 bits are rounded (`trimtab.spaces.rounding.ROUNDINGS`), `ranges` what of a
-    tensor's values its bits store (`trimtab.spaces.ranges.RANGES`). Another name is a `BadInput`.
+    `rounding` is how weights of fewer than 8 bits are rounded (`rounding.ROUNDINGS`), `ranges` what of a
+    tensor's values its bits store (`ranges.RANGES`). Another name is a `BadInput`.
     """
 
     rounding: str = "descent"
@@ -49,7 +49,7 @@ def quantise_weight(
 
     A channel without weights becomes zeros, on a grid without zero as small as SMALLEST_SHARE lets it. With the
     covariance of the layer's inputs `gram` (I, I), positive definite, weights of fewer than 8 bits are rounded so that
-    the layer's output is nearest, not the weights (`trimtab.spaces.rounding`).
+    the layer's output is nearest, not the weights (`trimtab.spaces.numbers.rounding`).
     """
     rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
     levels, scale = to.fit(rows)

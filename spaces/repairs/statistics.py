@@ -14,11 +14,11 @@ import numpy as np
 from torch import Tensor
 
 from trimtab.graph import Array, Graph, Node
-from trimtab.spaces.criteria import BATCH, drawn_loss
+from trimtab.spaces.channels.criteria import BATCH, drawn_loss
 from trimtab.spaces.execute import layer_gradients, run
-from trimtab.spaces.formats import ACTIVATION_BITS
-from trimtab.spaces.ranges import note_ranges
-from trimtab.spaces.reconstruct import draw_positions, receptive_fields
+from trimtab.spaces.numbers.formats import ACTIVATION_BITS
+from trimtab.spaces.numbers.ranges import note_ranges
+from trimtab.spaces.repairs.reconstruct import draw_positions, receptive_fields
 
 __all__ = ["LayerStatistics", "NetworkRanges", "layer_statistics", "network_ranges"]
 
@@ -63,7 +63,7 @@ class NetworkRanges:
 
 
 def network_ranges(network: Graph, images: Tensor, method: str) -> NetworkRanges:
-    """Return the ranges of every tensor for images (N, C, H, W), chosen by one of `trimtab.spaces.ranges.RANGES`."""
+    """Return the ranges of every tensor for images (N, C, H, W), chosen by one of `numbers.ranges.RANGES`."""
     whole: dict[str, tuple[float, float]] = {}
     stored: dict[int, dict[str, tuple[float, float]]] = {bits: {} for bits in ACTIVATION_BITS}
 

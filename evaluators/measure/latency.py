@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trimtab.evaluators.comparison import Comparison, Verdict, verdict
-from trimtab.evaluators.intervals import Interval, decision_interval
+from trimtab.evaluators.measure.comparison import Comparison, Verdict, verdict
+from trimtab.evaluators.measure.intervals import Interval, decision_interval
 from trimtab.spaces.policy import Policy
 
 __all__ = ["Latency", "Link"]

@@ -16,14 +16,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.errors import TrimtabError
-from trimtab.evaluators.plan import Call, Step, StepPlan
-from trimtab.evaluators.size import Coded
-from trimtab.evaluators.table import LatencyTable
+from trimtab.evaluators.price.plan import Call, Step, StepPlan
+from trimtab.evaluators.price.size import Coded
+from trimtab.evaluators.price.table import LatencyTable
 from trimtab.graph import Node
 from trimtab.kernels.packing import bytes_of
 from trimtab.spaces.factorisation import Geometry, parts_of
+from trimtab.spaces.forms.sharing import parameters
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.sharing import parameters
 from trimtab.spaces.space import Space
 from trimtab.spaces.tracing.layers import transposed_macs
 

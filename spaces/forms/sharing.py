@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_limits
 
 from trimtab.graph import Array, Node
 from trimtab.sharing import LARGEST_CODEBOOK, LAYOUTS, SUBVECTOR, circulant_index, expand, hashed_index, subvectors
-from trimtab.spaces.formats import WeightFormat
-from trimtab.spaces.quantise import quantise_weight
+from trimtab.spaces.numbers.formats import WeightFormat
+from trimtab.spaces.numbers.quantise import quantise_weight
 
 __all__ = ["SHARINGS", "Sharing", "flips_signs", "parameters", "share", "share_integers"]
 

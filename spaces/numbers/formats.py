@@ -3,7 +3,7 @@ bits mean.
 
 | bits | weights | input activations |
 | --- | --- | --- |
-| 1 to 8 | int8 values of a grid (`trimtab.spaces.grids`) times a scale per output channel | uint8 with one scale |
+| 1 to 8 | int8 values of a grid (`numbers.grids`) times a scale per output channel | uint8 with one scale |
 | 16 | bf16 | bf16 |
 | 32 | float32 | float32 |
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from trimtab.errors import BadInput, unknown_name
 from trimtab.graph import Array
-from trimtab.spaces.grids import GRIDS, UNIFORM, Grid
+from trimtab.spaces.numbers.grids import GRIDS, UNIFORM, Grid
 
 __all__ = [
     "ACTIVATION_BITS",
@@ -50,7 +50,7 @@ _TEXT = re.compile(r"(\d+)/(\d+)(?: ([a-z0-9]+))?")
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """The numbers that a layer's weights are: of 1 to 8 `bits`, on a `grid` of `trimtab.spaces.grids.GRIDS`, 16 or 32.
+    """The numbers that a layer's weights are: of 1 to 8 `bits`, on a `grid` of `grids.GRIDS`, 16 or 32.
 
     A grid that does not exist, or has no form of these bits, is a `BadInput` where it is asked for anything.
     """

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.evaluators.comparison import LEAST_SLICES, SLICE_SECONDS, Compile, is_due, time_slice
 from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
-from trimtab.evaluators.intervals import Interval, block_interval, undisturbed_ratio
+from trimtab.evaluators.measure.comparison import LEAST_SLICES, SLICE_SECONDS, Compile, is_due, time_slice
+from trimtab.evaluators.measure.intervals import Interval, block_interval, undisturbed_ratio
 
 __all__ = ["LEAST_RECORDED", "LEAST_ROUNDS", "Record", "Rounds", "interleave", "record"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.evaluators.engines.base import EngineSession, Images, TimeSlice
-from trimtab.evaluators.intervals import LOOKS, Interval, block_interval, decision_interval, memory
+from trimtab.evaluators.measure.intervals import LOOKS, Interval, block_interval, decision_interval, memory
 
 __all__ = [
     "BLOCK_SECONDS",

@@ -10,7 +10,7 @@ import numpy as np
 from trimtab.errors import TrimtabError
 from trimtab.graph import OPERATORS, Array, Graph
 from trimtab.graph.channels import propagate
-from trimtab.spaces.groups import ChannelGroup
+from trimtab.spaces.channels.groups import ChannelGroup
 
 __all__ = [
     "importance_order",

@@ -13,10 +13,10 @@ from trimtab.graph import OPERATORS, Array, Node
 from trimtab.spaces.candidate import narrowed
 from trimtab.spaces.execute import apply_op
 from trimtab.spaces.factorisation import factor_ops, fit_outputs, kernel_of, plain_factors
+from trimtab.spaces.numbers.ranges import activation_quant
 from trimtab.spaces.policy import LayerDecision
-from trimtab.spaces.ranges import activation_quant
-from trimtab.spaces.reconstruct import RIDGE
-from trimtab.spaces.statistics import LayerStatistics
+from trimtab.spaces.repairs.reconstruct import RIDGE
+from trimtab.spaces.repairs.statistics import LayerStatistics
 from trimtab.threads import one_blas_thread
 
 __all__ = ["CompressedLayer", "LayerCompressor", "is_row_wise"]

@@ -1,0 +1,1 @@
+"""Predicted costs: the steps that will run, the table of their times, bytes, multiplications, memory."""

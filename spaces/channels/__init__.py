@@ -1,0 +1,1 @@
+"""The channels of a network: which are pruned together, in which order, and the network without some."""

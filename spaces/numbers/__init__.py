@@ -1,0 +1,1 @@
+"""The numbers of layers: formats of weights and activations, grids, rounding, ranges."""
