@@ -39,7 +39,7 @@ LEAST_BLOCKS = 16
 FOR_WEIGHTS = 0.75
 
 #: A/A measurements, and their blocks.
-FLOORS, FLOOR_BLOCKS = 5, 8
+FLOORS, FLOOR_BLOCKS = 3, 8
 
 
 class LatencyBench:

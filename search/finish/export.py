@@ -87,7 +87,7 @@ def export_candidate(
         opened = partial(engine.open, path)
         found = opened().run(images)
         budgeted = name == problem.config.engine.name
-        seconds = measured.final_seconds if budgeted else measured.final_seconds / 3
+        seconds = measured.final_seconds if budgeted else measured.final_seconds / 5
         tied = link if budgeted else bench.tie(link.yardstick, seconds)
         latency = bench.measure(opened, tied, seconds, limit if budgeted else None)
         checks.append(
