@@ -70,6 +70,10 @@ def _is_computed(value: Any) -> bool:
 def _bake(module: nn.Module) -> None:
     """Put the weights that parametrisations, norms and masks compute in the place of what they compute them from."""
     if parametrize.is_parametrized(module):
+        # What is removed are properties of a class that a copy has in common with its original.
+        kind = type(module)
+        own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(kind.__name__, kind.__bases__, own)
         for name in list(module.parametrizations):  # type: ignore[arg-type]
             parametrize.remove_parametrizations(module, name)
     for hook in list(module._forward_pre_hooks.values()):

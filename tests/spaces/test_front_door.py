@@ -37,6 +37,8 @@ def assert_taken(model: nn.Module) -> None:
     assert torch.allclose(run(trace(model, x[:1]), x), expected, atol=1e-4)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
 
 
 def changed(change: Callable[[nn.Module], Any]) -> nn.Module:
