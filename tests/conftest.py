@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hypothesis
 import pytest
 from hypothesis import settings
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("trimtab", deadline=None)
-settings.load_profile("trimtab")
-
 # How long an example takes says more of the machine than of the code.
-hypothesis.settings.register_profile("without deadlines", deadline=None)
-hypothesis.settings.load_profile("without deadlines")
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from trimtab.errors import BadInput
 from trimtab.graph import Array, Graph, Node, Shape
+from trimtab.graph.node import free_name
 from trimtab.graph.passes import raise_activations
 
 __all__ = [
@@ -226,10 +227,7 @@ class Converter:
         return self._untaken(name, set(self.modules))
 
     def _untaken(self, name: str, taken: set[str]) -> str:
-        taken |= {self.input, *(other.name for other in self.nodes)}
-        while name in taken:
-            name += "_"
-        return name
+        return free_name(name, taken | {self.input, *(other.name for other in self.nodes)})
 
     def alias(self, node: fx.Node, tensor: str | None = None) -> None:
         """Note the tensor that holds an fx node's value: that of its first operand where none is named."""

@@ -18,25 +18,8 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 __all__ = ["plain_module"]
 
-#: What a subclass may have of its own without computing anything else.
-_OF_NO_WEIGHT = frozenset(
-    [
-        "__init__",
-        "__module__",
-        "__doc__",
-        "__qualname__",
-        "__annotations__",
-        "__repr__",
-        "extra_repr",
-        "__parameters__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "__orig_bases__",
-        "__dict__",
-        "__weakref__",
-        "__constants__",
-    ]
-)
+#: Methods that a subclass may have of its own without computing anything else.
+_SILENT = ("__init__", "__repr__", "extra_repr", "__annotate__", "__annotate_func__")
 
 
 def plain_module(model: nn.Module) -> nn.Module:
@@ -93,9 +76,14 @@ def _become_parent(module: nn.Module) -> None:
             return
         if kind.__module__.startswith("torch.nn."):
             break
-        own += [name for name in vars(kind) if name not in _OF_NO_WEIGHT]
+        own += [name for name, value in vars(kind).items() if _may_compute(name, value)]
     if not any(hasattr(kind, name) for name in own):
         module.__class__ = kind
+
+
+def _may_compute(name: str, value: Any) -> bool:
+    """Whether what a class has of its own can change what its objects compute: not what Python itself puts there."""
+    return name not in _SILENT and (callable(value) or not name.startswith("__"))
 
 
 def _forget_defaults(model: nn.Module) -> None:

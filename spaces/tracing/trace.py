@@ -12,6 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from trimtab.errors import BadInput
 from trimtab.graph import Graph
+from trimtab.graph.node import free_name
 from trimtab.spaces.execute import run
 from trimtab.spaces.tracing.converter import Converter, UnsupportedNetwork, is_in_place
 from trimtab.spaces.tracing.front_door import plain_module
@@ -78,16 +79,10 @@ def _give_every_use_a_layer(module: fx.GraphModule) -> None:
         name = node.target
         uses[name] = uses.get(name, 0) + 1
         if uses[name] > 1:
-            node.target = _free_name(f"{name}_use{uses[name]}", module)
+            taken = {path for path, _ in (*module.named_modules(), *module.named_parameters())}
+            node.target = free_name(f"{name}_use{uses[name]}", taken)
             module.add_submodule(node.target, copy.deepcopy(module.get_submodule(name)))
     module.recompile()
-
-
-def _free_name(name: str, module: nn.Module) -> str:
-    taken = {path for path, _ in module.named_modules()} | {path for path, _ in module.named_parameters()}
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _compare(model: nn.Module, network: Graph, example: torch.Tensor) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ACTIVATIONS", "LARGEST_BF16", "LAYERS", "MODES", "PRECISIONS", "Array", "Node", "Norm", "Quant", "Shape"]
+__all__ = [
+    "ACTIVATIONS",
+    "LARGEST_BF16",
+    "LAYERS",
+    "MODES",
+    "PRECISIONS",
+    "Array",
+    "Node",
+    "Norm",
+    "Quant",
+    "Shape",
+    "free_name",
+]
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -142,3 +154,10 @@ class Node:
             bias = bias + self.bias * scale
         plain = replace(self, norm=None)
         return plain.with_weights(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """Return the name, or, where it is taken, that with the fewest underscores behind it that is not."""
+    while name in taken:
+        name += "_"
+    return name

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trimtab.graph.node import Node
+from trimtab.graph.node import Node, free_name
 from trimtab.graph.operators import OPERATORS
 from trimtab.graph.program import Graph, check_graph, is_integer
 
@@ -28,12 +28,16 @@ def fuse(graph: Graph) -> Graph:
     An `activation` joins the layer or sum that only it reads; an `add` becomes the residual of a layer that only it
     reads. A tensor with quantisation of its own, or the graph's output, is never folded.
     """
-    return replace(check_graph(graph), nodes=tuple(fused.node for fused in fused_nodes(graph)))
+    checked = check_graph(graph)
+    return replace(checked, nodes=tuple(fused.node for fused in _fused(checked)))
 
 
 def fused_nodes(graph: Graph) -> list[Fused]:
     """Return the nodes that `fuse` leaves, in order."""
-    checked = check_graph(graph)
+    return _fused(check_graph(graph))
+
+
+def _fused(checked: Graph) -> list[Fused]:
     uses = Counter(name for node in checked.nodes for name in node.inputs)
     uses[checked.output] += 1
     private = {node.name for node in checked.nodes if uses[node.name] == 1 and node.name not in checked.quant}
@@ -117,20 +121,14 @@ def legalise(graph: Graph) -> Graph:
             nodes.append(node)
             continue
         if graph.quant.get(source) != stored:
-            name = _fresh(f"{node.name}.input", taken)
+            name = free_name(f"{node.name}.input", taken)
+            taken.add(name)
             nodes.append(Node("quantize", name, (source,)))
             if stored is not None:
                 quant[name] = stored
             node = replace(node, inputs=(name, *node.inputs[1:]))
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes), quant=quant)
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
 
 
 def _widened(node: Node) -> Node:
