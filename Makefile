@@ -9,8 +9,11 @@ NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.
 demo: $(VENV)/installed
 	$(BIN)/trimtab search
 
+# A process for each core.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/installed
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow

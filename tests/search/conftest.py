@@ -21,6 +21,14 @@ def search_cache(cache: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatc
     return shared_cache
 
 
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements of a tenth of their length: how well they measure is not what the search's tests test."""
+    monkeypatch.setattr("trimtab.evaluators.measure.comparison.SLICE_SECONDS", 0.0002)
+    monkeypatch.setattr("trimtab.evaluators.measure.rounds.SLICE_SECONDS", 0.0002)
+    monkeypatch.setattr("trimtab.evaluators.measure.end_to_end.BLOCKS_BETWEEN", (0.005, 0.01))
+
+
 @pytest.fixture(scope="session")
 def with_shared_cache(shared_cache: Path) -> Iterator[None]:
     """The shared cache for what outlives one test."""

@@ -380,13 +380,12 @@ def test_what_evaluates_and_exports_takes_the_run_s_link(finished: Finished) -> 
     assert limit == Interval(*baseline["limit"])
 
 
-def test_an_evaluation_agrees_with_the_report_within_their_intervals(finished: Finished) -> None:
+def test_an_evaluation_agrees_with_the_report(finished: Finished) -> None:
     policy = Policy.load(finished.folder / "policy.json")
     found = evaluate_policy(finished.problem, policy, Progress(), finished.folder)
     best = next(r["best"] for r in finished.summary["agents"] if r["agent"] == finished.summary["winner"]["agent"])
-    bounds = [one["latency"]["bounds"] for one in (found, best)]
-    assert bounds[0][1] <= bounds[1][2]
-    assert bounds[1][1] <= bounds[0][2]
+    # The int8 form, which one of them might have been told in multiples of, takes half as long again.
+    assert best["latency"]["ratio"] == pytest.approx(found["latency"]["ratio"], rel=0.2)
     assert found["verdict"] == "within"
 
 
