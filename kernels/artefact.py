@@ -98,14 +98,13 @@ def _stored(graph: Graph) -> tuple[dict[str, dict[str, Packed]], dict[str, Packe
     A weight is one array, `dense`, or the parameters that it shares values through, whichever takes fewer bytes.
     """
     parts, vectors = _arrays(graph)
-    packed = iter(pack([*(array for own in parts.values() for array in own.values()), *vectors.values()]))
-    own = {name: {part: next(packed) for part in arrays} for name, arrays in parts.items()}
+    own = {name: {part: pack(array) for part, array in arrays.items()} for name, arrays in parts.items()}
     chosen = {
         name: _smaller({part: p.data.size for part, p in each.items()}, parts[name][_DENSE].size)
         for name, each in own.items()
     }
     return {name: {part: own[name][part] for part in each} for name, each in chosen.items()}, {
-        name: next(packed) for name in vectors
+        name: pack(vector) for name, vector in vectors.items()
     }
 
 
@@ -189,7 +188,7 @@ def _rebuild(program: Any, weights: Array) -> Graph:
     shapes = [_get(item, "weights", dict) for item in items]
     own = {i: _get(named["weight"], "parts", dict) for i, named in enumerate(shapes) if "weight" in named}
     packed = _slices([*(part for parts in own.values() for part in parts.values()), *vectors.values()], weights)
-    arrays = iter(zip(packed, unpack(packed), strict=True))
+    arrays = iter(zip(packed, map(unpack, packed), strict=True))
     found: dict[str, dict[int, Array]] = {
         "weight": {i: _weight(shapes[i]["weight"], {p: next(arrays) for p in parts}) for i, parts in own.items()}
     }

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "cpu.h"
+#include "entropy.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -187,6 +188,31 @@ double stream_rate(const std::string& level, size_t bytes, double seconds) {
   return kernels_of(level).stream(buffer.data(), bytes, seconds);
 }
 
+using Symbols = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<const uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Frequencies = nb::ndarray<const uint16_t, nb::shape<256>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+nb::ndarray<nb::numpy, T> new_vector(size_t size) {
+  auto* data = new T[size];
+  return {data, {size}, nb::capsule(data, [](void* p) noexcept { delete[] static_cast<T*>(p); })};
+}
+
+nb::ndarray<nb::numpy, uint16_t> encode(const Symbols& symbols, const Frequencies& frequencies) {
+  const std::vector<uint16_t> words = encode_lanes(symbols.data(), symbols.shape(0), frequencies.data());
+  auto found = new_vector<uint16_t>(words.size());
+  std::copy(words.begin(), words.end(), found.data());
+  return found;
+}
+
+std::optional<nb::ndarray<nb::numpy, uint8_t>> decode(const Words& words, const Frequencies& frequencies,
+                                                      size_t count) {
+  if (!holds_lanes(words.data(), words.shape(0), count)) return std::nullopt;
+  auto symbols = new_vector<uint8_t>(count);
+  if (!decode_lanes(words.data(), frequencies.data(), symbols.data(), count)) return std::nullopt;
+  return symbols;
+}
+
 }  // namespace
 }  // namespace trimtab
 
@@ -200,6 +226,10 @@ NB_MODULE(_native, m) {
         "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("peak_float", [](const std::string& level, double s) { return kernels_of(level).peak_float(s); }, "level"_a,
         "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.attr("LANE") = kLane;
+  m.attr("PRECISION") = kPrecision;
+  m.def("encode", &encode, "symbols"_a.noconvert(), "frequencies"_a.noconvert());
+  m.def("decode", &decode, "words"_a.noconvert(), "frequencies"_a.noconvert(), "count"_a);
   m.def("stream_rate", &stream_rate, "level"_a, "size"_a, "seconds"_a);
   nb::class_<Program>(m, "Program")
       .def("__init__", [](Program* p, const std::string& level, int threads,
