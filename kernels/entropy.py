@@ -70,7 +70,9 @@ def decode(coded: Bytes, count: int) -> Bytes:
     data = coded[len(table.stored) :]
     if len(data) % 2 or not 0 < count <= LANE * len(data):
         raise ValueError(f"{len(data)} bytes are not {count} coded symbols")
-    symbols = _native.decode(np.frombuffer(data.tobytes(), "<u2").astype(np.uint16), table.frequencies, count)
+    symbols = _native.decode(
+        np.frombuffer(data.tobytes(), "<u2").astype(np.uint16, copy=False), table.frequencies, count
+    )
     if symbols is None:
         raise ValueError(f"{len(data)} bytes are not {count} coded symbols: they are damaged")
     return symbols

@@ -284,15 +284,15 @@ void pack_gemm(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weig
     const bool half = vector == vectors;
     const int panel = vector / k.vectors, first = half ? vectors : panel * k.vectors;  // of the panel's vectors
     const int row = half ? k.half_lanes : std::min(k.vectors, vectors - first) * lanes;
-    B* to = reinterpret_cast<B*>(p.weights.data() + group * g.group_bytes) +
-            static_cast<size_t>(first) * lanes * dot * steps;
-    for (int i = 0; i < inputs; ++i) {
-      for (int t = 0; t < s.kh * s.kw; ++t) {
-        const int y = t / s.kw, x = t % s.kw;
-        const int segment = taps == 1 ? y : t, at = taps == 1 ? x * inputs + i : i;
-        const size_t step = static_cast<size_t>(segment) * g.steps + at / dot;
-        to[(step * row + (vector - first) * lanes + lane) * dot + at % dot] =
-            static_cast<B>(weights[(static_cast<size_t>(o) * inputs + i) * s.kh * s.kw + t]);
+    B* const own = reinterpret_cast<B*>(p.weights.data() + group * g.group_bytes) +
+                   (static_cast<size_t>(first) * steps * lanes + (vector - first) * lanes + lane) * dot;
+    for (int t = 0; t < s.kh * s.kw; ++t) {
+      const int segment = taps == 1 ? t / s.kw : t, start = taps == 1 ? t % s.kw * inputs : 0;
+      const W* from = weights + static_cast<size_t>(o) * inputs * s.kh * s.kw + t;
+      B* step = own + (static_cast<size_t>(segment) * g.steps + start / dot) * row * dot;
+      for (int i = 0, d = start % dot; i < inputs; ++i, from += s.kh * s.kw) {
+        step[d] = static_cast<B>(*from);
+        if (++d == dot) d = 0, step += static_cast<size_t>(row) * dot;
       }
     }
   }
@@ -345,20 +345,24 @@ void pack_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* 
   const size_t steps = g.steps, column = steps * dot;
   g.group_bytes = products * column * g.group_width * sizeof(B);
   p.weights = Memory(g.group_bytes);
-  B* const to = reinterpret_cast<B*>(p.weights.data());
-  for (int o = 0; o < s.oc; ++o) {
-    const int vector = o / lanes, panel = vector / k.vectors, width = std::min(k.vectors, vectors - panel * k.vectors);
-    B* const first = to + products * column * panel * k.vectors * lanes +
-                     (static_cast<size_t>(vector % k.vectors) * lanes + o % lanes) * dot;
-    for (int i = 0; i < s.ic; ++i) {
-      B filter[25];
-      const W* const w = weights + (static_cast<size_t>(o) * s.ic + i) * 9;
-      if (s.stride_h == 1)
-        transform_filter(w, filter);
-      else
-        transform_strided_filter(w, filter);
-      B* const at = first + static_cast<size_t>(i / dot) * width * lanes * dot + i % dot;
-      for (int t = 0; t < products; ++t) at[t * column * width * lanes] = filter[t];
+  const int panel = k.vectors * lanes;
+  constexpr int kInputs = 8;  // at once: few enough for what is written to stay in cache, of all products and outputs
+  for (int first = 0; first < s.oc; first += panel) {
+    const int width = std::min(panel, g.group_width - first), last = std::min(first + panel, s.oc);
+    B* const to = reinterpret_cast<B*>(p.weights.data()) + products * column * first;
+    for (int start = 0; start < s.ic; start += kInputs) {
+      for (int o = first; o < last; ++o) {
+        for (int i = start; i < std::min(start + kInputs, s.ic); ++i) {
+          B filter[25];
+          const W* const w = weights + (static_cast<size_t>(o) * s.ic + i) * 9;
+          if (s.stride_h == 1)
+            transform_filter(w, filter);
+          else
+            transform_strided_filter(w, filter);
+          B* const at = to + (static_cast<size_t>(i / dot) * width + o - first) * dot + i % dot;
+          for (int t = 0; t < products; ++t) at[t * column * width] = filter[t];
+        }
+      }
     }
   }
 }

@@ -10,7 +10,7 @@ constexpr uint64_t kLowest = uint64_t{1} << 32;  // a state that has given bits 
 constexpr uint32_t kSlots = 1 << kPrecision;
 
 // Lanes that are decoded together: one symbol's steps wait for each other, those of different lanes do not.
-constexpr int kTogether = 8;
+constexpr int kTogether = 4;
 
 // Lanes share the symbols evenly; the first ones have one more where they cannot.
 size_t lane_length(size_t count, size_t lane) {
@@ -53,29 +53,41 @@ struct Slots {
 struct Reader {
   uint64_t state = 0;
   const uint16_t *next = nullptr, *end = nullptr;
-  uint8_t* out = nullptr;
 
-  void step(const Slots& slots) {
+  // The next symbol. Without branches: whether a word is due is as good as random. `LAST`: there may be none left.
+  template <bool LAST>
+  uint8_t step(const Slots& slots) {
     constexpr uint16_t kNone = 0;
     const uint32_t entry = slots.packed[state & (kSlots - 1)];
-    *out++ = static_cast<uint8_t>(entry);
     state = (state >> kPrecision) * ((entry >> 20) + 1) + (entry >> 8 & (kSlots - 1));
-    // Without branches: whether a word is due is as good as random.
-    const bool due = (state < kLowest) & (next != end);
-    const uint64_t longer = state << kWord | *(next != end ? next : &kNone);
-    state = due ? longer : state;
+    const bool left = !LAST || next != end;
+    const uint64_t due = (state < kLowest) & left;
+    state = state << (kWord * due) | (*(left ? next : &kNone) & -due);
     next += due;
+    return static_cast<uint8_t>(entry);
   }
 };
 
-// `lanes` of one length, side by side.
+// `count` symbols of each of some lanes, which follow each other in `symbols`.
 template <int LANES>
-void decode_together(Reader* lanes, size_t count, const Slots& slots) {
+void decode_together(Reader* lanes, size_t count, const Slots& slots, uint8_t* symbols) {
   Reader own[LANES];
   std::copy(lanes, lanes + LANES, own);
-  for (size_t i = 0; i < count; ++i) {
-#pragma GCC unroll 8
-    for (int lane = 0; lane < LANES; ++lane) own[lane].step(slots);
+  for (size_t i = 0; i < count;) {
+    ptrdiff_t words = own[0].end - own[0].next;
+    for (const Reader& lane : own) words = std::min(words, lane.end - lane.next);
+    // A symbol takes a word at most.
+    const size_t sure = std::min(count, i + static_cast<size_t>(words));
+    const auto advance = [&](size_t stop, auto step) {
+      for (; i < stop; ++i) {
+#pragma GCC unroll 4
+        for (int lane = 0; lane < LANES; ++lane) symbols[lane * count + i] = step(own[lane]);
+      }
+    };
+    if (words < 32)
+      advance(count, [&](Reader& lane) { return lane.step<true>(slots); });
+    else
+      advance(sure, [&](Reader& lane) { return lane.step<false>(slots); });
   }
   std::copy(own, own + LANES, lanes);
 }
@@ -118,14 +130,13 @@ bool decode_lanes(const uint16_t* words, const uint16_t* frequencies, uint8_t* s
       for (size_t digit = 0; digit < kLaneHead; ++digit) r.state |= uint64_t{at[digit]} << (kWord * digit);
       r.next = at + kLaneHead;
       r.end = at = r.next + words[lane + together];
-      r.out = symbols;
-      symbols += length;
     }
     if (together == kTogether) {
-      decode_together<kTogether>(readers, length, slots);
+      decode_together<kTogether>(readers, length, slots, symbols);
     } else {
-      for (int i = 0; i < together; ++i) decode_together<1>(readers + i, length, slots);
+      for (int i = 0; i < together; ++i) decode_together<1>(readers + i, length, slots, symbols + i * length);
     }
+    symbols += together * length;
     for (int i = 0; i < together; ++i) whole &= readers[i].state == 0 && readers[i].next == readers[i].end;
     lane += together;
   }
