@@ -104,7 +104,11 @@ class StepEngine(Engine, Protocol):
 
 @runtime_checkable
 class FileEngine(Engine, Protocol):
-    """An engine that runs files, which a network can be exported to. `suffix` is the ending of their names."""
+    """An engine that runs files, which a network can be exported to. `suffix` is the ending of their names.
+
+    It may have a `reader` too: Python for a process without `trimtab.evaluators`, which defines `open_file(path)`, a
+    function that returns one of a batch of images. `trimtab bench start` times it.
+    """
 
     suffix: str
 

@@ -22,6 +22,12 @@ class NativeEngine:
     name = "native"
     suffix = ".safetensors"
     tells_steps = True
+    reader = """
+from trimtab.kernels import load
+
+def open_file(path):
+    return load(path).run
+"""
 
     def __init__(self, threads: int = 1, level: str | None = None) -> None:
         self.threads = threads

@@ -24,6 +24,17 @@ class OnnxRuntimeEngine(OnnxEngine):
     the program says; on other processors it changes nothing.
     """
 
+    reader = """
+import onnxruntime
+
+def open_file(path):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: session.run(None, {name: image})
+"""
+
     def __init__(self, threads: int = 1, exact: bool = True) -> None:
         if threads < 1:
             raise BadInput(f"onnxruntime needs at least one thread, given {threads}")

@@ -26,6 +26,13 @@ class OpenVinoEngine(OnnxEngine):
     """
 
     name = "openvino"
+    reader = """
+import openvino
+
+def open_file(path):
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
+    return openvino.Core().compile_model(path, "CPU", settings)
+"""
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:

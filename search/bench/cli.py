@@ -69,6 +69,24 @@ def widths(
 
 
 @app.command()
+def start(
+    networks: Annotated[str, typer.Option(help="Comma-separated zoo or torchvision names.")] = "resnet20",
+    engines: Annotated[
+        str, typer.Option(help="Comma-separated: native, onnxruntime, openvino.")
+    ] = "native,onnxruntime",
+    forms: Annotated[str, typer.Option(help="Of fp32, int8, half (int8 with half the channels).")] = "fp32,int8",
+    repetitions: Annotated[int, typer.Option(min=1, help="Processes for every figure.")] = 7,
+    markdown: Markdown = False,
+    as_json: Json = False,
+) -> None:
+    """Time from an exported file to the first result, and the memory that it takes, in fresh processes."""
+    from trimtab.search.bench.start import bench_start
+
+    asked = _several("network", networks), _several("engine", engines), _several("form", forms)
+    _show(bench_start(*asked, repetitions), markdown, as_json)
+
+
+@app.command()
 def kernels(
     layers: Annotated[str, typer.Option(help="Only layers whose name contains this.", show_default=False)] = "",
     engines: Annotated[

@@ -27,6 +27,7 @@ from trimtab.search.bench.child import caps, run_in_child
 from trimtab.search.bench.coverage import LENGTHS, bench_coverage, coverage_rows
 from trimtab.search.bench.layers import FLOAT, KINDS, LAYERS, Kind, Layer, layer_graph, layer_model, work_of
 from trimtab.search.bench.load import bursts
+from trimtab.search.bench.start import bench_start
 from trimtab.search.bench.table import bench_table
 from trimtab.search.report.console import markdown_rows
 
@@ -104,6 +105,16 @@ def test_widths_are_sixteenths_of_the_first_engine_s_full_width(with_shared_cach
     for odd in ([], [0], [17]):
         with pytest.raises(BadInput, match="1 to 16 of 16 parts"):
             width_bench.bench_widths(["resnet8"], ["native"], ["int8"], odd, 0.01, None)
+
+
+def test_the_start_of_exported_networks() -> None:
+    rows = bench_start(["resnet8"], ENGINES, ["int8"], 1)
+    assert [row["engine"] for row in rows] == ENGINES
+    assert all(0 < row["open_ms"] < row["start_ms"] and row["resident_mb"] > 10 for row in rows)
+    assert rows[0]["file_mb"] < rows[1]["file_mb"]
+    assert rows[0]["start_ratio"] == 1
+    with pytest.raises(BadInput, match="torch does not say how its files are read"):
+        bench_start(["resnet8"], ["torch"], ["int8"], 1)
 
 
 def test_activations_are_spread() -> None:
