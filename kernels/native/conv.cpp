@@ -18,10 +18,10 @@ constexpr size_t kTransformedTarget = 256 * 1024;  // the same of Winograd's tra
 constexpr int kWinogradInputs = 12, kWinogradFloatInputs = 8;
 constexpr int kWinogradOverShort = 28;
 constexpr size_t kLargeFilters = 4 << 20;
-// Sums in 16 bits pay from this many steps on; measured likewise: 2 steps 1.03x, 4 steps (5-bit weights) 1.4x,
-// 9 steps (4-bit) 1.6x, 64 steps (1- and 2-bit) 1.8x.
-constexpr int kShortDepth = 3, kLongDepth = 8;
-constexpr int kShortInputs = 16;  // of one output: 8 inputs 0.9x, 24 inputs 1.2x
+// Sums in 16 bits pay from this many steps on; measured likewise, 1x1 layers of 96 to 960 inputs: 2 steps (7-bit weights and
+// inputs) 1.5x to 1.6x, 4 steps (6-bit weights, 7-bit inputs) 1.6x to 1.8x, 9 steps (4-bit) 1.6x to 1.9x.
+constexpr int kShortDepth = 2, kGroupedDepth = 4;
+constexpr int kShortInputs = 8;  // of one output: 4 inputs 1.0x, 8 inputs 1.1x, 24 inputs 1.25x
 // Shares of weights in blocks of zeros from which leaving them out beats the other kernels. Measured as above against
 // direct kernels, 64 channels: none 0.97x, a tenth 1.09x, three tenths 1.4x, half 1.85x, seven tenths 2.9x. Where reading
 // the weights is what costs, they are twice as wide as those of kNarrow.
@@ -81,12 +81,12 @@ bool winograd_pays(const ConvSpec& s, const Kernels& k) {
   return s.ic >= (integer ? kWinogradInputs : kWinogradFloatInputs) && direct >= kWinogradSaving * 16 * tiles;
 }
 
-// Against direct kernels with sums in 16 bits, measured as above: 16 channels 0.95x, 24 channels 0.98x, 32 channels
-// 1.07x, 64 channels 1.1x; 512 channels at 7x7 0.8x, where reading Winograd's larger filters costs more.
-// Those are figures of 4-bit weights; sums that have to be widened more often (5 bits) are slower.
+// Against direct kernels with sums in 16 bits, measured as above, of two steps (7 bits) and of four: 12 channels 0.82x and
+// 0.78x, 24 channels 0.97x and 0.93x, 32 channels 1.07x and 1.04x, 64 channels 1.2x and 1.15x, 256 channels 1.4x and 1.25x;
+// 512 channels at 7x7 1.04x and 0.93x, where reading Winograd's larger filters costs more.
 bool winograd_beats_short(const ConvSpec& s, int depth) {
-  if (s.stride_h != 1) return false;
-  return depth < kLongDepth || (s.ic >= kWinogradOverShort && size_t{32} * s.ic * s.oc < kLargeFilters);
+  if (s.stride_h != 1 || s.ic < kWinogradOverShort) return false;
+  return depth < kGroupedDepth || size_t{32} * s.ic * s.oc < kLargeFilters;
 }
 
 // Whether the layer spends its time on reading weights from memory, and every one of them is a bf16 number.

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int kAhead = 1792;  // bytes: how far ahead of their use weights that stream from memory are fetched
 
+constexpr int kLongSum = 96;  // steps from which on sums of many in 16 bits, kept in memory, beat those of four
+
 constexpr size_t kFarWeights = 256 * 1024;  // bytes of a layer's weights that have left the cache since the last run
 
 // Gives every row of accumulators the channels' first values.
@@ -75,16 +77,60 @@ static void micro(const typename P::A* base, const int32_t* offset, const Conv& 
   spill_tile<S>(acc, to.acc);
 }
 
-// The same with products summed in 16 bits for g.depth steps at a time, which is as long as none can overflow.
+// COUNT steps, whose products are summed in 16 bits before they become 32.
+template <class S, class P, int COUNT, int MR, int NV>
+TRIMTAB_INLINE void add_steps(typename P::V (&acc)[MR][NV], const typename P::A* const (&a)[MR], int k,
+                              const typename P::B* b) {
+  using V = typename P::V;
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+    V left[COUNT];
+#pragma GCC unroll 4
+    for (int d = 0; d < COUNT; ++d) left[d] = P::broadcast(a[i] + static_cast<ptrdiff_t>(k + d) * P::kDot);
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      V sum{};
+#pragma GCC unroll 4
+      for (int d = 0; d < COUNT; ++d) sum = P::dot(sum, left[d], P::weights(b + (d * NV + j) * S::kLanes * P::kDot));
+      acc[i][j] = P::widen(acc[i][j], sum);
+    }
+  }
+}
+
+// The same with the products of DEPTH steps at a time summed in 16 bits.
+template <class S, class P, int MR, int NV, int DEPTH>
+static void micro_grouped(const typename P::A* base, const int32_t* offset, const Conv& g, const typename P::B* b,
+                          const typename P::Acc* start, const Target<typename P::Acc>& to) {
+  constexpr int kStep = NV * S::kLanes * P::kDot;
+  typename P::V acc[MR][NV];
+  start_tile<S>(start, acc);
+  for (int s = 0; s < g.segments; ++s) {
+    const typename P::A* a[MR];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) a[i] = base + offset[i] + g.segment_offset[s];
+    int k = 0;
+    for (; k + DEPTH <= g.steps; k += DEPTH, b += DEPTH * kStep) add_steps<S, P, DEPTH>(acc, a, k, b);
+    for (; k + 2 <= g.steps; k += 2, b += 2 * kStep) add_steps<S, P, 2>(acc, a, k, b);
+    if (k < g.steps) add_steps<S, P, 1>(acc, a, k, b), b += kStep;
+  }
+  if (to.finish != Finish::kMemory) return finish_tile<S>(acc, to);
+  spill_tile<S>(acc, to.acc);
+}
+
+// The same for g.depth steps at a time, which is as many as fit 16 bits.
 template <class S, class P, int MR, int NV>
 static void micro_short(const typename P::A* base, const int32_t* offset, const Conv& g, const typename P::B* b,
                         const typename P::Acc* start, const Target<typename P::Acc>& to) {
+  const int all = g.segments * g.steps;
+  if (g.depth < 4) return micro_grouped<S, P, MR, NV, 2>(base, offset, g, b, start, to);
+  if (g.depth < 8 || (g.depth < all && all < kLongSum))
+    return micro_grouped<S, P, MR, NV, 4>(base, offset, g, b, start, to);
   constexpr int Lanes = S::kLanes;
   typename P::Acc* const out = to.acc;
   using V = typename P::V;
   using A = typename P::A;
   V acc[MR][NV] = {};
-  const bool once = g.segments * g.steps <= g.depth;  // then the sums never leave their registers
+  const bool once = all <= g.depth;  // then the sums never leave their registers
   if (!once) {
     for (int i = 0; i < MR; ++i) std::memcpy(out + i * NV * Lanes, start, NV * sizeof(V));
   }

@@ -75,7 +75,30 @@ def test_residual(stored: Quant | None, to: Quant | None, explicit: bool, level:
     agree(graph, build.images(rng, 3, (5, 7, 6)), level, batch=2)
 
 
-@pairwise(bits=[1, 2, 3, 4, 6], activation=BOUNDED, level=LEVELS)
+@pairwise(
+    bits=[(7, 7), (7, 6), (6, 7), (6, 8), (5, 8), (4, 8), (4, 5), (8, 8)],
+    inputs=[8, 9, 24, 30, 33, 100, 400],
+    side=[1, 3],
+    value=[1e9, -1e9, None],
+    level=LEVELS,
+)
+def test_largest_sums_of_few_bits(
+    bits: tuple[int, int], inputs: int, side: int, value: float | None, level: str, rng: np.random.Generator
+) -> None:
+    """What kernels add up in 16 bits, as many products as fit: the largest weights, of one sign and of both."""
+    most, top = 2 ** (bits[0] - 1) - 1, 2 ** bits[1] - 1
+    node = build.conv(rng, "x", inputs, 21, (side, side), padding=(side // 2,) * 4)
+    weight = node.weights["weight"]
+    weight[:] = rng.integers(-most, most + 1, weight.shape)
+    weight[0], weight[1] = most, -most
+    weight[2], weight[3] = most, rng.choice([-most, most], weight.shape[1:])
+    weight[2, ::4] = -most
+    graph = build.graph((inputs, 5, 6), node, quant={"x": Quant(4.0 / top, top // 2, bits[1]), "conv": OUT})
+    x = build.images(rng, 2, (inputs, 5, 6))
+    agree(graph, x if value is None else np.full_like(x, value), level, batch=2)
+
+
+@pairwise(bits=[1, 2, 3, 4, 6, 7], activation=BOUNDED, level=LEVELS)
 def test_narrow_activations(bits: int, activation: str, level: str, rng: np.random.Generator) -> None:
     """Every store of a few bits stops at 2^bits - 1: the input, a layer, a layer with residual, a conversion."""
     top = 2**bits - 1
