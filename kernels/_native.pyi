@@ -6,6 +6,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
+BUILD: str
 LANE: int
 PRECISION: int
 

@@ -8,7 +8,12 @@ from typing import Any
 from trimtab.errors import BadInput
 from trimtab.kernels import _native
 
-__all__ = ["active_level", "cpu", "emulated_levels", "has_bf16", "levels", "resolve_level"]
+__all__ = ["active_level", "build", "cpu", "emulated_levels", "has_bf16", "levels", "resolve_level"]
+
+
+def build() -> str:
+    """Return a hash of the sources and the compiler that the kernels were made with."""
+    return _native.BUILD
 
 
 def levels() -> list[str]:

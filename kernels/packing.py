@@ -50,7 +50,7 @@ class Packed:
 
 
 def bytes_of(elements: int, bits: int) -> int:
-    """Return the bytes that `elements` weights of 1 to 6, 8, 16 or 32 bits take at most.
+    """Return the bytes that `elements` weights of 1 to 8, 16 or 32 bits take at most.
 
     They take fewer where the values happen to be fewer than 2^bits, or some of them more frequent than others.
     """

@@ -39,6 +39,11 @@ def open_file(path):
         return kernels.has_bf16(self.level)
 
     @property
+    def build(self) -> str:
+        """A hash of the kernels' sources."""
+        return kernels.build()
+
+    @property
     def signature(self) -> str:
         """Engine, kernel level, threads."""
         return f"native {self.level} threads={self.threads}"

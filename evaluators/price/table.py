@@ -21,7 +21,7 @@ __all__ = ["LatencyTable"]
 
 
 class LatencyTable:
-    """Seconds per step of one network's policies, cached on disk by engine, kernel level, processor, threads, network.
+    """Seconds per step of one network's policies, cached on disk by engine, kernels, processor, threads, network.
 
     `path` is the file (JSON lines, appended; a broken line is measured again); `filled` is called after every policy
     that had to be measured with the number of entries measured so far, for a progress bar; `took` is the seconds that
@@ -43,6 +43,7 @@ class LatencyTable:
         self._timer = step_timer(engine, space)
         where = {
             "engine": engine.signature,
+            "build": getattr(engine, "build", None),
             "cpu": cpu_name(),
             "network": space.network.fingerprint(),
             "format": 4,

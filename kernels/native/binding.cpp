@@ -226,6 +226,7 @@ NB_MODULE(_native, m) {
         "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("peak_float", [](const std::string& level, double s) { return kernels_of(level).peak_float(s); }, "level"_a,
         "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.attr("BUILD") = TRIMTAB_BUILD;
   m.attr("LANE") = kLane;
   m.attr("PRECISION") = kPrecision;
   m.def("encode", &encode, "symbols"_a.noconvert(), "frequencies"_a.noconvert());

@@ -43,7 +43,7 @@ BYTE = 8
 _BF16_BITS, _FLOAT_BITS = 16, 32
 
 #: The bits in which activations may be stored as integers.
-ACTIVATION_BITS = (1, 2, 4, BYTE)
+ACTIVATION_BITS = (1, 2, 4, 7, BYTE)
 
 _TEXT = re.compile(r"(\d+)/(\d+)(?: ([a-z0-9]+))?")
 
@@ -224,7 +224,7 @@ FLOAT, INT8, BF16 = LayerFormat(), LayerFormat.of(8, 8), LayerFormat.of(16, 16)
 #: weights under bf16 and under float activations, and float. Float weights under int8 activations would save neither
 #: bytes nor time.
 FORMATS: tuple[LayerFormat, ...] = (
-    *(LayerFormat.of(w_bits, a_bits) for w_bits in (1, 2, 3, 4, 5, 6, 8) for a_bits in ACTIVATION_BITS),
+    *(LayerFormat.of(w_bits, a_bits) for w_bits in range(1, BYTE + 1) for a_bits in ACTIVATION_BITS),
     LayerFormat.of(8, 32),
     BF16,
     LayerFormat.of(16, 32),

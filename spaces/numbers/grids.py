@@ -34,6 +34,9 @@ BASES_SHARES = (0.5, 0.7, 1.0)
 
 LARGEST = 127
 
+#: The largest weight of which two products with 8-bit inputs fit 16 bits, twice: 4 * 255 * 31 < 2^15.
+PAIRED = 31
+
 #: The name of the grid that a format is on where none is given.
 UNIFORM = "uniform"
 
@@ -152,6 +155,9 @@ class Codebook(Grid):
         for _ in range(ROUNDS - 1):
             scale = _fitted_scale(rows, scale, levels)
             levels = _Histogram(rows, scale).best_levels(2**bits)
+        if bits == 1:
+            # As large as 6-bit weights are: kernels sum products with them in 16 bits, whatever the layer.
+            levels = np.rint(levels * (PAIRED / np.abs(levels).max())).astype(np.int8)
         return levels, _fitted_scale(rows, scale, levels)
 
 

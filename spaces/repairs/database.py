@@ -38,7 +38,7 @@ from trimtab.threads import torch_threads
 __all__ = ["LayerDatabase", "LayerTask"]
 
 #: Part of every address: another number where entries are computed otherwise than before.
-FORMAT = 2
+FORMAT = 3
 
 #: Entries held in memory.
 REMEMBERED = 8192

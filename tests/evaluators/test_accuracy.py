@@ -38,7 +38,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", NETS)
 def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
-    x = pictures(24)
+    x, distances = pictures(24), []
     for policy in random_policies(space_of(name), 4):
         # One value on a tie moves a network of narrow activations a long way, and one of narrow weights further than
         # one of 8 bits; every factor rounds once more.
@@ -47,7 +47,9 @@ def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
             for op, d in policy.layers.items()
         }
         candidate = candidate_of(name, replace(policy, layers=layers))
-        assert distance(torch_logits(candidate, x), native_logits(candidate, x)) < 0.2, policy.to_json()
+        distances.append(distance(torch_logits(candidate, x), native_logits(candidate, x)))
+    assert np.median(distances) < 0.1
+    assert max(distances) < 0.5
 
 
 @pytest.mark.parametrize("name", ["residual-a", "concat"])
