@@ -49,8 +49,10 @@ class Engine(Protocol):
 
     @property
     def signature(self) -> str:
-        """What the latency table is keyed by: engine, version or kernel level, and threads. An engine may have a `build`
-        beside it, a text that changes with its kernels."""
+        """What the latency table is keyed by: engine, version or kernel level, and threads.
+
+        An engine may have a `build` beside it, a text that changes with its kernels.
+        """
         ...
 
     @property

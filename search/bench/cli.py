@@ -34,7 +34,9 @@ ENGINE_NAMES = "native, onnxruntime, onnxruntime-saturating, openvino, torch"
 def engines(
     networks: Annotated[str, typer.Option(help="Comma-separated zoo or torchvision names.")] = "resnet20,resnet56",
     engines: Annotated[str, typer.Option(help=f"Comma-separated: {ENGINE_NAMES}.")] = "native,onnxruntime",
-    forms: Annotated[str, typer.Option(help="Of fp32, int8, half (int8 with half the channels).")] = "fp32,int8,half",
+    forms: Annotated[
+        str, typer.Option(help="Of fp32, int8, half (int8 with half the channels), and formats as 7/7.")
+    ] = "fp32,int8,half",
     threads: Threads = "1",
     seconds: Seconds = 1.0,
     level: Level = None,

@@ -22,6 +22,7 @@ from trimtab.search.bench.child import run_in_child
 from trimtab.search.bench.rows import empty_network, named
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import run
+from trimtab.spaces.numbers.formats import INT8, LayerFormat
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.space import Space, build_space
 from trimtab.spaces.zoo import ZOO, build
@@ -37,7 +38,7 @@ __all__ = [
     "policy_of",
 ]
 
-#: Forms of a network: "half" is int8 with half of its channels.
+#: Forms of a network: "half" is int8 with half of its channels. Others are formats of all layers, as "7/7".
 FORMS = ("fp32", "int8", "half")
 
 #: Images that a session is timed on in turn.
@@ -59,8 +60,8 @@ def bench_networks(
     per image with its interval, `call_ms` (the engine's time for a network that does nothing), `rounds`, and four
     speed-ups with intervals, each the median over rounds of another's time divided by this one's: `speedup` over the
     fastest other engine, `best_other`; `exact_speedup` over the fastest other one with exact products; `int8_speedup`
-    of a half form over int8 on the same engine; and `thread_speedup` of native with several threads over one.
-    `lacking` says why an engine has no time for a form.
+    of a half form, or of another format, over int8 on the same engine; and `thread_speedup` of native with several
+    threads over one. `lacking` says why an engine has no time for a form.
     """
     check_forms(forms)
     options = {"engines": list(engines), "forms": list(forms), "seconds": seconds}
@@ -76,7 +77,7 @@ def check_forms(forms: Sequence[str]) -> None:
     """Raise `BadInput` for a form that there is not."""
     for form in forms:
         if form not in FORMS:
-            raise unknown_name("form", form, FORMS)
+            _format(form)
 
 
 def network_rows(
@@ -161,7 +162,7 @@ def _speedups(found: _Found, what: _Timed) -> dict[str, Any]:
     others = [t for t in found.timed if t.form == what.form and t.engine != what.engine and not t.alone]
     best = found.fastest(others)
     best_exact = found.fastest([t for t in others if t.form == "fp32" or found.exact[t.engine]])
-    int8 = what._replace(form="int8") if what.form == "half" else None
+    int8 = None if what.form in ("fp32", "int8") else what._replace(form="int8")
     return {
         "best_other": None if best is None else best.engine,
         **named("speedup", found.speedup(what, best)),
@@ -190,8 +191,21 @@ def load_network(name: str) -> tuple[Space, Images]:
 def policy_of(space: Space, form: str) -> Policy:
     """Return the policy of a form."""
     if form == "half":
-        return space.uniform(0.5, (8, 8))
-    return space.base() if form == "fp32" else space.int8()
+        return space.uniform(0.5, INT8)
+    if form == "fp32":
+        return space.base()
+    policy = space.int8()
+    if form == "int8":
+        return policy
+    layers = {name: replace(decision, format=_format(form)) for name, decision in policy.layers.items()}
+    return replace(policy, layers=layers)
+
+
+def _format(form: str) -> LayerFormat:
+    found = LayerFormat.parse(form)
+    if found is None:
+        raise unknown_name("form", form, FORMS)
+    return found
 
 
 def calibrated(space: Space, policy: Policy, images: Images) -> Candidate:
