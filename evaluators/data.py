@@ -30,6 +30,7 @@ class Splits:
     `train` returns the images to fit on (a function: few runs need them), `calibration` is for repairs (part of the
     training images), `selection` for choosing policies, and `final` returns what the reported figure is read from,
     once. These two are disjoint from each other and from the training images; `provenance` says where they come from.
+    `signals` are images of one column, which the network takes as (N, C, L).
     """
 
     train: Callable[[], tuple[Images, Labels]]
@@ -38,6 +39,13 @@ class Splits:
     final: Callable[[], tuple[Images, Labels]]
     classes: int
     provenance: str
+    signals: bool = False
+
+    @property
+    def example(self) -> Images:
+        """One input, (1, ...), as the network takes it."""
+        first: Images = self.calibration[:1].copy()
+        return first.reshape(first.shape[:-1]) if self.signals else first
 
 
 @dataclass(frozen=True, eq=False)

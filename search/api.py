@@ -14,7 +14,7 @@ from torch import nn
 
 from trimtab.agents.base import Agent
 from trimtab.errors import BadInput
-from trimtab.evaluators.data import Splits
+from trimtab.evaluators.data import Images, Labels, Splits
 from trimtab.files import check_folder
 from trimtab.search.finish.export import ExportCheck, export_candidate
 from trimtab.search.finish.run_link import measured_link
@@ -38,7 +38,8 @@ _GIVEN = {"network": {"import": GIVEN_NETWORK}, "data": {"name": GIVEN_DATA}}
 class Task:
     """A user's data: each part a DataLoader or any iterable of (images, labels) batches, or a pair of arrays.
 
-    Images are (N, C, H, W) float32 as the network sees them, labels (N,) integers. `train` calibrates (its labels are
+    Images are (N, C, H, W) float32 as the network sees them, signals (N, C, L), vectors (N, F), labels (N,) integers;
+    all parts are of one shape. `train` calibrates (its labels are
     not used), policies are chosen on `selection`, and `final` is read once, for the reported figure; without it the
     figure comes from `selection`, and the summary says so. `calibration` counts the images taken from `train`.
     """
@@ -50,15 +51,17 @@ class Task:
 
     def splits(self) -> Splits:
         """Collect the parts into arrays; anything that is not images and labels is a `BadInput`."""
-        calibration = _collect(self.train, "train", self.calibration)[0]
-        selection = _collect(self.selection, "selection")
-        final = selection if self.final is None else _collect(self.final, "final")
+        fitted = _collect(self.train, "train", self.calibration)
+        shape = fitted[0].shape[1:]
+        selection = _collect(self.selection, "selection", shape=shape)
+        final = selection if self.final is None else _collect(self.final, "final", shape=shape)
         said = "the selection images themselves" if self.final is None else f"{len(final[1])} images given as final"
         return Splits(
-            train=lambda: _collect(self.train, "train"),
-            calibration=calibration,
-            selection=selection,
-            final=lambda: final,
+            train=lambda: _as_images(_collect(self.train, "train")),
+            calibration=_as_images(fitted)[0],
+            selection=_as_images(selection),
+            final=lambda: _as_images(final),
+            signals=len(shape) == 2,
             classes=int(max(selection[1].max(), final[1].max())) + 1,
             provenance=f"{len(selection[1])} images given by the user; final: {said}",
         )
@@ -160,8 +163,17 @@ def _pair(task: object) -> Task:
     raise BadInput(f"task is a trimtab.Task or a pair (train, selection), not {type(task).__name__}")
 
 
-def _collect(part: Any, name: str, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (N, C, H, W) float32 and labels (N,) int64; at most about `limit` of them."""
+def _as_images(part: tuple[Images, Labels]) -> tuple[Images, Labels]:
+    """A part whose signals are images of one column."""
+    images, labels = part
+    return images[..., None] if images.ndim == 3 else images, labels
+
+
+def _collect(
+    part: Any, name: str, limit: int | None = None, shape: tuple[int, ...] | None = None
+) -> tuple[Images, Labels]:
+    """Return images (N, C, H, W) float32, signals (N, C, L) or vectors (N, F), and labels (N,) int64; at most about
+    `limit` of them, each of `shape` where that is given."""
     if isinstance(part, tuple) and len(part) == 2 and all(hasattr(array, "shape") for array in part):
         batches: Iterable[Any] = [part]
     elif isinstance(part, Iterable):
@@ -177,11 +189,13 @@ def _collect(part: Any, name: str, limit: int | None = None) -> tuple[np.ndarray
             labels.append(given.astype(np.int64))
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadInput(f"task.{name} does not yield (images, labels): {error}") from error
-        if images[-1].ndim not in (2, 4) or labels[-1].shape != images[-1].shape[:1]:
+        if images[-1].ndim not in (2, 3, 4) or labels[-1].shape != images[-1].shape[:1]:
             raise BadInput(
-                f"task.{name}: expected batches of images (N, C, H, W) and labels (N,), found {images[-1].shape} and "
-                f"{labels[-1].shape}"
+                f"task.{name}: expected batches of images (N, C, H, W), signals (N, C, L) or vectors (N, F), and "
+                f"labels (N,), found {images[-1].shape} and {labels[-1].shape}"
             )
+        if shape is not None and images[-1].shape[1:] != shape:
+            raise BadInput(f"task.{name}: its images are of shape {images[-1].shape[1:]}, those of task.train {shape}")
         if images[-1].shape[1:] != images[0].shape[1:] or labels[-1].min(initial=0) < 0:
             raise BadInput(f"task.{name}: images of one shape and labels from 0 are needed in every batch")
         if (labels[-1] != given).any():

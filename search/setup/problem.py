@@ -88,7 +88,7 @@ def load_problem(config: Config, progress: Progress, download: bool = False) -> 
 def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
     """Trace a model, agree on its MACs and record its untouched activations."""
     model = plain_module(model)
-    example = torch.from_numpy(splits.calibration[:1].copy())
+    example = torch.from_numpy(splits.example)
     space = build_space(model, example, config.space, splits.calibration)
     outputs = space.network.shapes[space.network.output]
     if len(outputs) != 1 or outputs[0] < splits.classes:

@@ -12,9 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+from trimtab.errors import BadInput
+from trimtab.spaces.tracing.converter import UnsupportedNetwork
 
 __all__ = ["plain_module"]
 
@@ -25,16 +29,38 @@ _SILENT = ("__init__", "__repr__", "extra_repr", "__annotate__", "__annotate_fun
 def plain_module(model: nn.Module) -> nn.Module:
     """Return a copy of a model, in evaluation mode, that computes the same and that torch.fx can walk over; the model
     is not changed."""
-    while (inner := _wrapped(model)) is not None:
-        model = inner
+    model = _opened(model)
+    _refuse_what_cannot_be_read(model)
     # Computed weights are no leaves of autograd, which are all that can be copied.
     computed = [v for module in model.modules() for v in vars(module).values() if _is_computed(v)]
     plain = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed}).eval()
     for module in plain.modules():
+        for name, child in module.named_children():
+            module._modules[name] = _opened(child)
         _bake(module)
         _become_parent(module)
     _forget_defaults(plain)
-    return plain
+    # A layer alone is no network that torch.fx walks over, but a step of one.
+    return nn.Sequential(plain) if type(plain).__module__.startswith("torch.nn.modules") else plain
+
+
+def _refuse_what_cannot_be_read(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        at = f" at {name!r}" if name else ""
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedNetwork(f"TorchScript{at} has no Python to trace: give the module that it was made of")
+        if any(map(is_lazy, module._parameters.values())):
+            raise BadInput(f"{type(module).__name__}{at} has no weights yet: the network was never run, or loaded")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise BadInput(f"the network's {name!r} holds numbers that are not finite")
+
+
+def _opened(model: nn.Module) -> nn.Module:
+    """The module inside all wrappers of training."""
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    return model
 
 
 def _wrapped(model: nn.Module) -> nn.Module | None:

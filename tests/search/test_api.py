@@ -76,6 +76,24 @@ def test_a_module_with_loaders_is_compressed_and_exported(model: nn.Module, tmp_
     assert [p["policy"] for p in again.summary["points"]] == [p["policy"] for p in result.summary["points"]]
 
 
+def test_a_network_of_signals_takes_them_as_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    layers = [nn.Conv1d(2, 8, 5, padding=2), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 12, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(12, 4))
+    parts = [(rng.normal(size=(n, 2, 40)).astype(np.float32), np.arange(n) % 4) for n in (64, 32, 32)]
+    result = search(model, Task(*parts), out=tmp_path / "run")
+    assert result.best is not None
+    assert all(check.agreement == 1.0 for check in result.export(tmp_path / "out")[:1])
+
+
+def test_parts_of_other_shapes_are_named(model: nn.Module) -> None:
+    images, labels = arrays(16)
+    for name in ("selection", "final"):
+        parts = {"train": arrays(16), "selection": arrays(16), name: (images[:, :, :6], labels)}
+        with pytest.raises(BadInput, match=rf"task.{name}: its images are of shape \(1, 6, 12\), those of task.train"):
+            search(model, Task(**parts))
+
+
 def test_arrays_do_without_final_images_and_say_so(model: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
     # The selection lacks the last class, which is no reason to refuse it.
     result = search(model, (arrays(64), arrays(30, classes=3)))
@@ -101,9 +119,11 @@ def without(part: tuple[np.ndarray, np.ndarray], value: float) -> tuple[np.ndarr
         (([(arrays(8)[0],)], arrays(8)), "does not yield"),
         ((arrays(32), (arrays(8)[0], arrays(7)[1])), "expected batches"),
         ((arrays(32), (arrays(8)[0], np.eye(8))), "expected batches"),
-        ((arrays(32), (arrays(8)[0][0], arrays(1)[1])), "expected batches"),
+        ((arrays(32), (arrays(8)[0][0], arrays(1)[1])), "those of task.train"),
+        ((arrays(32), (arrays(8)[0][..., None], arrays(8)[1])), "expected batches"),
         ((arrays(32), (arrays(8)[0], arrays(8)[1] - 1)), "labels from 0"),
-        ((arrays(32), [arrays(8), (np.zeros((2, 1, 9, 9)), np.zeros(2))]), "one shape"),
+        ((arrays(32), [arrays(8), (np.zeros((2, 1, 9, 9)), np.zeros(2))]), "those of task.train"),
+        (([arrays(8), (np.zeros((2, 1, 9, 9)), np.zeros(2))], arrays(8)), "one shape"),
         ((arrays(32), arrays(32, classes=9)), "9 classes"),
         ((arrays(32), (arrays(8)[0], arrays(8)[1] + 0.25)), "task.selection: labels are whole numbers, found [0-9].25"),
         *(

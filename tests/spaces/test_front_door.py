@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+from trimtab.errors import BadInput
 from trimtab.evaluators.price.cost import count_macs
 from trimtab.evaluators.price.plan import StepPlan
 from trimtab.spaces import Space, UnsupportedNetwork, build_space, trace
@@ -73,6 +74,27 @@ def test_wrappers_are_opened(wrap: Callable[[nn.Module], nn.Module]) -> None:
     assert network.weights_hash() == trace(model, images(1)).weights_hash()
 
 
+def test_wrappers_inside_are_opened_too() -> None:
+    model = body()
+    whole = nn.Sequential(nn.DataParallel(model[:3]), nn.DataParallel(nn.Sequential(nn.DataParallel(model[3:])))).eval()
+    assert trace(whole, images(1)).weights_hash() == trace(model, images(1)).weights_hash()
+
+
+def test_what_cannot_be_read_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedNetwork, match="TorchScript has no Python to trace"):
+        trace(torch.jit.script(body()), images(1))
+    with pytest.raises(UnsupportedNetwork, match="TorchScript at '0' has no Python"):
+        trace(nn.Sequential(torch.jit.script(body())), images(1))
+    with pytest.raises(BadInput, match="LazyConv2d at '0' has no weights yet"):
+        trace(nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten()), images(1))
+    for value in (float("nan"), float("inf")):
+        model = body()
+        with torch.no_grad():
+            model[5].weight[1, 2] = value
+        with pytest.raises(BadInput, match=r"the network's '5\.weight' holds numbers that are not finite"):
+            trace(model, images(1))
+
+
 def test_synchronised_batch_norm_is_batch_norm() -> None:
     assert_taken(nn.SyncBatchNorm.convert_sync_batchnorm(body()))
 
@@ -99,6 +121,13 @@ class Twofold(nn.Conv2d):
 class Standardised(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), OwnLinear(6, 4)])
+def test_a_layer_alone_is_a_network(layer: nn.Module) -> None:
+    x = torch.randn((2, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(run(trace(layer, x[:1]), x), layer(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("layers", [(OwnConv, nn.Linear), (nn.Conv2d, OwnLinear)])
