@@ -294,7 +294,7 @@ MUTANTS = (
     Mutant(
         "a channel of a sigmoid that no product reads is pruned as if it were zero",
         "src/trimtab/graph/operators/elementwise.py",
-        'return sigmoid and not all(reader.kind == "mul" for reader in readers)',
+        'return constant and not all(reader.kind == "mul" for reader in readers)',
         "return False",
         ("spaces/test_groups", "spaces/test_prune", "spaces/test_space"),
     ),

@@ -66,7 +66,9 @@ def prepare_folder(folder: Path, resume: bool) -> None:
         raise BadInput(f"there is no run to resume in {folder}: it has no journal")
     if not folder.exists():
         check_folder(folder)
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif not folder.is_dir():
+        raise BadInput(f"{folder} is a file: choose another --out, a folder")
+    elif not resume and any(folder.iterdir()):
         raise BadInput(f"{folder} exists already: choose another --out, or pass --resume to go on with the run in it")
 
 

@@ -33,7 +33,7 @@ ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((nn.Tanh, F.tanh, torch.tanh, "tanh", "tanh_"), "tanh"),
     **dict.fromkeys((nn.SiLU, F.silu), "silu"),
     **dict.fromkeys((nn.GELU, F.gelu), "gelu"),
-    **dict.fromkeys((nn.ELU, F.elu), "elu"),
+    **dict.fromkeys((nn.ELU, F.elu, F.elu_), "elu"),
 }
 
 
@@ -52,13 +52,30 @@ def activation(c: Converter, node: fx.Node, module: nn.Module | None = None) -> 
     c.add(node, "activation", (c.tensor(node.args[0]),), attrs={"activation": kind})
 
 
+#: Bounds that a clamp may have -> what it is then.
+_CLAMPS = {(0.0, 6.0): "relu6", (0.0, np.inf): "relu"}
+
+
+@functions(torch.clamp, torch.clamp_, torch.clip, "clamp", "clamp_", "clip", F.hardtanh)
+def clamp(c: Converter, node: fx.Node) -> None:
+    names = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
+    given = [_argument(node, place, name, None) for place, name in enumerate(names, 1)]
+    if not all(bound is None or isinstance(bound, int | float) for bound in given):
+        raise c.unsupported(node, "clamp to tensors")
+    usual = (-1.0, 1.0) if node.target is F.hardtanh else (-np.inf, np.inf)
+    low, high = (default if bound is None else float(bound) for bound, default in zip(given, usual, strict=True))
+    if (low, high) not in _CLAMPS:
+        raise c.unsupported(node, f"clamp to ({low}, {high})")
+    c.add(node, "activation", (c.tensor(node.args[0]),), attrs={"activation": _CLAMPS[low, high]})
+
+
 @modules(nn.LeakyReLU, nn.PReLU)
 def leaky_relu(c: Converter, node: fx.Node, module: nn.LeakyReLU | nn.PReLU) -> None:
     slope = array_of(module.weight) if isinstance(module, nn.PReLU) else np.float32(module.negative_slope)
     _leaky(c, node, np.asarray(slope, np.float32))
 
 
-@functions(F.leaky_relu)
+@functions(F.leaky_relu, F.leaky_relu_)
 def functional_leaky_relu(c: Converter, node: fx.Node) -> None:
     _leaky(c, node, np.asarray(_argument(node, 1, "negative_slope", 0.01), np.float32))
 

@@ -157,7 +157,8 @@ class Converter:
             raise self.unsupported(node, type(module).__name__)
         found = _FUNCTIONS.get(node.target) or _FUNCTIONS.get(_qualified(node.target))
         if node.op not in ("call_function", "call_method") or found is None:
-            raise self.unsupported(node, str(getattr(node.target, "__name__", node.target)))
+            name = str(getattr(node.target, "__name__", node.target))
+            raise self.unsupported(node, name, _INSTEAD.get(name, ""))
         found(self, node)
 
     def _is_constant(self, node: fx.Node) -> bool:
@@ -271,14 +272,32 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     return bool(node.args[place] if len(node.args) > place else node.kwargs.get("inplace", False))
 
 
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_} | {
-    f"{name}_" for name in ("relu", "add", "sub", "mul", "div", "tanh", "sigmoid")
+_OPERATORS_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+_FUNCTIONS_IN_PLACE = (torch.relu_, torch.clamp_, F.elu_, F.leaky_relu_)
+_IN_PLACE = {*_OPERATORS_IN_PLACE, *_FUNCTIONS_IN_PLACE} | {
+    f"{name}_" for name in ("relu", "add", "sub", "mul", "div", "tanh", "sigmoid", "clamp")
 }
 
 #: The position of `inplace` among a function's arguments.
 _IN_PLACE_ARGUMENT: Mapping[Any, int] = {
     **dict.fromkeys((F.relu, F.relu6, F.hardsigmoid, F.hardswish, F.silu), 1),
     **dict.fromkeys((F.leaky_relu, F.elu), 2),
+    F.hardtanh: 3,
+}
+
+
+#: What may be written for functions that have a layer's work.
+_INSTEAD = {
+    name: f" with weights that are given to it: make it a layer, nn.{layer}"
+    for name, layer in (
+        ("linear", "Linear"),
+        ("conv1d", "Conv1d"),
+        ("conv2d", "Conv2d"),
+        ("conv_transpose2d", "ConvTranspose2d"),
+        ("batch_norm", "BatchNorm2d"),
+        ("layer_norm", "LayerNorm"),
+        ("group_norm", "GroupNorm"),
+    )
 }
 
 

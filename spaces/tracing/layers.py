@@ -29,10 +29,7 @@ def conv(c: Converter, node: fx.Node, module: nn.Conv2d | nn.Conv1d) -> None:
     kind, rows_only = type(module).__name__, isinstance(module, nn.Conv1d)
     if module.padding_mode != "zeros" or isinstance(module, nn.LazyConv2d | nn.LazyConv1d):
         raise c.unsupported(node, f"{kind} with padding_mode={module.padding_mode!r}")
-    if module.padding == "same":
-        raise c.unsupported(node, f"{kind} with padding='same'", ": give the padding in pixels")
-    pad_h, pad_w = (0, 0) if module.padding == "valid" else pair(module.padding, rows_only, 0)
-    padding = (pad_h, pad_w, pad_h, pad_w)
+    padding = _padding(module, rows_only)
     source = c.names.get(node.args[0])  # type: ignore[arg-type]
     if source in c.pads:
         source, outer = c.pads[source]
@@ -48,6 +45,16 @@ def conv(c: Converter, node: fx.Node, module: nn.Conv2d | nn.Conv1d) -> None:
     weight = array_of(module.weight)
     weight = weight.reshape(*weight.shape, *[1] * (4 - weight.ndim))
     c.add(node, "conv2d", (source,), attrs=attrs, weights=layer_weights(weight, optional_array(module.bias)))
+
+
+def _padding(module: nn.Conv2d | nn.Conv1d, rows_only: bool) -> tuple[int, int, int, int]:
+    """Pixels above, on the left, below and on the right."""
+    if module.padding == "same":
+        kernel, dilation = pair(module.kernel_size, rows_only), pair(module.dilation, rows_only)
+        rows, columns = (d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
+        return (rows // 2, columns // 2, rows - rows // 2, columns - columns // 2)
+    pad_h, pad_w = (0, 0) if module.padding == "valid" else pair(module.padding, rows_only, 0)
+    return (pad_h, pad_w, pad_h, pad_w)
 
 
 @modules(nn.ConvTranspose2d)

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from tests.kernels.curves import PYTORCH
 from tests.pairwise import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -119,17 +120,6 @@ def token_sequence(node: Node, x: Tensor) -> Tensor:
     return sequence.mT[..., None]
 
 
-CURVES = {
-    "hard_sigmoid": F.hardsigmoid,
-    "hard_swish": F.hardswish,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-    "elu": F.elu,
-}
-
-
 def layer(node: Node, x: Tensor, quant: Quant | None) -> Tensor:
     weight = torch.from_numpy(node.weights["weight"]).double()
     x = x.to(torch.bfloat16).double() if node.attrs.get("precision") == "bf16" else x
@@ -147,8 +137,8 @@ def layer(node: Node, x: Tensor, quant: Quant | None) -> Tensor:
 
 
 def activated(x: Tensor, kind: str) -> Tensor:
-    if kind in CURVES:
-        return CURVES[kind](x)
+    if kind in PYTORCH:
+        return PYTORCH[kind](x)
     return x if kind == "none" else x.clamp(0, 6 if kind == "relu6" else None)
 
 
@@ -386,7 +376,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "quantize": ("quantize", {}),
     "relu": ("activation", {"activation": "relu"}),
     "relu6": ("activation", {"activation": "relu6"}),
-    **{curve: ("activation", {"activation": curve}) for curve in CURVES},
+    **{curve: ("activation", {"activation": curve}) for curve in PYTORCH},
     "adaptive average": ("adaptive_avg_pool2d", {"size": (4, 11)}),
     "max pool": ("max_pool2d", {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 0, 0, 1)}),
     "average with padding": ("avg_pool2d", {**WINDOW, "count_include_pad": True}),

@@ -10,6 +10,7 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.engines.torch import TorchEngine
 from trimtab.graph import Graph, Node, Quant
+from trimtab.graph.node import CURVES
 
 
 def conv(name: str, inputs: tuple[str, ...], channels: int, **attrs: object) -> Node:
@@ -110,7 +111,7 @@ def test_attention() -> None:
     agrees_with_native(Graph("x", (12, 9, 1), (node,), "y"), x)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "hard_sigmoid", "hard_swish", "tanh", "elu"])
+@pytest.mark.parametrize("activation", CURVES)
 @pytest.mark.parametrize("residual", [False, True])
 def test_integer_layers_with_every_curve(images: np.ndarray, activation: str, residual: bool) -> None:
     nodes = (conv("y", ("x", "x") if residual else ("x",), 8, activation=activation),)

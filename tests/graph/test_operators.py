@@ -7,8 +7,10 @@ import pytest
 import torch
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
+from tests.kernels.curves import PYTORCH
 
 from trimtab.graph import ACTIVATIONS, LARGEST_BF16, OPERATORS, PRECISIONS
+from trimtab.graph.node import CURVES, NOT_ZERO_AT_ZERO
 from trimtab.kernels import Node, Quant, Session
 
 SHAPE = (4, 6, 5)
@@ -59,6 +61,17 @@ def test_every_activation_compiles_after_a_layer(activation: str, rng: np.random
     graph = build.graph(SHAPE, build.conv(rng, "x", 4, 3, activation=activation), quant={"x": IN, "conv": OUT})
     x = build.images(rng, 2, SHAPE)
     np.testing.assert_array_equal(Session(graph).run(x), reference.output(graph, x))
+
+
+def test_pytorch_has_every_curve() -> None:
+    assert set(PYTORCH) == set(CURVES)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_activations_make_of_zero(activation: str) -> None:
+    graph = build.graph((3,), Node("activation", "out", ("x",), {"activation": activation}))
+    made = Session(graph).run(np.zeros((1, 3), np.float32))
+    assert made.any() == (activation in NOT_ZERO_AT_ZERO)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

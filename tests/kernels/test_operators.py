@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as functional
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
+from tests.kernels.curves import PYTORCH
 from tests.kernels.levels import EVERY_LEVEL, LEVELS
 from tests.pairwise import pairwise
 
+from trimtab.graph.node import CURVES
 from trimtab.kernels import Graph, Node, Quant, Session
 
 SHAPE = (11, 9, 8)
@@ -123,18 +125,6 @@ def test_not_a_number_stays_one_in_floats(level: str, rng: np.random.Generator) 
     np.testing.assert_array_equal(Session(stored, level=level).run(x), np.float32(-119) * np.float32(0.02))
 
 
-CURVES = ("hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu", "tanh", "elu")
-TORCH = {
-    "hard_sigmoid": functional.hardsigmoid,
-    "hard_swish": functional.hardswish,
-    "sigmoid": torch.sigmoid,
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "tanh": torch.tanh,
-    "elu": functional.elu,
-}
-
-
 @pytest.mark.parametrize("curve", CURVES)
 def test_a_curve_is_pytorch_s(curve: str, level: str) -> None:
     x = np.concatenate([np.linspace(-20, 20, 40001), [-1e30, -200, 200, 1e30, 0.0, -1e-20]]).astype(np.float32)
@@ -142,7 +132,7 @@ def test_a_curve_is_pytorch_s(curve: str, level: str) -> None:
     session = Session(graph, level=level)
     assert np.isnan(session.run(np.full((1, len(x)), np.nan, np.float32))).all()
     got = session.run(x[None])[0]
-    wanted = TORCH[curve](torch.from_numpy(x).double()).numpy()
+    wanted = PYTORCH[curve](torch.from_numpy(x).double()).numpy()
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=2e-7)
     np.testing.assert_array_equal(got, reference.output(graph, x[None])[0])
 
@@ -151,7 +141,7 @@ def test_a_curve_is_pytorch_s(curve: str, level: str) -> None:
 def test_a_curve_keeps_the_digits_of_small_numbers(curve: str, level: str) -> None:
     x = np.concatenate([-np.geomspace(1e-30, 80, 20001), np.geomspace(1e-30, 80, 20001)]).astype(np.float32)
     graph = build.graph((len(x),), Node("activation", "a", ("x",), {"activation": curve}))
-    wanted = TORCH[curve](torch.from_numpy(x).double()).numpy()
+    wanted = PYTORCH[curve](torch.from_numpy(x).double()).numpy()
     np.testing.assert_allclose(Session(graph, level=level).run(x[None])[0], wanted, rtol=1e-6, atol=0)
 
 

@@ -394,8 +394,8 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "full" / "x").touch()
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    for name in ("full", "file"):
-        with pytest.raises(BadInput, match="exists already"):
+    for name, said in (("full", "exists already"), ("file", "is a file")):
+        with pytest.raises(BadInput, match=said):
             prepare_folder(tmp_path / name, resume=False)
     with pytest.raises(BadInput, match="not a folder that may be written to"):
         prepare_folder(tmp_path / "file" / "below", resume=False)

@@ -127,6 +127,12 @@ FORWARDS: dict[str, Callable[[Any, Tensor], Tensor]] = {
             "elu": F.elu,
             "leaky relu": lambda x: F.leaky_relu(x, 0.2),
             "leaky relu in place": lambda x: F.leaky_relu(x, 0.1, True),
+            "leaky relu by its name in place": lambda x: F.leaky_relu_(x, 0.1) + x,
+            "elu by its name in place": lambda x: F.elu_(x) + x,
+            "clamp": lambda x: x.clamp(0, 6),
+            "clamp from below": lambda x: torch.clamp(x, min=0),
+            "clamp from below in place": lambda x: x.clamp_(0) + x,
+            "hard tanh in place": lambda x: F.hardtanh(x, 0, 6, inplace=True) + x,
             "a number times": lambda x: 3 * F.relu(x),
             "over a number": lambda x: F.relu(x) / 4,
             "plus a number": lambda x: F.relu(x) + 1,
@@ -220,6 +226,8 @@ IMAGES: dict[str, Callable[[], nn.Module]] = {
     "prelu of one slope": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.PReLU(), nn.LeakyReLU(0.3, inplace=True)),
     "group norm": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.GroupNorm(3, 6), nn.Tanh()),
     "instance norm": lambda: nn.Sequential(nn.InstanceNorm2d(4, affine=True), nn.Conv2d(4, 6, 3), nn.InstanceNorm2d(6)),
+    "same": lambda: nn.Sequential(nn.Conv2d(4, 6, (3, 5), padding="same"), nn.Conv2d(6, 3, 1, padding="same")),
+    "same, dilated": lambda: nn.Conv2d(4, 6, (4, 3), dilation=(2, 3), padding="same"),
     "upsample": lambda: nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.UpsamplingNearest2d((5, 6))),
 }
 

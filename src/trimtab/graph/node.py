@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 __all__ = [
     "ACTIVATIONS",
+    "CURVES",
     "LARGEST_BF16",
     "LAYERS",
     "MODES",
+    "NOT_ZERO_AT_ZERO",
     "PRECISIONS",
     "Array",
     "Node",
@@ -29,7 +31,13 @@ Shape = tuple[int, ...]
 #: The kinds of nodes that have a weight to decide on.
 LAYERS = ("conv2d", "linear")
 
-ACTIVATIONS = ("none", "relu", "relu6", "hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu", "tanh", "elu")
+#: Activations that bend what they are given; all others cut it off.
+CURVES = ("hard_sigmoid", "hard_swish", "sigmoid", "silu", "gelu", "tanh", "elu")
+
+ACTIVATIONS = ("none", "relu", "relu6", *CURVES)
+
+#: Activations behind which a channel of zeros is a constant, but not zero.
+NOT_ZERO_AT_ZERO = ("hard_sigmoid", "sigmoid")
 
 #: What a layer that does not compute in integers multiplies.
 PRECISIONS = ("fp32", "bf16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trimtab.errors import BadInput
-from trimtab.graph.node import Array, Node, Shape
+from trimtab.graph.node import NOT_ZERO_AT_ZERO, Array, Node, Shape
 from trimtab.graph.operators.base import Operator, Pair, check_constants
 
 __all__ = ["Activation", "Add", "ChannelAffine", "Mul", "PReLU", "Quantize"]
@@ -21,9 +21,9 @@ class Activation(Operator):
     attributes = ("activation",)
 
     def needs_every_channel(self, node: Node, readers: Sequence[Node]) -> bool:
-        # A channel that is zero is a constant behind these, which only a product takes back to zero.
-        sigmoid = node.attrs["activation"] in ("sigmoid", "hard_sigmoid")
-        return sigmoid and not all(reader.kind == "mul" for reader in readers)
+        # Only a product takes a constant back to zero.
+        constant = node.attrs["activation"] in NOT_ZERO_AT_ZERO
+        return constant and not all(reader.kind == "mul" for reader in readers)
 
 
 class PReLU(Operator):
