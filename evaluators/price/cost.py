@@ -120,11 +120,8 @@ class CostModel:
 
     def get(self, policy: Policy, budget: str) -> float:
         """Return one cost, in the units of `Cost`, without working out (or measuring) the others."""
-        if budget == "size":
-            return self.coded_size(policy)
-        if budget == "memory":
-            return self.memory(policy)
-        return self.latency(policy) if budget == "latency" else self.macs(policy)
+        found = {"latency": self.latency, "size": self.coded_size, "macs": self.macs, "memory": self.memory}
+        return found[budget](policy)
 
     def latency(self, policy: Policy) -> float:
         """Return the seconds for one batch of one image."""

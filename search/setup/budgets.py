@@ -15,15 +15,31 @@ from trimtab.spaces.policy import Policy
 
 __all__ = ["BUDGETS", "Budget", "BudgetLimits", "describe", "parse_budget", "resolve"]
 
-BUDGETS = ("latency", "size", "macs", "memory")
 
-_UNITS: Mapping[str, Mapping[str, float]] = {
-    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6},
-    "size": {"B": 1, "kB": 1e3, "MB": 1e6, "KiB": 1024, "MiB": 1024**2},
-    "macs": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "MMAC": 1e6, "GMAC": 1e9},
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of budget: the units that it may be given in, as multiples of that of `Cost`; the one that it is shown in; an
+    example; and whether it is a sum over layers."""
+
+    units: Mapping[str, float]
+    unit: str
+    example: str
+    is_sum: bool = True
+
+
+_TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6}
+_BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "KiB": 1024, "MiB": 1024**2}
+_MACS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "MMAC": 1e6, "GMAC": 1e9}
+
+#: By the name of the field of `Cost` that it limits.
+_KINDS = {
+    "latency": _Kind(_TIME, "ms", "3 ms"),
+    "size": _Kind(_BYTES, "KiB", "120 KiB"),
+    "macs": _Kind(_MACS, "MMAC", "20 M"),
+    "memory": _Kind(_BYTES, "KiB", "64 KiB", is_sum=False),
 }
 
-_EXAMPLES = {"latency": "3 ms", "size": "120 KiB", "macs": "20 M", "memory": "64 KiB"}
+BUDGETS = tuple(_KINDS)
 
 _FORM = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-zµμ]*)\s*(int8)?\s*")
 
@@ -47,8 +63,8 @@ def parse_budget(name: str, text: object) -> Budget:
     """Read "0.2x", "0.6x int8", "3 ms", "120 KiB" or "20 M"; anything else is a `BadInput` that shows the forms."""
     if name not in BUDGETS:
         raise unknown_name("budget", name, BUDGETS)
-    units = _UNITS["size" if name == "memory" else name]
-    forms = f"like '0.5x', '0.6x int8' or {_EXAMPLES[name]!r}"
+    units = _KINDS[name].units
+    forms = f"like '0.5x', '0.6x int8' or {_KINDS[name].example!r}"
     number_or_text = isinstance(text, str | int | float) and not isinstance(text, bool)
     match = _FORM.fullmatch(text if isinstance(text, str) else repr(text)) if number_or_text else None
     if match is None:
@@ -75,11 +91,8 @@ def resolve(budgets: Sequence[Budget], base: Mapping[str, float], int8: Mapping[
 
 def describe(name: str, value: float) -> str:
     """Return a cost with its unit: "0.123 ms", "61.2 KiB", "20.3 MMAC"."""
-    if name == "latency":
-        return f"{value * 1e3:.4g} ms"
-    if name == "macs":
-        return f"{value / 1e6:.4g} MMAC"
-    return f"{value / 1024:.4g} KiB"
+    kind = _KINDS[name]
+    return f"{value / kind.units[kind.unit]:.4g} {kind.unit}"
 
 
 class BudgetLimits:
@@ -116,7 +129,7 @@ class BudgetLimits:
         return {
             name: {layer: cost / self._allowed(name) for layer, cost in self.model.by_layer(policy, name).items()}
             for name in self.limits
-            if name != "memory"
+            if _KINDS[name].is_sum
         }
 
     def _allowed(self, name: str) -> float:
