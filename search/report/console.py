@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trimtab.search.finish.export import IN_WORDS
+from trimtab.search.report.agent_rows import HEAD, agent_rows, form_rows
 from trimtab.search.report.contest_report import feasible_line, ranking
 from trimtab.search.report.markdown import markdown_table
 from trimtab.search.report.run_report import measuring_line
@@ -88,48 +89,15 @@ def print_contest(summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def _agents(summary: Mapping[str, Any]) -> Table:
-    base = summary["base"]
     table = Table(title=f"{summary['network']} on {summary['data']}, {summary['engine']}, seed {summary['seed']}")
-    for column in ("", "trials", "proxy acc.", "loss", "final acc.", "latency vs fp32", "ms", "KiB", "MMAC"):
+    for column in HEAD:
         table.add_column(column, justify="left" if not column else "right")
-    for name in ("base", "int8"):
-        form = summary[name]
-        table.add_row(
-            "as given" if name == "base" else "uniform int8",
-            "",
-            f"{form['accuracy']:.2%}",
-            "",
-            f"{form['final_accuracy']:.2%}",
-            f"{form['latency'] / base['latency']:.3f}",
-            f"{form['latency'] * 1e3:.4f}",
-            f"{form['size'] / 1024:.1f}",
-            f"{form['macs'] / 1e6:.2f}",
-        )
+    for row in form_rows(summary):
+        table.add_row(row.name, *row.cells)
     table.add_section()
-    for row in summary["agents"]:
-        table.add_row(*_agent(row, summary["winner"]))
+    for row in agent_rows(summary):
+        table.add_row(f"{row.name} ({', '.join(row.remarks)})" if row.remarks else row.name, *row.cells)
     return table
-
-
-def _agent(row: Mapping[str, Any], winner: Mapping[str, Any] | None) -> list[str]:
-    remarks = ["asked for"] * row["chosen"] + ["winner"] * (winner is not None and winner["agent"] == row["agent"])
-    name = f"{row['agent']} ({', '.join(remarks)})" if remarks else row["agent"]
-    best = row["best"]
-    if best is None:
-        return [name, str(row["evaluations"]), "none feasible"]
-    latency = best["latency"]
-    half = (latency["high"] - latency["low"]) / 2
-    return [
-        name,
-        str(row["evaluations"]),
-        f"{best['accuracy']:.2%}",
-        f"{best['loss']:.3g}",
-        f"{best['final_accuracy']:.2%}",
-        f"{latency['ratio']:.3f} ± {half:.3f}",
-        f"{best['latency_seconds'] * 1e3:.4f}",
-        f"{best['size'] / 1024:.1f}",
-        f"{best['macs'] / 1e6:.2f}",
-    ]
 
 
 def _budgets(summary: Mapping[str, Any]) -> Table:

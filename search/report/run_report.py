@@ -16,6 +16,7 @@ from typing import Any
 from trimtab.errors import BadInput
 from trimtab.files import write_text
 from trimtab.search.loop.preference import RULE
+from trimtab.search.report.agent_rows import HEAD, AgentRow, agent_rows, form_rows
 from trimtab.search.report.charts import SERIES, pareto_figure, policy_figure, series, time_figure, trace_figure
 from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.budgets import describe
@@ -157,12 +158,11 @@ def _budget(budget: Values, best: Values | None) -> list[str]:
 
 
 def _agents(summary: Values) -> str:
-    head = ("", "evaluated", "feasible", "proxy", "loss", "final", "latency / fp32", "ms", "KiB", "MMAC")
-    base, colours = summary["base"], series(summary)
-    rows = [_form_row("fp32 base", base, base), _form_row("int8 base", summary["int8"], base)]
-    rows += [_agent_row(row, colours[row["agent"]], summary["winner"]) for row in summary["agents"]]
+    colours = series(summary)
+    rows = [[row.name, *row.cells] for row in form_rows(summary)]
+    rows += [[_agent_name(row, colours[row.name]), *row.cells] for row in agent_rows(summary)]
     return (
-        f'<p class="verdict">{escape(summary["verdict"])}</p>{table(head, rows)}<p class="note">Accuracies are of '
+        f'<p class="verdict">{escape(summary["verdict"])}</p>{table(HEAD, rows)}<p class="note">Accuracies are of '
         "each agent's best network that met every budget: <em>proxy</em> on the selection images, <em>final</em> on "
         "images that no choice has seen; <em>loss</em> is the divergence from the predictions as given, in nats. "
         "Absolute milliseconds differ from run to run; the ratios are what to compare. One multiply-accumulate counts "
@@ -170,28 +170,8 @@ def _agents(summary: Values) -> str:
     )
 
 
-def _form_row(name: str, form: Values, base: Values) -> list[str]:
-    ratio = f"{form['latency'] / base['latency']:.4f}×"
-    accuracies = [f"{form['accuracy']:.2%}", "", f"{form['final_accuracy']:.2%}"]
-    return [name, "", "", *accuracies, ratio, *_costs(form, "latency")]
-
-
-def _agent_row(row: Values, colour: int, winner: Values | None) -> list[str]:
-    remarks = ["asked for"] * row["chosen"] + ["no winner"] * (row["best"] is None)
-    remarks += ["winner"] * (winner is not None and winner["agent"] == row["agent"])
-    name = f'<i class="key s{colour}"></i>{escape(row["agent"])} <small>{", ".join(remarks)}</small>'
-    start = [name, f"{row['evaluations']:d}", f"{row['feasible']:d}"]
-    best = row["best"]
-    if best is None:
-        return [*start, *["–"] * 7]
-    latency = best["latency"]
-    ratio = f"{latency['ratio']:.4f}× <small>[{latency['low']:.4f}, {latency['high']:.4f}]</small>"
-    accuracies = [f"{best['accuracy']:.2%}", f"{best['loss']:.3g}", f"{best['final_accuracy']:.2%}"]
-    return [*start, *accuracies, ratio, *_costs(best, "latency_seconds")]
-
-
-def _costs(values: Values, latency: str) -> list[str]:
-    return [f"{values[latency] * 1e3:.4g}", f"{values['size'] / 1024:.4g}", f"{values['macs'] / 1e6:.4g}"]
+def _agent_name(row: AgentRow, colour: int) -> str:
+    return f'<i class="key s{colour}"></i>{escape(row.name)} <small>{", ".join(row.remarks)}</small>'
 
 
 def _policy(summary: Values) -> str:

@@ -18,8 +18,8 @@ __all__ = ["BUDGETS", "Budget", "BudgetLimits", "describe", "parse_budget", "res
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of budget: the units that it may be given in, as multiples of that of `Cost`; the one that it is shown in; an
-    example; and whether it is a sum over layers."""
+    """A kind of budget: the units that it may be given in, as multiples of that of `Cost`, and the one that it is shown
+    in; an example; whether it is a sum over layers."""
 
     units: Mapping[str, float]
     unit: str
