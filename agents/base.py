@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from trimtab.errors import BadInput, TrimtabError
+from trimtab.errors import BadInput, TrimtabError, in_one_line
 from trimtab.spaces import Policy, Space
 
 __all__ = ["CHECKED", "Agent", "Estimates", "Limits", "Parameters", "Score", "stable_seed"]
@@ -73,7 +73,7 @@ class Estimates(Protocol):
 class Agent(ABC):
     """Proposes policies by `ask` and learns from `tell`; it never runs a network.
 
-    Obligations, which `tests/agents/test_contract.py` holds every agent to:
+    Obligations, which `trimtab.testing.agents.AgentContract` holds every agent to:
 
     - every policy that `ask` returns is feasible, and none was asked or told before;
     - what is proposed depends on nothing but the space, the limits, the seed, the number of proposals so far and the
@@ -188,7 +188,7 @@ class Agent(ABC):
     def _next(self) -> Policy | None:
         for repeats in range(self.retries):
             self._repeats = repeats
-            proposal = self._propose(self._proposals)
+            proposal = self._checked(self._propose(self._proposals))
             if proposal is None:
                 return None
             self._proposals += 1
@@ -204,6 +204,13 @@ class Agent(ABC):
             self._pending[policy.id] = None
             return policy
         return None
+
+    def _checked(self, proposal: object) -> Policy | None:
+        if proposal is None or isinstance(proposal, Policy):
+            return proposal
+        raise BadInput(
+            f"agent {self.name!r}: _propose returns a trimtab.spaces.Policy or None, not {in_one_line(proposal)}"
+        )
 
 
 def stable_seed(seed: int, name: str, number: int) -> int:

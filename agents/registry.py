@@ -47,6 +47,10 @@ AGENTS: dict[str, type[Agent]] = {
     )
 }
 
+#: The classes that programs gave, by where they lie: another process imports them there, but none finds a notebook's.
+#: A later one of the same place is the same cell, run again.
+_GIVEN: dict[str, type[Agent]] = {}
+
 #: The group of entry points by which packages bring agents along.
 ENTRY_POINTS = "trimtab.agents"
 
@@ -79,17 +83,10 @@ def chosen(choice: str | Mapping[str, Any] | type[Agent]) -> ChosenAgent:
     """Read a choice: "evolution", "evolution(population=64)", {"name": "evolution", "population": 64}, or a class.
 
     A name is one of AGENTS, one that an installed package brings along (entry points `trimtab.agents`), or
-    "package.module:Class". A class of one's own is known by its name from then on. What is unknown or out of range is a
-    `BadInput`.
+    "package.module:Class", where a class of one's own lies: it is known by that from then on, and in every process that
+    can import it. What is unknown or out of range is a `BadInput`.
     """
-    if inspect.isclass(choice):
-        return _own(choice)
-    if isinstance(choice, Mapping):
-        name, given = choice.get("name"), {key: value for key, value in choice.items() if key != "name"}
-        if not isinstance(name, str):
-            raise BadInput("an agent with parameters is written {name: evolution, population: 64}")
-    else:
-        name, given = _parsed(str(choice))
+    name, given = _read(choice)
     agent = _class_of(name)
     try:
         return ChosenAgent(name, agent, agent.takes(**given))
@@ -109,14 +106,26 @@ def make(choice: str, space: Space, limits: Limits, seed: int, estimates: Estima
     return chosen(choice).make(space, limits, seed, estimates)
 
 
-def _own(agent: type) -> ChosenAgent:
-    if not issubclass(agent, Agent):
-        raise BadInput(f"an agent is a class derived from trimtab.agents.Agent, not {agent.__name__}")
-    if AGENTS.setdefault(agent.name, agent) is not agent:
-        raise BadInput(
-            f"there is another agent of the name {agent.name!r}: give {agent.__name__}.name a value of its own"
-        )
-    return ChosenAgent(agent.name, agent, agent.takes())
+def _read(choice: str | Mapping[str, Any] | type[Agent]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the parameters that a choice has."""
+    if inspect.isclass(choice):
+        return _own(choice), {}
+    if not isinstance(choice, Mapping):
+        return _parsed(str(choice))
+    name = choice.get("name")
+    if not isinstance(name, str):
+        raise BadInput("an agent with parameters is written {name: evolution, population: 64}")
+    return name, {key: value for key, value in choice.items() if key != "name"}
+
+
+def _own(agent: type) -> str:
+    """Return the name of a class: as it is registered, or where it lies, under which it is then remembered."""
+    registered = {known: name for name, known in AGENTS.items()}
+    if agent in registered:
+        return registered[agent]
+    place = f"{agent.__module__}:{agent.__qualname__}"
+    _GIVEN[place] = _checked(place, agent)
+    return place
 
 
 def _parsed(text: str) -> tuple[str, dict[str, Any]]:
@@ -135,11 +144,27 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
 def _class_of(name: str) -> type[Agent]:
     if name in AGENTS:
         return AGENTS[name]
+    if name in _GIVEN:
+        return _GIVEN[name]
     plugins.check_known("agent", name, ENTRY_POINTS, AGENTS)
-    found = plugins.load("agent", name, ENTRY_POINTS)
+    return _checked(name, plugins.load("agent", name, ENTRY_POINTS))
+
+
+def _checked(name: str, found: Any) -> type[Agent]:
+    """Return an agent of others' that is whole: it would otherwise fail only after the baseline was measured."""
     if not (inspect.isclass(found) and issubclass(found, Agent)):
         raise BadInput(f"agent {name!r} is not a class derived from trimtab.agents.Agent")
+    if lacking := [*_unnamed(found), *sorted(found.__abstractmethods__)]:
+        raise BadInput(f"agent {name!r} lacks {', '.join(lacking)}: trimtab.agents.Agent says what its class supplies")
+    with plugins.running(f"agent {name!r}, takes"):
+        fields(found.takes())
+    with plugins.running(f"agent {name!r}, __init__"):
+        inspect.signature(found).bind(*inspect.signature(Agent).parameters)
     return found
+
+
+def _unnamed(agent: type[Agent]) -> list[str]:
+    return [] if isinstance(getattr(agent, "name", None), str) else ["name"]
 
 
 def _explained(name: str, agent: type[Agent], problem: Any) -> str:

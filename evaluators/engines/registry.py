@@ -68,7 +68,10 @@ def make_engine(name: str, threads: int = 1) -> Engine:
     check_engine(name)
     if name in ENGINES:
         return ENGINES[name].make(threads)
-    return _checked(name, plugins.load("engine", name, ENTRY_POINTS)(threads))
+    brought = plugins.load("engine", name, ENTRY_POINTS)
+    with plugins.running(f"engine {name!r}"):
+        made = brought(threads)
+    return _checked(name, made)
 
 
 def _checked(name: str, made: Any) -> Engine:

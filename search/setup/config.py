@@ -324,7 +324,22 @@ def _from_text(text: str, source: str, settings: Sequence[str]) -> Config:
         raise BadInput(f"{source}: expected keys and values, found {type(data).__name__}")
     for setting in settings:
         _apply_setting(data, setting)
+    _check_from_files(data, source)
     return make_config(data, source)
+
+
+def _check_from_files(data: Mapping[str, Any], source: str) -> None:
+    """Refuse the configuration of a run from Python before any key of it: its agent may be Python's alone, too."""
+    network, images = _named(data.get("network"), "import"), _named(data.get("data"), "name")
+    if network == GIVEN_NETWORK or images == GIVEN_DATA:
+        raise BadInput(
+            f"{source}: this run was started from Python with a network and data of its own, which no file holds: go "
+            "on with it there (trimtab.compress with resume=True, or Result.export)"
+        )
+
+
+def _named(section: Any, key: str) -> Any:
+    return section.get(key) if isinstance(section, dict) else section
 
 
 def _apply_setting(data: dict[str, Any], setting: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trimtab.errors import BadInput, unknown_name
+from trimtab import plugins
+from trimtab.errors import BadInput, in_one_line, unknown_name
 from trimtab.evaluators.data import Splits
 from trimtab.files import cache_dir, write_bytes
 from trimtab.search.setup.config import Config, NetworkConfig, TrainingConfig
@@ -59,7 +58,7 @@ def _check_fits(model: nn.Module, splits: Splits) -> None:
         with torch.no_grad():
             outputs = model.eval()(torch.from_numpy(splits.calibration[:1]))
     except Exception as error:
-        raise BadInput(f"the network does not take the data's images {shape}: {_line(error)}") from error
+        raise BadInput(f"the network does not take the data's images {shape}: {in_one_line(error)}") from error
     found = tuple(getattr(outputs, "shape", ()))
     if found != (1, splits.classes):
         raise BadInput(
@@ -67,10 +66,6 @@ def _check_fits(model: nn.Module, splits: Splits) -> None:
             if isinstance(outputs, torch.Tensor)
             else f"the network returns {type(outputs).__name__}, not a tensor of {splits.classes} logits"
         )
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def make_model(network: NetworkConfig) -> nn.Module:
@@ -96,17 +91,12 @@ def _torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _imported(path: str, options: Mapping[str, Any]) -> nn.Module:
-    """Resolve "package.module:factory", looking in the current folder too; this runs the code that is named."""
-    module_name, colon, attribute = path.partition(":")
-    if not colon:
+    """Resolve "package.module:factory"; this runs the code that is named."""
+    if ":" not in path:
         raise BadInput(f"network.import is 'package.module:factory', not {path!r}")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+    with plugins.running(f"network.import {path!r}"):
+        factory = plugins.imported(path)
         model = factory if isinstance(factory, nn.Module) else factory(**options)
-    except Exception as error:  # the user's own code: whatever it raises
-        raise BadInput(f"network.import {path!r} cannot be resolved: {_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"network.import {path!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -131,7 +121,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
             "network's state_dict()"
         ) from error
     except Exception as error:
-        raise BadInput(f"the checkpoint {path} cannot be read: {_line(error)}") from error
+        raise BadInput(f"the checkpoint {path} cannot be read: {in_one_line(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict):

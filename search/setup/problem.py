@@ -17,7 +17,7 @@ from trimtab.evaluators.price.cost import count_macs
 from trimtab.evaluators.price.plan import StepPlan
 from trimtab.files import cache_dir
 from trimtab.search.progress import Progress
-from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, Config, make_config
+from trimtab.search.setup.config import Config, make_config
 from trimtab.search.setup.networks import load_network
 from trimtab.spaces.repairs.database import LayerDatabase
 from trimtab.spaces.repairs.repair import Calibration
@@ -61,11 +61,6 @@ class Problem:
 def load_problem(config: Config, progress: Progress, download: bool = False) -> Problem:
     """Load the data and the network that a configuration names; what is wrong with them is a `BadInput`."""
     data = config.data
-    if data.name == GIVEN_DATA or config.network.import_ == GIVEN_NETWORK:
-        raise BadInput(
-            "this run was started from Python with a network and data of its own, which no file holds: go on with it "
-            "there (trimtab.compress with resume=True, or Result.export)"
-        )
     splits = load(
         data.name,
         root=data.root,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["BadInput", "InfeasibleBudget", "TrimtabError", "UnsupportedOperator", "unknown_name"]
+__all__ = ["BadInput", "InfeasibleBudget", "TrimtabError", "UnsupportedOperator", "in_one_line", "unknown_name"]
 
 
 class TrimtabError(Exception):
@@ -36,3 +36,9 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> BadInput:
     near = get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return BadInput(f"unknown {kind} {given!r}{hint} (known: {', '.join(names)})")
+
+
+def in_one_line(found: object) -> str:
+    """Return an error, or any other object, as one line: its type and its text; of an error of ours the text alone."""
+    text = " ".join(str(found).split())[:300]
+    return text if isinstance(found, TrimtabError) else f"{type(found).__name__}: {text}"

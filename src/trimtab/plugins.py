@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
 from typing import Any
 
-from trimtab.errors import BadInput, unknown_name
+from trimtab.errors import BadInput, in_one_line, unknown_name
 
-__all__ = ["check_known", "load"]
+__all__ = ["check_known", "imported", "load", "running"]
 
 
 def check_known(kind: str, name: str, group: str, own: Iterable[str]) -> None:
@@ -22,11 +26,30 @@ def check_known(kind: str, name: str, group: str, own: Iterable[str]) -> None:
 
 def load(kind: str, name: str, group: str) -> Any:
     """Return the object that a name stands for that is none of our own; one that cannot be had is a `BadInput`."""
-    module, colon, attribute = name.partition(":")
+    with running(f"{kind} {name!r}"):
+        return imported(name) if ":" in name else _brought(group)[name].load()
+
+
+def imported(place: str) -> Any:
+    """Return what "package.module:name" names, looking in the current folder too; this runs the module's code."""
+    module, _, name = place.partition(":")
+    _look_here()
+    return attrgetter(name)(import_module(module))
+
+
+@contextmanager
+def running(plugin: str) -> Iterator[None]:
+    """Run the code of others: whatever it raises is a `BadInput` of one line that names the plug-in."""
     try:
-        return getattr(import_module(module), attribute) if colon else _brought(group)[name].load()
-    except (ImportError, AttributeError) as error:
-        raise BadInput(f"{kind} {name!r}: {error}") from error
+        yield
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"{plugin}: {in_one_line(error)}") from error
+
+
+def _look_here() -> None:
+    """Put the current folder on the path, as Python itself does for `python -m`, but not for installed scripts."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _brought(group: str) -> dict[str, EntryPoint]:

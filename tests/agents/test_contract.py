@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 
-from trimtab.agents import AGENTS, make
+from trimtab.agents import AGENTS, Random, chosen, make
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.spaces import Options, Policy, Space
 from trimtab.spaces.numbers.formats import INT8
-from trimtab.testing.agents import LIMITS, SPACE, TINY, AgentContract, ToyEstimates, ToyLimits, ids, python, toy_space
+from trimtab.testing.agents import (
+    LIMITS,
+    SPACE,
+    TINY,
+    AgentContract,
+    ToyEstimates,
+    ToyLimits,
+    fresh,
+    ids,
+    python,
+    toy_space,
+)
 
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
 class TestEveryAgent(AgentContract):
+    def test_has_the_name_it_is_registered_under(self, name: str) -> None:
+        assert fresh(name, 0).name == name
+
     def test_proposes_the_same_in_another_process(self, name: str) -> None:
         assert ids_elsewhere()[name] == ids(name)
 
@@ -36,6 +52,19 @@ def ids_elsewhere() -> dict[str, list[str]]:
 def test_an_unknown_agent_is_named_with_the_nearest() -> None:
     with pytest.raises(BadInput, match="unknown agent 'unifrom'; did you mean 'uniform'"):
         make("unifrom", SPACE, LIMITS, 0)
+
+
+@pytest.mark.parametrize("proposal", [5, [0, 1], "policy", np.zeros((4, 40))], ids=["int", "list", "str", "ndarray"])
+def test_what_is_no_policy_is_refused_with_the_agent_s_name(proposal: object) -> None:
+    class Mistaken(Random):
+        name = "mistaken"
+
+        def _propose(self, number: int) -> Any:
+            return proposal
+
+    with pytest.raises(BadInput, match=f"agent 'mistaken': .* not {type(proposal).__name__}: ") as error:
+        Mistaken(SPACE, LIMITS, 0).ask(1)
+    assert "\n" not in str(error.value)
 
 
 def test_limits_that_break_their_promise_are_found_out() -> None:
@@ -65,7 +94,7 @@ def spaces_without_some_kind() -> list[Space]:
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_a_space_of_one_kind_of_knob_will_do(name: str, space: Space) -> None:
     limits = ToyLimits(space, size=0.99, macs=1.0)
-    if not {knob.kind for knob in space.knobs} & set(AGENTS[name].decides):
+    if not {knob.kind for knob in space.knobs} & set(chosen(name).agent.decides):
         with pytest.raises(BadInput, match="decides"):
             make(name, space, limits, 0, ToyEstimates(space))
         return

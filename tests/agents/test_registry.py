@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
-from typing import Any, ClassVar
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 
-from trimtab.agents import AGENTS, Agent, Evolution, Random, chosen, label, make
+from trimtab.agents import AGENTS, Agent, Evolution, Parameters, Random, chosen, label, make
 from trimtab.agents.evolution import EvolutionParameters
 from trimtab.errors import BadInput
 from trimtab.spaces import Policy
@@ -73,7 +75,7 @@ def test_every_parameter_of_every_agent_can_be_set_and_is_used_as_text(name: str
         ("no.such.module:Agent", "No module named"),
         ("trimtab.agents.random:Rundom", "Rundom"),
         ("trimtab.spaces:Policy", "not a class derived from"),
-        (Policy, "not Policy"),
+        (Policy, "Policy' is not a class derived from"),
     ],
 )
 def test_what_is_no_choice_is_refused_with_what_would_be(choice: Any, said: str) -> None:
@@ -81,19 +83,62 @@ def test_what_is_no_choice_is_refused_with_what_would_be(choice: Any, said: str)
         chosen(choice)
 
 
-def test_a_class_of_one_s_own_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, agent in list(AGENTS.items()):
-        monkeypatch.setitem(AGENTS, name, agent)
-    monkeypatch.delitem(AGENTS, "mine", raising=False)
-    assert label(Mine) == "mine"
-    assert isinstance(make("mine", SPACE, LIMITS, 0), Mine)
-    AGENTS.pop("mine")
+def test_a_class_of_one_s_own_is_known_by_where_it_lies() -> None:
+    registered = dict(AGENTS)
+    assert label(Mine) == f"{__name__}:Mine"
+    assert chosen(label(Mine)) == chosen(Mine)
+    assert isinstance(make(label(Mine), SPACE, LIMITS, 0), Mine)
+    assert registered == AGENTS
 
-    class Impostor(Random):
-        """Another agent of a name that is taken."""
 
-    with pytest.raises(BadInput, match="another agent of the name 'random'"):
-        chosen(Impostor)
+def test_a_class_that_a_notebook_defines_again_takes_the_place_of_the_first() -> None:
+    def cell() -> type[Agent]:
+        class Cell(Random):
+            """An agent that no import finds."""
+
+        return Cell
+
+    first, second = cell(), cell()
+    labels = {label(first), label(second)}
+    assert [chosen(each).agent for each in labels] == [second]
+
+
+class Parts(Agent):
+    """An agent that is whole but for what a test takes away from it."""
+
+    name: ClassVar[str] = "parts"
+
+    def _propose(self, number: int) -> Policy | None:
+        return None
+
+
+class Required(Parameters):
+    """Parameters that no class makes as usual."""
+
+    def __init__(self, width: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("base", "parts", "said"),
+    [
+        (Agent, {"_propose": Parts._propose}, "lacks name: "),
+        (Agent, {"name": "parts"}, "lacks _propose: "),
+        (Agent, {}, "lacks name, _propose: "),
+        (Parts, {"name": 3}, "lacks name: "),
+        (Parts, {"takes": Required}, "takes: TypeError: .*width"),
+        (Parts, {"takes": dict}, "takes: TypeError: .*dataclass"),
+        (Parts, {"__init__": lambda self, space: None}, "__init__: TypeError: too many positional arguments"),
+    ],
+)
+def test_a_class_that_is_not_whole_is_refused_when_it_is_chosen(
+    base: type[Agent], parts: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = type("Half", (base,), {**parts, "__module__": "halves"})
+    monkeypatch.setitem(sys.modules, "halves", cast(ModuleType, SimpleNamespace(Half=made)))
+    for choice in (made, "halves:Half"):
+        with pytest.raises(BadInput, match=f"^agent 'halves:Half'.*{said}") as error:
+            chosen(choice)
+        assert "\n" not in str(error.value)
 
 
 def test_packages_bring_agents_along(monkeypatch: pytest.MonkeyPatch) -> None:

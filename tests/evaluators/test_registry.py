@@ -60,3 +60,18 @@ def test_what_lacks_a_part_of_an_engine_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(__import__("sys").modules, "made_up", __import__("types").SimpleNamespace(NoEngine=NoEngine))
     with pytest.raises(BadInput, match="it has no 'has_bf16'"):
         make_engine("made_up:NoEngine")
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (type("Made", (), {}), "TypeError: .*takes no arguments"),
+        (type("Made", (), {"__init__": lambda self, *, threads: None}), "TypeError: .*positional argument"),
+        (type("Made", (), {"__init__": lambda self, threads: {}["device"]}), "KeyError: 'device'"),
+        (3, "TypeError: 'int' object is not callable"),
+    ],
+)
+def test_what_cannot_be_made_with_threads_is_refused(made: object, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "made_up", __import__("types").SimpleNamespace(Made=made))
+    with pytest.raises(BadInput, match=f"^engine 'made_up:Made': {said}"):
+        make_engine("made_up:Made")

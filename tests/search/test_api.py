@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trimtab import Result, Task, compress
+from trimtab.agents import Agent, Random
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Policy
 
@@ -21,6 +22,18 @@ SETTINGS: dict[str, Any] = {
     "measure": TINY["measure"],
     "space": TINY["space"],
 }
+
+
+class Nameless(Random):
+    """An agent that lacks nothing but a name."""
+
+    name = None  # type: ignore[assignment]
+
+
+class Idle(Agent):
+    """An agent that proposes nothing."""
+
+    name = "idle"
 
 
 class Mine(nn.Module):
@@ -94,6 +107,25 @@ def test_parts_of_other_shapes_are_named(model: nn.Module) -> None:
             search(model, Task(**parts))
 
 
+def notebook_cell() -> type[Agent]:
+    class Climber(Random):
+        """An agent that no import finds."""
+
+        name = "climber"
+
+    return Climber
+
+
+def test_an_agent_of_one_s_own_is_defined_again_and_its_run_gone_on_with(model: nn.Module, tmp_path: Path) -> None:
+    found = [
+        search(model, (arrays(64), arrays(30)), agent=notebook_cell(), out=tmp_path, resume=resume).summary["points"]
+        for resume in (False, True)
+    ]
+    own = [point["policy"] for point in found[0] if point["agent"].endswith(":notebook_cell.<locals>.Climber")]
+    assert len(own) == SETTINGS["trials"]
+    assert found[0] == found[1]
+
+
 def test_arrays_do_without_final_images_and_say_so(model: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
     # The selection lacks the last class, which is no reason to refuse it.
     result = search(model, (arrays(64), arrays(30, classes=3)))
@@ -148,6 +180,9 @@ def test_data_of_the_wrong_form_is_refused(model: nn.Module, tmp_path: Path, tas
         ({"budgets": "0.5x"}, "budgets"),
         ({"budgets": {"sise": "0.5x"}}, "did you mean 'size'"),
         ({"agent": "tpee"}, "did you mean 'tpe'"),
+        ({"agent": Nameless}, "Nameless' lacks name"),
+        ({"agent": Idle}, "Idle' lacks _propose"),
+        ({"agent": "random", "baselines": ["milp", Idle]}, "Idle' lacks _propose"),
         ({"trails": 3}, "unknown key 'trails'; did you mean 'trials'"),
         ({"network": "resnet8"}, "not as the setting 'network'"),
         ({"resume": True}, "resume needs out"),

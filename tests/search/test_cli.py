@@ -91,15 +91,22 @@ def test_resuming_what_is_not_there_ends_with_code_2(trimtab: CommandLine, writt
     assert not list(trimtab.folder.iterdir())
 
 
-def test_a_run_from_python_is_not_read_from_its_folder(trimtab: CommandLine) -> None:
+@pytest.mark.parametrize("agent", ["milp", "__main__:Climber", "climber"])
+def test_a_run_from_python_is_not_read_from_its_folder(trimtab: CommandLine, agent: str) -> None:
     run = trimtab.folder / "run"
     run.mkdir()
-    given = {**TINY, "network": {"import": "python:model"}, "data": {"name": "python"}}
-    (run / "config.yaml").write_text(make_config(given).to_yaml())
+    given = make_config({**TINY, "network": {"import": "python:model"}, "data": {"name": "python"}})
+    (run / "config.yaml").write_text(given.model_copy(update={"agent": agent}).to_yaml())
     policy = Policy("net", {}, {})
     (run / "policy.json").write_text(json.dumps(policy.to_json()))
-    for command, given_path in (("export", run), ("evaluate", run / "policy.json")):
-        refused(trimtab(command, given_path), 2, "started from Python", "Result.export")
+    for command in (["export", run], ["evaluate", run / "policy.json"], ["search", "--resume", "--out", run]):
+        refused(trimtab(*command), 2, "config.yaml", "started from Python", "Result.export")
+
+
+def test_a_plug_in_that_cannot_be_imported_ends_with_code_2(trimtab: CommandLine, written: Written) -> None:
+    (trimtab.folder / "mine.py").write_text("class Climber(:")
+    config = written(agent="mine:Climber")
+    refused(trimtab("search", config, "--out", "run"), 2, "agent 'mine:Climber': SyntaxError")
 
 
 def test_doctor_prints_facts_or_one_document(trimtab: CommandLine) -> None:

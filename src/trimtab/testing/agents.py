@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.agents import Agent, chosen, make
+from trimtab.agents import AGENTS, Agent, chosen, make
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.graph import Array
 from trimtab.spaces import Options, Policy, Space, build_space
@@ -209,8 +209,9 @@ def search(agent: Agent, evaluations: int, batch: int = 3) -> list[Policy]:
 class AgentContract:
     """The promises of the agent chosen by the fixture or parameter `name`."""
 
-    def test_has_the_name_it_is_registered_under(self, name: str) -> None:
-        assert fresh(name, 0).name == name
+    def test_has_a_name_of_its_own(self, name: str) -> None:
+        agent = fresh(name, 0)
+        assert AGENTS.get(agent.name, type(agent)) is type(agent)
 
     def test_asks_for_feasible_policies_and_never_twice(self, name: str) -> None:
         policies = search(fresh(name, 0), 40)
