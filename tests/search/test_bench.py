@@ -110,7 +110,7 @@ def test_widths_are_sixteenths_of_the_first_engine_s_full_width(with_shared_cach
 def test_the_start_of_exported_networks() -> None:
     rows = bench_start(["resnet8"], ENGINES, ["int8"], 1)
     assert [row["engine"] for row in rows] == ENGINES
-    assert all(0 < row["open_ms"] < row["start_ms"] and row["resident_mb"] > 10 for row in rows)
+    assert all(0 < row["open_ms"] < row["start_ms"] and 10 < row["resident_mb"] < 500 for row in rows)
     assert rows[0]["file_mb"] < rows[1]["file_mb"]
     assert rows[0]["start_ratio"] == 1
     with pytest.raises(BadInput, match="torch does not say how its files are read"):
