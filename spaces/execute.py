@@ -75,54 +75,7 @@ def layer_gradients(network: Graph, x: Tensor, loss: Callable[[Tensor], Tensor])
 
 def apply_op(op: Node, inputs: list[Tensor]) -> Tensor:
     """Return one operator's output, (N, ...)."""
-    x = inputs[0]
-    if op.kind in ("conv2d", "linear"):
-        return _layer(op, x)
-    if op.kind == "quantize":  # whoever observes it rounds it
-        return x
-    if op.kind == "activation":
-        return _ACTIVATIONS[op.attrs["activation"]](x)
-    if op.kind == "add":
-        return x + inputs[1]
-    if op.kind == "mul":
-        return x * inputs[1]
-    if op.kind == "concat":
-        return torch.cat(inputs, 1)
-    if op.kind == "flatten":
-        return x.flatten(1)
-    if op.kind == "global_avg_pool2d":
-        return x.mean((2, 3), keepdim=True)
-    if op.kind == "subsample":
-        rows, columns = op.attrs["stride"]
-        return x[:, :, ::rows, ::columns]
-    if op.kind == "channel_map":
-        return _channel_map(x, op.attrs["index"])
-    if op.kind == "max_pool2d":
-        padded = _pad(x, op.attrs["padding"], -torch.inf)
-        return F.max_pool2d(padded, op.attrs["kernel"], op.attrs["stride"])
-    if op.kind == "avg_pool2d":
-        return _avg_pool(op, x)
-    if op.kind == "adaptive_avg_pool2d":
-        return F.adaptive_avg_pool2d(x, op.attrs["size"])
-    if op.kind == "layer_norm":
-        weight, bias = (_tensor(op.weights[name]) for name in ("weight", "bias"))
-        return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, op.attrs["epsilon"]).movedim(-1, 1)
-    if op.kind == "prelu":
-        return F.prelu(x, _tensor(op.weights["slope"]))
-    if op.kind == "channel_affine":
-        return _affine(op, x)
-    if op.kind == "group_norm":
-        weight, bias = (_tensor(op.weights[name]) for name in ("weight", "bias"))
-        return F.group_norm(x, op.attrs["groups"], weight, bias, op.attrs["epsilon"])
-    if op.kind == "upsample":
-        return _upsample(op, x)
-    if op.kind == "depth_to_space":
-        return _depth_to_space(op, x)
-    if op.kind == "tokens":
-        return _tokens(op, x)
-    if op.kind == "attention":
-        return _attention(op, inputs)
-    raise NotImplementedError(op.kind)
+    return _OPERATORS[op.kind](op, *inputs)
 
 
 def apply_layer(op: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -178,6 +131,25 @@ def _depth_to_space(op: Node, x: Tensor) -> Tensor:
     return whole[:, :, top : top + rows, left : left + columns]
 
 
+def _subsample(op: Node, x: Tensor) -> Tensor:
+    rows, columns = op.attrs["stride"]
+    return x[:, :, ::rows, ::columns]
+
+
+def _max_pool(op: Node, x: Tensor) -> Tensor:
+    return F.max_pool2d(_pad(x, op.attrs["padding"], -torch.inf), op.attrs["kernel"], op.attrs["stride"])
+
+
+def _layer_norm(op: Node, x: Tensor) -> Tensor:
+    weight, bias = (_tensor(op.weights[name]) for name in ("weight", "bias"))
+    return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, op.attrs["epsilon"]).movedim(-1, 1)
+
+
+def _group_norm(op: Node, x: Tensor) -> Tensor:
+    weight, bias = (_tensor(op.weights[name]) for name in ("weight", "bias"))
+    return F.group_norm(x, op.attrs["groups"], weight, bias, op.attrs["epsilon"])
+
+
 def _tokens(op: Node, x: Tensor) -> Tensor:
     sequence = x.flatten(2)
     if "prefix" in op.weights:
@@ -188,7 +160,7 @@ def _tokens(op: Node, x: Tensor) -> Tensor:
     return sequence[..., None]
 
 
-def _attention(op: Node, inputs: list[Tensor]) -> Tensor:
+def _attention(op: Node, *inputs: Tensor) -> Tensor:
     q, k, v = (x.reshape(len(x), op.attrs["heads"], -1, x.shape[2]).mT for x in inputs)
     y = F.scaled_dot_product_attention(q, k, v, scale=op.attrs["scale"])
     return y.mT.flatten(1, 2)[..., None]
@@ -206,8 +178,8 @@ def _avg_pool(op: Node, x: Tensor) -> Tensor:
     return mean / F.avg_pool2d(inside, kernel, stride)
 
 
-def _channel_map(x: Tensor, index: tuple[int, ...]) -> Tensor:
-    positions = torch.tensor(index)
+def _channel_map(op: Node, x: Tensor) -> Tensor:
+    positions = torch.tensor(op.attrs["index"])
     y = x[:, positions.clamp(min=0)]
     y[:, positions < 0] = 0
     return y
@@ -224,3 +196,30 @@ def _tensor(array: Array | None) -> Tensor:
     if array is not None and not array.flags.writeable:
         array = array.copy()
     return None if array is None else torch.from_numpy(np.ascontiguousarray(array))  # type: ignore[return-value]
+
+
+#: By kind, an operator's output for its inputs.
+_OPERATORS: Mapping[str, Callable[..., Tensor]] = {
+    "conv2d": _layer,
+    "linear": _layer,
+    "quantize": lambda op, x: x,  # whoever observes it rounds it
+    "activation": lambda op, x: _ACTIVATIONS[op.attrs["activation"]](x),
+    "add": lambda op, x, y: x + y,
+    "mul": lambda op, x, y: x * y,
+    "prelu": lambda op, x: F.prelu(x, _tensor(op.weights["slope"])),
+    "channel_affine": _affine,
+    "concat": lambda op, *inputs: torch.cat(inputs, 1),
+    "flatten": lambda op, x: x.flatten(1),
+    "subsample": _subsample,
+    "channel_map": _channel_map,
+    "depth_to_space": _depth_to_space,
+    "max_pool2d": _max_pool,
+    "avg_pool2d": _avg_pool,
+    "global_avg_pool2d": lambda op, x: x.mean((2, 3), keepdim=True),
+    "adaptive_avg_pool2d": lambda op, x: F.adaptive_avg_pool2d(x, op.attrs["size"]),
+    "upsample": _upsample,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "tokens": _tokens,
+    "attention": _attention,
+}

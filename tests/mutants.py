@@ -208,6 +208,27 @@ MUTANTS = (
         ("kernels/test_operators",),
     ),
     Mutant(
+        "four steps are summed in 16 bits where two fit",
+        "kernels/native/gemm.h",
+        "g.depth < 4",
+        "g.depth < 2",
+        ("kernels/test_integers",),
+    ),
+    Mutant(
+        "of two steps that are left of a group one is taken",
+        "kernels/native/gemm.h",
+        "k + 2 <= g.steps",
+        "k + 2 < g.steps",
+        ("kernels/test_integers",),
+    ),
+    Mutant(
+        "a state gives a word away one symbol late",
+        "kernels/native/entropy.cpp",
+        "state >= share << (32 + kWord - kPrecision)",
+        "state > share << (32 + kWord - kPrecision)",
+        ("kernels/test_entropy",),
+    ),
+    Mutant(
         "an activation joins a layer whose output is stored by itself",
         "src/trimtab/graph/passes.py",
         " and node.name not in checked.quant",

@@ -6,10 +6,15 @@ import torch
 from tests.kernels import reference
 from tests.kernels.hostile import decoder
 
-from trimtab.graph import ACTIVATIONS, Node, check_graph
+from trimtab.graph import ACTIVATIONS, OPERATORS, Node, check_graph
+from trimtab.spaces import execute
 from trimtab.spaces.execute import apply_op
 
 CURVES = [Node("activation", kind, ("x",), {"activation": kind}) for kind in ACTIVATIONS if kind != "none"]
+
+
+def test_every_operator_has_its_interpretation() -> None:
+    assert execute._OPERATORS.keys() == OPERATORS.keys()
 
 
 @pytest.mark.parametrize("node", [*check_graph(decoder()).nodes, *CURVES], ids=lambda node: node.name)
