@@ -222,10 +222,10 @@ MUTANTS = (
         ("kernels/test_integers",),
     ),
     Mutant(
-        "a state gives a word away one symbol late",
+        "a lane has the words of the first of those beside it",
         "kernels/native/entropy.cpp",
-        "state >= share << (32 + kWord - kPrecision)",
-        "state > share << (32 + kWord - kPrecision)",
+        "words[lane + together]",
+        "words[lane]",
         ("kernels/test_entropy",),
     ),
     Mutant(
