@@ -5,7 +5,7 @@ from trimtab.graph import Graph, Node, Quant
 from trimtab.graph.passes import fuse
 from trimtab.kernels.artefact import load, read_graph, save, stored_bytes
 from trimtab.kernels.errors import ArtefactError
-from trimtab.kernels.isa import active_level, build, cpu, emulated_levels, has_bf16, levels
+from trimtab.kernels.isa import active_level, build, cpu, emulated_levels, has_bf16, levels, methods
 from trimtab.kernels.session import Session, TimeSlice
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "has_bf16",
     "levels",
     "load",
+    "methods",
     "read_graph",
     "save",
     "stored_bytes",

@@ -8,6 +8,7 @@ Floats = npt.NDArray[np.float32]
 
 BUILD: str
 LANE: int
+METHODS: tuple[str, ...]
 PRECISION: int
 
 def levels() -> list[str]: ...
@@ -28,6 +29,7 @@ class Program:
     weight_bytes: int
     layer_kernels: list[tuple[str, str]]
     def __init__(self, level: str, threads: int, batch: int) -> None: ...
+    def want(self, method: int) -> None: ...
     def add_tensor(
         self, c: int, h: int, w: int, offset: int, is_u8: bool, scale: float, zero: int, bits: int
     ) -> int: ...

@@ -8,7 +8,12 @@ from typing import Any
 from trimtab.errors import BadInput
 from trimtab.kernels import _native
 
-__all__ = ["active_level", "build", "cpu", "emulated_levels", "has_bf16", "levels", "resolve_level"]
+__all__ = ["active_level", "build", "cpu", "emulated_levels", "has_bf16", "levels", "methods", "resolve_level"]
+
+
+def methods() -> tuple[str, ...]:
+    """Return the names of the ways to run a layer that a session can be held to (`Session`, `method`)."""
+    return tuple(_native.METHODS)
 
 
 def build() -> str:

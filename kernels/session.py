@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.errors import BadInput
+from trimtab.errors import BadInput, unknown_name
 from trimtab.graph import Graph, Node, bands, check_graph, is_integer
 from trimtab.graph.attributes import MAX_ELEMENTS
 from trimtab.graph.passes import fuse, legalise
 from trimtab.kernels import _native
-from trimtab.kernels.isa import active_level, resolve_level
+from trimtab.kernels.isa import active_level, methods, resolve_level
 from trimtab.kernels.memory import place
 
 __all__ = ["MEMORY_LIMIT", "Session", "TimeSlice"]
@@ -49,13 +49,15 @@ class Session:
         threads: int = 1,
         batch: int = 1,
         level: str | None = None,
+        method: str | None = None,
         memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         """Compile `graph` for runs of `batch` images on `threads` threads.
 
         `level` is one of `levels()` or `emulated_levels()`; None takes `active_level()`. Raises BadInput, or
         UnsupportedOperator, naming the layer that cannot be compiled; BadInput also where activations, scratch and
-        packed weights would take more than `memory_limit` bytes.
+        packed weights would take more than `memory_limit` bytes. `method`, one of `methods()`, is how layers run that
+        can run so, whatever is chosen otherwise; no integer depends on it.
         """
         if not 1 <= threads <= _MAX_THREADS:
             raise BadInput(f"threads must be 1 to {_MAX_THREADS}, got {threads}")
@@ -65,6 +67,7 @@ class Session:
         self.threads = threads
         self.batch = batch
         self._memory_limit = memory_limit
+        self._method = None if method is None else _number_of(method)
         self._graph = check_graph(legalise(fuse(graph)))
         largest = max(prod(shape) for shape in self._graph.shapes.values())
         if largest * batch > MAX_ELEMENTS:
@@ -145,6 +148,8 @@ class Session:
         placement = place(graph, steps, shapes, self.batch)
         _check_memory(placement.total, self._memory_limit)
         program = _native.Program(self.level, self.threads, self.batch)
+        if self._method is not None:
+            program.want(self._method)
         ids = {}
         for name in [graph.input, *(node.name for node in graph.nodes)]:
             quant = graph.quant.get(name)
@@ -160,6 +165,12 @@ class Session:
             _check_memory(needed, self._memory_limit)
         program.finish(ids[graph.input], ids[graph.output], placement.total)
         return program, ids
+
+
+def _number_of(method: str) -> int:
+    if method not in methods():
+        raise unknown_name("method", method, methods())
+    return methods().index(method)
 
 
 def _check_memory(needed: int, limit: int) -> None:

@@ -113,6 +113,7 @@ ConvSpec spec_of(const Program& p, int in, int out, const Ints& geometry) {
   s.kh = at(0), s.kw = at(1), s.stride_h = at(2), s.stride_w = at(3), s.dilation_h = at(4), s.dilation_w = at(5);
   s.pad_top = at(6), s.pad_left = at(7), s.groups = at(10);
   s.pads = (at(6) | at(7) | at(8) | at(9)) != 0;
+  s.wanted = p.wanted();
   return s;
 }
 
@@ -227,6 +228,9 @@ NB_MODULE(_native, m) {
   m.def("peak_float", [](const std::string& level, double s) { return kernels_of(level).peak_float(s); }, "level"_a,
         "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
   m.attr("BUILD") = TRIMTAB_BUILD;
+  nb::list methods;
+  for (const char* method : kMethods) methods.append(method);
+  m.attr("METHODS") = nb::tuple(methods);
   m.attr("LANE") = kLane;
   m.attr("PRECISION") = kPrecision;
   m.def("encode", &encode, "symbols"_a.noconvert(), "frequencies"_a.noconvert());
@@ -236,6 +240,7 @@ NB_MODULE(_native, m) {
       .def("__init__", [](Program* p, const std::string& level, int threads,
                           int batch) { new (p) Program(kernels_of(level), threads, batch); },
            "level"_a, "threads"_a, "batch"_a)
+      .def("want", [](Program& p, int method) { p.want(static_cast<Method>(method)); }, "method"_a)
       .def("add_tensor", &Program::add_tensor, "c"_a, "h"_a, "w"_a, "offset"_a, "is_u8"_a, "scale"_a, "zero"_a,
            "bits"_a)
       .def("add_conv_float", &add_conv_float<false>, "name"_a, "source"_a, "target"_a, "residual"_a, "geometry"_a,

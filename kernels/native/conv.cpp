@@ -67,18 +67,18 @@ int short_depth(const ConvSpec& s, const Operand& in) {
   return 32767 / (2 * in.top * largest);
 }
 
-bool winograd_pays(const ConvSpec& s, const Kernels& k) {
+bool can_winograd(const ConvSpec& s, const Kernels& k, const Operand& in) {
   const bool integer = s.int_weights != nullptr;
-  const int stride = s.stride_h;
-  if (s.kh != 3 || s.kw != 3 || s.stride_w != stride || stride > 2 || s.dilation_h != 1 || s.dilation_w != 1 ||
-      s.groups != 1 || (integer && !k.has_winograd))
-    return false;
+  const int stride = s.stride_h, whole = integer ? 2 * k.lanes : k.lanes;  // with stride 2 segments lie side by side
+  return s.kh == 3 && s.kw == 3 && s.stride_w == stride && stride <= 2 && s.dilation_h == 1 && s.dilation_w == 1 &&
+         s.groups == 1 && (!integer || k.has_winograd) && (stride == 1 || s.ic % whole == 0) && fits_winograd(s, in);
+}
+
+// Of layers that it can compute.
+bool winograd_pays(const ConvSpec& s) {
   const double tiles = static_cast<double>((s.oh + 1) / 2) * ((s.ow + 1) / 2), direct = 9.0 * s.oh * s.ow;
-  if (stride == 2) {
-    const int whole = integer ? 2 * k.lanes : k.lanes;  // segments of products lie next to each other
-    return s.ic % whole == 0 && s.ic >= kStridedInputs && direct >= kStridedSaving * 25 * tiles;
-  }
-  return s.ic >= (integer ? kWinogradInputs : kWinogradFloatInputs) && direct >= kWinogradSaving * 16 * tiles;
+  if (s.stride_h == 2) return s.ic >= kStridedInputs && direct >= kStridedSaving * 25 * tiles;
+  return s.ic >= (s.int_weights != nullptr ? kWinogradInputs : kWinogradFloatInputs) && direct >= kWinogradSaving * 16 * tiles;
 }
 
 // Against direct kernels with sums in 16 bits, measured as above, of two steps (7 bits) and of four: 12 channels 0.82x and
@@ -89,16 +89,20 @@ bool winograd_beats_short(const ConvSpec& s, int depth) {
   return depth < kGroupedDepth || size_t{32} * s.ic * s.oc < kLargeFilters;
 }
 
-// Whether the layer spends its time on reading weights from memory, and every one of them is a bf16 number.
-bool reads_bf16(const ConvSpec& s, int batch) {
-  const size_t weights = weight_count(s);
-  if (s.float_weights == nullptr || weights < kBf16From || int64_t{batch} * s.oh * s.ow > kBf16Pixels) return false;
-  for (size_t i = 0; i < weights; ++i) {
+// Whether every weight is a bf16 number.
+bool holds_bf16(const ConvSpec& s) {
+  for (size_t i = 0; i < weight_count(s); ++i) {
     uint32_t bits;
     std::memcpy(&bits, s.float_weights + i, sizeof bits);
     if (bits & 0xffff) return false;
   }
   return true;
+}
+
+// Whether the layer spends its time on reading weights from memory, and every one of them is a bf16 number.
+bool reads_bf16(const ConvSpec& s, int batch) {
+  return s.float_weights != nullptr && weight_count(s) >= kBf16From &&
+         int64_t{batch} * s.oh * s.ow <= kBf16Pixels && holds_bf16(s);
 }
 
 std::vector<uint16_t> upper_halves(const ConvSpec& s) {
@@ -131,7 +135,7 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   if (reads_bf16(s, batch)) return Method::kNarrow;
   const bool wide = s.ic / s.groups * s.kh * s.kw >= kShortInputs;
   const int depth = integer && k.has_short && wide ? short_depth(s, in) : 0, pixels = s.oh * s.ow;
-  if (winograd_pays(s, k) && (depth < kShortDepth || winograd_beats_short(s, depth)) && fits_winograd(s, in))
+  if (can_winograd(s, k, in) && winograd_pays(s) && (depth < kShortDepth || winograd_beats_short(s, depth)))
     return Method::kWinograd;
   if (!integer) return Method::kRows;
   if (tiles_pay(s, k, k.dot)) return Method::kTiles;
@@ -139,6 +143,30 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   const bool streams = k.has_narrow && weights >= kNarrowFrom;
   if (depth >= kShortDepth && !(streams && pixels <= kStreamedPixels)) return Method::kShort;
   return streams && pixels <= kNarrowPixels ? Method::kNarrow : Method::kRows;
+}
+
+// Whether the layer, which is not depthwise, can run by a method; of codes only `choose_codes` knows.
+bool can_run(const ConvSpec& s, const Kernels& k, const Operand& in, Method method) {
+  const bool integer = s.int_weights != nullptr;
+  switch (method) {
+    case Method::kRows:
+    case Method::kSparse:
+      return !s.bf16;
+    case Method::kNarrow:
+      return integer ? k.has_narrow : !s.bf16 && holds_bf16(s);
+    case Method::kShort:
+      return integer && k.has_short && short_depth(s, in) >= kShortDepth;
+    case Method::kTiles:
+      return (integer || (s.bf16 && k.has_bf16)) && tiles_pay(s, k, integer ? k.dot : kPair);
+    case Method::kPairs:
+      return s.bf16 && k.has_bf16;
+    case Method::kRounded:
+      return s.bf16;
+    case Method::kWinograd:
+      return !s.bf16 && can_winograd(s, k, in);
+    default:
+      return false;
+  }
 }
 
 // Whether the rows of a depthwise filter can begin at the second row of a group.
@@ -470,7 +498,12 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   g.reach_h = (s.kh - 1) * s.dilation_h + 1, g.reach_w = (s.kw - 1) * s.dilation_w + 1;
   g.groups = p.depthwise ? 1 : s.groups;
   g.pointwise = !p.depthwise && s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pads;
-  g.method = p.depthwise ? Method::kRows : choose_sparse(s, k, choose_method(s, k, in, batch));
+  if (p.depthwise)
+    g.method = Method::kRows;
+  else if (s.wanted && can_run(s, k, in, *s.wanted))
+    g.method = *s.wanted;
+  else
+    g.method = choose_sparse(s, k, choose_method(s, k, in, batch));
   const bool codes = g.method == Method::kPacked || g.method == Method::kLookup;
   p.raw_inputs = p.integer && (p.depthwise || codes || !k.wide_inputs || g.method == Method::kShort);
   const bool bf16 = g.method == Method::kPairs || (!p.integer && g.method == Method::kTiles);

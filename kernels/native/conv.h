@@ -1,6 +1,7 @@
 // A convolution as the caller gives it, and packed for one level.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,12 @@ struct ConvSpec {
   const float* weight_scale;    // (oc,), with int_weights
   const float* bias;            // (oc,)
   bool bf16;                    // inputs are rounded to bf16, which all float_weights are; not of depthwise layers
+  std::optional<Method> wanted;  // instead of what is chosen, where the layer can run by it
 };
+
+// The names of the methods, in their order.
+constexpr const char* kMethods[] = {"rows",    "narrow",   "short",  "tiles",  "pairs",
+                                    "rounded", "winograd", "sparse", "packed", "lookup"};
 
 inline size_t weight_count(const ConvSpec& s) {
   return static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;

@@ -41,6 +41,9 @@ class Program {
   Program(const Kernels& kernels, int threads, int batch);
 
   int add_tensor(int c, int h, int w, size_t offset, bool is_u8, float scale, int zero, int bits);
+  // The layers that are added from here on run by this method where they can.
+  void want(Method method) { wanted_ = method; }
+  std::optional<Method> wanted() const { return wanted_; }
   void add_conv(const std::string& name, int in, int out, int residual, const ConvSpec& spec, Activation activation);
   // Makes one step, named as the last, of the last `count`: convolutions of which each reads just the one before.
   void chain(int count, size_t window_bytes);
@@ -107,6 +110,7 @@ class Program {
   void run_chunk(const float* x, int images, float* y);
 
   const Kernels& kernels_;
+  std::optional<Method> wanted_;
   const int batch_;
   const std::string level_;
   std::vector<Tensor> tensors_;

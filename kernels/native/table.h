@@ -37,6 +37,7 @@ struct Store {
 };
 
 // The kernel that a convolution runs on.
+// kMethods (conv.h) has their names.
 enum class Method : uint8_t {
   kRows,      // a matrix product whose left rows are filter rows, read in place
   kNarrow,    // the same, with weights that are widened as they are read: int8, or bf16 in a float layer

@@ -89,6 +89,21 @@ def start(
 
 
 @app.command()
+def choices(
+    layers: Annotated[str, typer.Option(help="Only layers whose name contains this.", show_default=False)] = "",
+    forms: Annotated[str, typer.Option(help="Of fp32, 8/8, 7/7, 6/8, 5/8, 4/8, 2/8.")] = "fp32,8/8,6/8",
+    seconds: Seconds = 0.05,
+    level: Level = None,
+    markdown: Markdown = False,
+    as_json: Json = False,
+) -> None:
+    """Time each layer by every kernel that can run it: whether the one that is chosen is the quickest."""
+    from trimtab.search.bench.choices import bench_choices
+
+    _show(bench_choices(layers, _several("form", forms), seconds, level), markdown, as_json)
+
+
+@app.command()
 def kernels(
     layers: Annotated[str, typer.Option(help="Only layers whose name contains this.", show_default=False)] = "",
     engines: Annotated[

@@ -163,7 +163,8 @@ def layer_graph(layer: Layer, kind: Kind, copies: int = 1) -> Graph:
     if kind == FLOAT:
         weights = {"weight": (rng.standard_normal(shape) / prod(shape[1:]) ** 0.5).astype(np.float32)}
     else:
-        values = np.arange(-127, 128) if kind.w_bits == 8 else np.array(FEW_VALUES[kind.w_bits])
+        largest = 2 ** (kind.w_bits - 1) - 1
+        values = np.array(FEW_VALUES.get(kind.w_bits, range(-largest, largest + 1)))
         scale = 1 / (values.std() * prod(shape[1:]) ** 0.5)
         weight = rng.choice(values, shape).astype(np.int8)
         weights = {"weight": weight, "weight_scale": np.full(layer.outputs, scale, np.float32)}
@@ -182,8 +183,8 @@ def layer_graph(layer: Layer, kind: Kind, copies: int = 1) -> Graph:
 class LayerTimer:
     """Times a program's layers alone, without the conversions around them: seconds are those of one layer."""
 
-    def __init__(self, graph: Graph, threads: int, batch: int) -> None:
-        self.session = Session(graph, threads=threads, batch=batch)
+    def __init__(self, graph: Graph, threads: int, batch: int, method: str | None = None) -> None:
+        self.session = Session(graph, threads=threads, batch=batch, method=method)
         self.layers = len(graph.nodes)
 
     def run(self, x: Images) -> Images:

@@ -41,7 +41,8 @@ def plain_module(model: nn.Module) -> nn.Module:
         _become_parent(module)
     _forget_defaults(plain)
     # A layer alone is no network that torch.fx walks over, but a step of one.
-    return nn.Sequential(plain) if type(plain).__module__.startswith("torch.nn.modules") else plain
+    is_layer = type(plain).__module__.startswith("torch.nn.modules") and not isinstance(plain, nn.Sequential)
+    return nn.Sequential(plain) if is_layer else plain
 
 
 def _refuse_what_cannot_be_read(model: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,8 @@ from tests.kernels.build import IN, OUT
 from tests.kernels.levels import EVERY_LEVEL, LEVELS
 from tests.pairwise import pairwise
 
-from trimtab.kernels import Graph, Node, Quant, Session
+from trimtab.errors import BadInput
+from trimtab.kernels import Graph, Node, Quant, Session, methods
 
 PAD = {"padding": (1, 1, 1, 1)}
 BOUNDED = ["none", "relu", "relu6"]
@@ -40,7 +43,7 @@ CASES = {
 }
 
 
-def agree(graph: Graph, x: np.ndarray, level: str | None, **options: int) -> None:
+def agree(graph: Graph, x: np.ndarray, level: str | None, **options: Any) -> None:
     got = Session(graph, level=level, **options).run_tensors(x)
     for name, values in reference.interpret(graph, x).items():
         np.testing.assert_array_equal(got[name], values, err_msg=name)
@@ -73,6 +76,30 @@ def test_residual(stored: Quant | None, to: Quant | None, explicit: bool, level:
     graph = build.graph((5, 7, 6), short, *last, quant=quant)
     assert Session(graph).steps == ["short", "out"]
     agree(graph, build.images(rng, 3, (5, 7, 6)), level, batch=2)
+
+
+@pairwise(method=methods(), case=CASES, to=[OUT, None], threads=[1, 2], level=LEVELS)
+def test_every_method_gives_the_same_integers(
+    method: str, case: str, to: Quant | None, threads: int, level: str, rng: np.random.Generator
+) -> None:
+    shape, out, kernel, attrs = CASES[case]
+    node = build.conv(rng, "x", shape[0], out, kernel, activation="relu", **attrs)
+    node.weights["weight"][:] //= 5  # two products fit 16 bits
+    node.weights["weight"][:, :2] = 0
+    graph = build.graph(shape, node, quant={"x": IN, "conv": to} if to else {"x": IN})
+    agree(graph, build.images(rng, 3, shape), level, batch=2, threads=threads, method=method)
+
+
+def test_sessions_are_held_to_methods(rng: np.random.Generator) -> None:
+    node = build.conv(rng, "x", 16, 24, (3, 3), **PAD)
+    node.weights["weight"][:] //= 5
+    graph = build.graph((16, 8, 8), node, quant={"x": IN, "conv": OUT})
+    ran = {method: Session(graph, level="portable", method=method).kernels["conv"] for method in methods()}
+    assert ran["winograd"] == "w8a8 winograd"
+    assert ran["rows"] == "w8a8"
+    assert ran["sparse"] == "w8a8 sparse"
+    with pytest.raises(BadInput, match=r"unknown method 'row'; did you mean 'rows'"):
+        Session(graph, method="row")
 
 
 @pairwise(

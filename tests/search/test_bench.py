@@ -24,6 +24,7 @@ from trimtab.search.bench import layers as layer_bench
 from trimtab.search.bench import networks as network_bench
 from trimtab.search.bench import widths as width_bench
 from trimtab.search.bench.child import caps, run_in_child
+from trimtab.search.bench.choices import bench_choices, choice_rows
 from trimtab.search.bench.coverage import LENGTHS, bench_coverage, coverage_rows
 from trimtab.search.bench.layers import FLOAT, KINDS, LAYERS, Kind, Layer, layer_graph, layer_model, work_of
 from trimtab.search.bench.load import bursts
@@ -105,6 +106,14 @@ def test_widths_are_sixteenths_of_the_first_engine_s_full_width(with_shared_cach
     for odd in ([], [0], [17]):
         with pytest.raises(BadInput, match="1 to 16 of 16 parts"):
             width_bench.bench_widths(["resnet8"], ["native"], ["int8"], odd, 0.01, None)
+
+
+def test_choices_are_held_to_the_other_kernels() -> None:
+    rows = choice_rows("3x3 16@", ["fp32", "8/8"], 1, 0.001, None)
+    assert [(row["form"], row["zeros"]) for row in rows] == [(f, z) for f in ("fp32", "8/8") for z in (0, 0.125, 0.5)]
+    assert all(row["lost"] >= 1 or row["chosen"] == row["best"] for row in rows)
+    with pytest.raises(BadInput, match="unknown form '9/9'"):
+        bench_choices("", ["9/9"], 0.1, None)
 
 
 def test_the_start_of_exported_networks() -> None:
