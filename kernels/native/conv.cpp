@@ -22,14 +22,18 @@ constexpr size_t kLargeFilters = 4 << 20;
 // inputs) 1.5x to 1.6x, 4 steps (6-bit weights, 7-bit inputs) 1.6x to 1.8x, 9 steps (4-bit) 1.6x to 1.9x.
 constexpr int kShortDepth = 2, kGroupedDepth = 4;
 constexpr int kShortInputs = 8;  // of one output: 4 inputs 1.0x, 8 inputs 1.1x, 24 inputs 1.25x
-// Shares of weights in blocks of zeros from which leaving them out beats the other kernels. Measured as above against
-// direct kernels, 64 channels: none 0.97x, a tenth 1.09x, three tenths 1.4x, half 1.85x, seven tenths 2.9x. Where reading
-// the weights is what costs, they are twice as wide as those of kNarrow.
+// Shares of weights in blocks of zeros from which leaving them out beats the other kernels. Against direct ones a list of
+// blocks serves without zeros too, where no weights have to be fetched ahead: at avx512_vnni 8 channels 1.3x, 16 channels
+// 1.1x, 24 channels 1.1x (1x1: 1.15x), 64 channels and more 1.0x; at avx2 1.03x to 1.1x of 1x1 layers up to 32 channels
+// (`trimtab bench choices`). Beyond, 64 channels: a tenth 1.09x, three tenths 1.4x, half 1.85x, seven tenths 2.9x. Where
+// reading the weights is what costs, they are twice as wide as those of kNarrow.
 constexpr double kSparseOverRows = 0.07, kSparseOverShort = 0.4, kSparseOverWinograd = 0.5, kSparseOverNarrow = 0.6;
 constexpr double kWinogradSaving = 1.4;  // direct products over Winograd's
-// With stride 2, likewise: 16 channels 1.02x, 32 channels 1.2x, 64 and 128 channels 1.25x (float: 1.2x); 512 at 7x7 1.0x.
-constexpr int kStridedInputs = 32;
-constexpr double kStridedSaving = 1.2;
+// With stride 2, likewise: 16 channels 1.02x, 24 channels 1.09x (float), 32 channels 1.2x, 64 and 128 channels 1.25x (float:
+// 1.2x), 256 channels from 14x14 to 7x7, where tiles hang over the edge, 1.1x.
+constexpr int kStridedInputs = 24;
+constexpr double kStridedSaving = 1.1;
+constexpr int kWinogradTiles = 8;  // fewer, of large filters: 512 channels at 7x7 to 4x4 0.5x (float)
 // Widening bf16 weights costs more than reading float ones from cache (0.8x of 1024 x 1024 that stay in L3), and less than
 // reading them from memory: 1.4x of 4096 x 4096, 1.9x of a chain of 1024 x 1024, of 4 images 1.9x, 8 1.1x, 16 1.0x.
 constexpr size_t kBf16From = size_t{4} << 20;  // weights: too many to stay in a cache
@@ -77,7 +81,10 @@ bool can_winograd(const ConvSpec& s, const Kernels& k, const Operand& in) {
 // Of layers that it can compute.
 bool winograd_pays(const ConvSpec& s) {
   const double tiles = static_cast<double>((s.oh + 1) / 2) * ((s.ow + 1) / 2), direct = 9.0 * s.oh * s.ow;
-  if (s.stride_h == 2) return s.ic >= kStridedInputs && direct >= kStridedSaving * 25 * tiles;
+  if (s.stride_h == 2) {
+    const bool read_for_few = tiles < kWinogradTiles && size_t{100} * s.ic * s.oc >= kLargeFilters;
+    return s.ic >= kStridedInputs && direct >= kStridedSaving * 25 * tiles && !read_for_few;
+  }
   return s.ic >= (s.int_weights != nullptr ? kWinogradInputs : kWinogradFloatInputs) && direct >= kWinogradSaving * 16 * tiles;
 }
 
@@ -199,6 +206,8 @@ double zero_blocks(const ConvSpec& s, const Kernels& k) {
 // The method of a layer in which some blocks are all zero, against the one that it would have if none were.
 Method choose_sparse(const ConvSpec& s, const Kernels& k, Method dense) {
   if (s.bf16 || dense == Method::kTiles || dense == Method::kPacked || dense == Method::kLookup) return dense;
+  const size_t element = s.int_weights == nullptr ? 4 : k.wide_inputs ? 2 : 1;
+  if (dense == Method::kRows && weight_count(s) * element < kFarWeights) return Method::kSparse;
   const double needed = dense == Method::kWinograd ? kSparseOverWinograd
                         : dense == Method::kShort  ? kSparseOverShort
                         : dense == Method::kNarrow ? kSparseOverNarrow
@@ -563,7 +572,7 @@ std::string describe(const PackedConv& p) {
     case Method::kWinograd:
       return bits + " winograd";
     case Method::kSparse:
-      return bits + " sparse";
+      return bits + " blocks";
     case Method::kPacked:
       return "w" + std::to_string(p.conv.codes.bits) + "a8 codes";
     case Method::kLookup:

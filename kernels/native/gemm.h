@@ -13,8 +13,6 @@ constexpr int kAhead = 1792;  // bytes: how far ahead of their use weights that 
 
 constexpr int kLongSum = 96;  // steps from which on sums of many in 16 bits, kept in memory, beat those of four
 
-constexpr size_t kFarWeights = 256 * 1024;  // bytes of a layer's weights that have left the cache since the last run
-
 // Gives every row of accumulators the channels' first values.
 template <class S, int MR, int NV, class V, class Acc>
 TRIMTAB_INLINE void start_tile(const Acc* start, V (&acc)[MR][NV]) {

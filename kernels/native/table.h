@@ -37,6 +37,8 @@ struct Store {
 };
 
 // The kernel that a convolution runs on.
+constexpr size_t kFarWeights = 256 * 1024;  // bytes of a layer's weights that have left the cache since the last run
+
 // kMethods (conv.h) has their names.
 enum class Method : uint8_t {
   kRows,      // a matrix product whose left rows are filter rows, read in place
@@ -46,7 +48,7 @@ enum class Method : uint8_t {
   kPairs,     // the same, of bf16 numbers in pairs
   kRounded,   // the same in float32, of inputs that are rounded to bf16 as they are copied
   kWinograd,  // Winograd's algorithm for 3x3 filters (winograd.h)
-  kSparse,    // as kRows, without the blocks of weights that are all zero (sparse.h)
+  kSparse,    // as kRows, by a list of blocks of weights, those that are all zero left out (sparse.h)
   kPacked,    // weights of few distinct values as 2- or 4-bit codes, looked up as they are read (packed.h)
   kLookup,    // weights of two distinct values select from tables of the inputs' sums (lookup.h)
 };

@@ -97,7 +97,7 @@ def test_sessions_are_held_to_methods(rng: np.random.Generator) -> None:
     ran = {method: Session(graph, level="portable", method=method).kernels["conv"] for method in methods()}
     assert ran["winograd"] == "w8a8 winograd"
     assert ran["rows"] == "w8a8"
-    assert ran["sparse"] == "w8a8 sparse"
+    assert ran["sparse"] == "w8a8 blocks"
     with pytest.raises(BadInput, match=r"unknown method 'row'; did you mean 'rows'"):
         Session(graph, method="row")
 

@@ -76,5 +76,5 @@ def test_zeros_are_left_out_where_that_pays(integer: bool, rng: np.random.Genera
         session = Session(graph, level="portable")
         return session.kernels["conv"]
 
-    assert "sparse" not in kernel(0.3)
-    assert "sparse" in kernel(0.8)
+    assert "blocks" not in kernel(0.3)
+    assert "blocks" in kernel(0.8)
