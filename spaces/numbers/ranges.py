@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.graph import Array
+from trimtab.graph.node import SMALLEST_SCALE
 
 __all__ = ["RANGES", "activation_quant", "activation_range", "note_ranges", "sampled", "whole_range"]
 
@@ -46,9 +47,12 @@ def sampled(values: Tensor) -> Array:
 
 
 def activation_quant(low: float, high: float, bits: int = 8) -> tuple[float, int]:
-    """Return (scale, zero point) for values in [low, high] in 1 to 8 bits; zero is always represented exactly."""
+    """Return (scale, zero point) for values in [low, high] in 1 to 8 bits; zero is always represented exactly, and
+    nothing else of a range that is too small for a scale."""
     low, high, top = min(low, 0.0), max(high, 0.0), 2**bits - 1
-    scale = float(np.float32((high - low) / top)) or 1.0
+    scale = float(np.float32((high - low) / top))
+    if scale <= SMALLEST_SCALE:
+        return 1.0, 0
     return scale, int(np.clip(np.rint(-low / scale), 0, top))
 
 

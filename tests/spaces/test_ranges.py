@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trimtab.graph import Array
@@ -12,6 +12,8 @@ from trimtab.spaces.numbers.ranges import CELLS, LEFT_OUT, RANGES, STRIDE, activ
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+@example(0.0, -4.7519380974166405e-42)
+@example(0.0, 1e-29)
 def test_activations_cover_the_range_and_hold_zero_exactly(a: float, b: float) -> None:
     low, high = min(a, b), max(a, b)
     scale, zero = activation_quant(low, high)

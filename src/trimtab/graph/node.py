@@ -17,6 +17,7 @@ __all__ = [
     "MODES",
     "NOT_ZERO_AT_ZERO",
     "PRECISIONS",
+    "SMALLEST_SCALE",
     "Array",
     "Node",
     "Norm",
@@ -44,6 +45,9 @@ PRECISIONS = ("fp32", "bf16")
 
 #: How an image is upsampled.
 MODES = ("nearest", "bilinear")
+
+#: Scales are greater: kernels divide by them.
+SMALLEST_SCALE = 1e-30
 
 #: The largest bf16 number.
 LARGEST_BF16 = (2 - 2**-7) * 2.0**127

@@ -18,7 +18,7 @@ import numpy as np
 
 from trimtab.errors import BadInput, UnsupportedOperator, unknown_name
 from trimtab.graph.attributes import attribute, is_int
-from trimtab.graph.node import Node, Quant, Shape
+from trimtab.graph.node import SMALLEST_SCALE, Node, Quant, Shape
 from trimtab.graph.operators import OPERATORS
 from trimtab.graph.operators.base import sized
 
@@ -176,7 +176,7 @@ def _check_quants(quants: Mapping[str, Quant], shapes: Mapping[str, Shape]) -> N
         if name not in shapes:
             raise BadInput(f"quantisation of {name!r}: no such tensor")
         scale = float(np.float32(quant.scale)) if abs(quant.scale) < 1e38 else float("inf")
-        if not (isfinite(scale) and 1e-30 < scale < 1e30):
+        if not (isfinite(scale) and SMALLEST_SCALE < scale < 1e30):
             raise BadInput(f"quantisation of {name!r}: scale must be in (1e-30, 1e30), got {quant.scale!r}")
         if not is_int(quant.bits) or not 1 <= quant.bits <= 8:
             raise BadInput(f"quantisation of {name!r}: bits must be 1 to 8, got {quant.bits!r}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from trimtab.errors import BadInput, UnsupportedOperator
 from trimtab.graph.attributes import MAX_ELEMENTS
-from trimtab.graph.node import Array, Node, Shape
+from trimtab.graph.node import SMALLEST_SCALE, Array, Node, Shape
 from trimtab.graph.operators.base import Operator, Pair, image_of, windows
 
 __all__ = ["Conv2d", "Linear"]
@@ -121,7 +121,7 @@ def _check_weights(node: Node, rank: int) -> None:
             continue
         if vector.dtype != np.float32 or vector.shape != weight.shape[:1] or not np.isfinite(vector).all():
             raise BadInput(f"layer {node.name!r}: {name} must be {weight.shape[0]} finite float32 numbers")
-        if name == "weight_scale" and not (vector > 1e-30).all():
+        if name == "weight_scale" and not (vector > SMALLEST_SCALE).all():
             raise BadInput(f"layer {node.name!r}: weight scales must be greater than 1e-30")
     if node.attrs["precision"] == "bf16":
         _check_bf16(node, weight)
