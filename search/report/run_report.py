@@ -246,20 +246,21 @@ def _method(summary: Values) -> str:
     ]
     row = _winning(summary)
     if row is not None:
-        latency, predicted = row["best"]["latency"], row["best"]["predicted_seconds"]
-        measured = row["best"]["latency_seconds"]
-        stop = STOPS[latency["stopped_by"]]
-        text = (
-            f"{latency['seconds'] * 1e3:.4g} ms when it was measured, {measured * 1e3:.4g} ms by its ratio to fp32, "
-            f"{predicted * 1e3:.4g} ms predicted ({predicted / measured - 1:+.1%}); "
-            f"{latency['blocks']:d} blocks with {latency['slices']:d} slices in all, {latency['dropped']:d} dropped, "
-            f"stopped because {stop}"
-        )
-        pairs.insert(4, ("the winner's latency", text))
+        pairs.insert(4, ("the winner's latency", _measured_latency(row["best"])))
     if summary["refused"]:
         count = len(summary["refused"])
         pairs.append(("refused", f"{count} preferred to the winner, whose files were not within the latency budget"))
     return '<dl class="method">' + "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in pairs) + "</dl>"
+
+
+def _measured_latency(best: Values) -> str:
+    latency, predicted, measured = best["latency"], best["predicted_seconds"], best["latency_seconds"]
+    return (
+        f"{latency['seconds'] * 1e3:.4g} ms when it was measured, {measured * 1e3:.4g} ms by its ratio to fp32, "
+        f"{predicted * 1e3:.4g} ms predicted ({predicted / measured - 1:+.1%}); {latency['blocks']:d} blocks with "
+        f"{latency['slices']:d} slices in all, {latency['dropped']:d} dropped, stopped because "
+        f"{STOPS[latency['stopped_by']]}"
+    )
 
 
 def _link(link: Values) -> str:
