@@ -89,10 +89,12 @@ class _Lines(Bar):
     def __init__(self, console: Console, name: str, total: int | None) -> None:
         self.console, self.name, self.end = console, name, total
         self.shown = time.monotonic()
+        self.last: int | None = None
 
     def update(self, done: int, note: str = "") -> None:
-        if done == self.end or time.monotonic() - self.shown >= LINE_EVERY:
-            self.shown = time.monotonic()
+        ends = done == self.end and done != self.last
+        if ends or time.monotonic() - self.shown >= LINE_EVERY:
+            self.shown, self.last = time.monotonic(), done
             of = f"/{self.end}" if self.end else ""
             self.console.print(f"{self.name}: {done}{of}  {note}".rstrip())
 
