@@ -39,9 +39,9 @@ class Task:
     """A user's data: each part a DataLoader or any iterable of (images, labels) batches, or a pair of arrays.
 
     Images are (N, C, H, W) float32 as the network sees them, signals (N, C, L), vectors (N, F), labels (N,) integers;
-    all parts are of one shape. `train` calibrates (its labels are
-    not used), policies are chosen on `selection`, and `final` is read once, for the reported figure; without it the
-    figure comes from `selection`, and the summary says so. `calibration` counts the images taken from `train`.
+    all parts are of one shape. `train` calibrates (its labels are not used), policies are chosen on `selection`, and
+    `final` is read once, for the reported figure; without it the figure comes from `selection`, and the summary says
+    so. `calibration` counts the images taken from `train`.
     """
 
     train: Any

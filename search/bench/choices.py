@@ -16,7 +16,7 @@ from trimtab.evaluators.engines.base import EngineSession, Images
 from trimtab.evaluators.measure.rounds import interleave
 from trimtab.evaluators.measure.timing import timing_slot
 from trimtab.graph import Graph
-from trimtab.kernels import Session, methods
+from trimtab.kernels import methods
 from trimtab.search.bench.child import run_in_child
 from trimtab.search.bench.layers import FLOAT, Kind, Layer, LayerTimer, layer_graph
 from trimtab.search.bench.rows import named
@@ -69,10 +69,10 @@ def choice_rows(
 def _choice(layer: Layer, kind: Kind, zeros: float, seconds: float) -> dict[str, Any]:
     graph = _with_zeros(layer_graph(layer, kind), zeros)
     name = graph.nodes[0].name
-    chosen = Session(graph)
-    found = {chosen.kernels[name]: LayerTimer(graph, 1, 1)}
-    for method in methods():
-        found.setdefault(Session(graph, method=method).kernels[name], LayerTimer(graph, 1, 1, method))
+    found: dict[str, LayerTimer] = {}  # by kernel, what is chosen first
+    for method in (None, *methods()):
+        timer = LayerTimer(graph, 1, 1, method)
+        found.setdefault(timer.session.kernels[name], timer)
     x = np.random.default_rng(0).normal(size=(4, 1, *graph.input_shape)).astype(np.float32)
     timed: list[tuple[EngineSession, Images]] = [(timer, x) for timer in found.values()]
     with timing_slot(1):

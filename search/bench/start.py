@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -15,9 +15,10 @@ import numpy as np
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.engines import make_engine
-from trimtab.evaluators.engines.base import FileEngine
+from trimtab.evaluators.engines.base import FileEngine, Images
 from trimtab.evaluators.lowering import lower
 from trimtab.search.bench.networks import calibrated, check_forms, load_network, policy_of
+from trimtab.spaces.candidate import Candidate
 
 __all__ = ["bench_start"]
 
@@ -53,34 +54,43 @@ def bench_start(
     check_forms(forms)
     made = {name: _file_engine(name) for name in engines}
     rows = []
-    with TemporaryDirectory() as folder:
-        for network in networks:
-            space, images = load_network(network)
-            image = Path(folder) / "image.npy"
-            np.save(image, images[:1])
-            for form in forms:
-                candidate = calibrated(space, policy_of(space, form), images)
-                files = {name: Path(folder) / f"model{engine.suffix}" for name, engine in made.items()}
-                for name, engine in made.items():
-                    engine.save(lower(candidate), files[name], candidate.ranges)
-                found: dict[str, list[list[float]]] = {name: [] for name in made}
-                for _ in range(repetitions):
-                    for name, engine in made.items():
-                        found[name].append(_start(_reader(engine), files[name], image))
-                starts = [median(opened + first for _, opened, first, _ in each) for each in found.values()]
-                rows += [
-                    {
-                        "network": network,
-                        "form": form,
-                        "engine": name,
-                        "file_mb": files[name].stat().st_size / 1e6,
-                        **dict(zip(("import_ms", "open_ms", "first_ms", "resident_mb"), _medians(each), strict=True)),
-                        "start_ms": start,
-                        "start_ratio": start / starts[0],
-                    }
-                    for (name, each), start in zip(found.items(), starts, strict=True)
-                ]
+    for network in networks:
+        space, images = load_network(network)
+        for form in forms:
+            candidate = calibrated(space, policy_of(space, form), images)
+            rows += [
+                {"network": network, "form": form, **row} for row in _rows(made, candidate, images[:1], repetitions)
+            ]
     return rows
+
+
+def _rows(
+    made: Mapping[str, FileEngine], candidate: Candidate, image: Images, repetitions: int
+) -> list[dict[str, Any]]:
+    """The rows of one candidate, without its names."""
+    graph = lower(candidate)
+    with TemporaryDirectory() as folder:
+        given = Path(folder) / "image.npy"
+        np.save(given, image)
+        files = {name: Path(folder) / f"{name}{engine.suffix}" for name, engine in made.items()}
+        for name, engine in made.items():
+            engine.save(graph, files[name], candidate.ranges)
+        sizes = [file.stat().st_size / 1e6 for file in files.values()]
+        rounds = [
+            [_start(_reader(engine), files[name], given) for name, engine in made.items()] for _ in range(repetitions)
+        ]
+    each = list(zip(*rounds, strict=True))  # of every engine
+    starts = [median(opened + first for _, opened, first, _ in own) for own in each]
+    return [
+        {
+            "engine": name,
+            "file_mb": size,
+            **dict(zip(("import_ms", "open_ms", "first_ms", "resident_mb"), _medians(own), strict=True)),
+            "start_ms": start,
+            "start_ratio": start / starts[0],
+        }
+        for name, size, own, start in zip(made, sizes, each, starts, strict=True)
+    ]
 
 
 def _file_engine(name: str) -> FileEngine:

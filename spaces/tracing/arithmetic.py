@@ -26,7 +26,7 @@ from trimtab.spaces.tracing.tokens import add_position
 #: Modules, functions and methods -> activations of a program.
 ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
-    **dict.fromkeys((nn.ReLU6, nn.Hardtanh, F.relu6), "relu6"),
+    **dict.fromkeys((nn.ReLU6, F.relu6), "relu6"),
     **dict.fromkeys((nn.Hardsigmoid, F.hardsigmoid), "hard_sigmoid"),
     **dict.fromkeys((nn.Hardswish, F.hardswish), "hard_swish"),
     **dict.fromkeys((nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_"), "sigmoid"),
@@ -41,8 +41,6 @@ ACTIVATIONS: dict[Any, str] = {
 @functions(*(kind for kind in ACTIVATIONS if not isinstance(kind, type)))
 def activation(c: Converter, node: fx.Node, module: nn.Module | None = None) -> None:
     kind = ACTIVATIONS[node.target if module is None else type(module)]
-    if isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) != (0.0, 6.0):
-        raise c.unsupported(node, f"Hardtanh({module.min_val}, {module.max_val})")
     approximate = getattr(module, "approximate", node.kwargs.get("approximate", "none"))
     if kind == "gelu" and approximate != "none":
         raise c.unsupported(node, f"GELU with approximate={approximate!r}")
@@ -64,8 +62,17 @@ def clamp(c: Converter, node: fx.Node) -> None:
         raise c.unsupported(node, "clamp to tensors")
     usual = (-1.0, 1.0) if node.target is F.hardtanh else (-np.inf, np.inf)
     low, high = (default if bound is None else float(bound) for bound, default in zip(given, usual, strict=True))
+    _clamped(c, node, "clamp to ", low, high)
+
+
+@modules(nn.Hardtanh)
+def hard_tanh(c: Converter, node: fx.Node, module: nn.Hardtanh) -> None:
+    _clamped(c, node, "Hardtanh", module.min_val, module.max_val)
+
+
+def _clamped(c: Converter, node: fx.Node, what: str, low: float, high: float) -> None:
     if (low, high) not in _CLAMPS:
-        raise c.unsupported(node, f"clamp to ({low}, {high})")
+        raise c.unsupported(node, f"{what}({low}, {high})")
     c.add(node, "activation", (c.tensor(node.args[0]),), attrs={"activation": _CLAMPS[low, high]})
 
 
