@@ -48,8 +48,10 @@ def test_simulated_quantisation_agrees_with_the_engine(name: str) -> None:
         }
         candidate = candidate_of(name, replace(policy, layers=layers))
         distances.append(distance(torch_logits(candidate, x), native_logits(candidate, x)))
-    assert np.median(distances) < 0.1
-    assert max(distances) < 0.5
+    *others, worst = sorted(distances)
+    assert max(others) < 0.2
+    assert np.median(others) < 0.1
+    assert worst < 0.5
 
 
 @pytest.mark.parametrize("name", ["residual-a", "concat"])
