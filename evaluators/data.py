@@ -15,12 +15,21 @@ import numpy.typing as npt
 from trimtab.errors import BadInput, unknown_name
 from trimtab.files import cache_dir, write_bytes
 
-__all__ = ["DATASETS", "Images", "Labels", "Splits", "load"]
+__all__ = ["DATASETS", "Augmentation", "Images", "Labels", "Splits", "load"]
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The variation of training images that leaves what they show as it is: moved by up to `shift` pixels in either
+    direction, and, with `mirror`, left and right exchanged."""
+
+    shift: int = 0
+    mirror: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +39,8 @@ class Splits:
     `train` returns the images to fit on (a function: few runs need them), `calibration` is for repairs (part of the
     training images), `selection` for choosing policies, and `final` returns what the reported figure is read from,
     once. These two are disjoint from each other and from the training images; `provenance` says where they come from.
-    `signals` are images of one column, which the network takes as (N, C, L).
+    `signals` are images of one column, which the network takes as (N, C, L). `augmentation` is how training images may
+    be varied.
     """
 
     train: Callable[[], tuple[Images, Labels]]
@@ -40,6 +50,7 @@ class Splits:
     classes: int
     provenance: str
     signals: bool = False
+    augmentation: Augmentation = Augmentation()
 
     @property
     def example(self) -> Images:
@@ -57,6 +68,7 @@ class Raw:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     largest: float = 255.0
+    augmentation: Augmentation = Augmentation()
 
 
 def load(
@@ -113,6 +125,7 @@ def load(
         final=lambda: scale(raw.test, last),
         classes=int(raw.train[1].max()) + 1,
         provenance=provenance,
+        augmentation=raw.augmentation,
     )
 
 
@@ -179,25 +192,33 @@ def _cifar10(source: Source) -> Raw:
 
     parts = [_torchvision(CIFAR10, source, ("cifar10", "."), train) for train in (True, False)]
     train, test = ((np.transpose(d.data, (0, 3, 1, 2)), np.asarray(d.targets)) for d in parts)
-    return Raw(train, test, IMAGENET_MEAN, IMAGENET_STD)
+    return Raw(train, test, IMAGENET_MEAN, IMAGENET_STD, augmentation=Augmentation(4, mirror=True))
 
 
 def _mnist(source: Source) -> Raw:
     from torchvision.datasets import MNIST
 
-    return _grey(MNIST, source, ("mnist", "."), (0.1307,), (0.3081,))
+    return _grey(MNIST, source, ("mnist", "."), (0.1307,), (0.3081,), Augmentation(2))
 
 
 def _fashion_mnist(source: Source) -> Raw:
     from torchvision.datasets import FashionMNIST
 
-    return _grey(FashionMNIST, source, ("fashion-mnist", "fashion_mnist", "."), (0.2860,), (0.3530,))
+    folders = ("fashion-mnist", "fashion_mnist", ".")
+    return _grey(FashionMNIST, source, folders, (0.2860,), (0.3530,), Augmentation(2, mirror=True))
 
 
-def _grey(kind: Any, source: Source, folders: tuple[str, ...], mean: tuple[float, ...], std: tuple[float, ...]) -> Raw:
+def _grey(
+    kind: Any,
+    source: Source,
+    folders: tuple[str, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    augmentation: Augmentation,
+) -> Raw:
     parts = [_torchvision(kind, source, folders, train) for train in (True, False)]
     train, test = ((d.data.numpy()[:, None], d.targets.numpy()) for d in parts)
-    return Raw(train, test, mean, std)
+    return Raw(train, test, mean, std, augmentation=augmentation)
 
 
 def _torchvision(kind: Any, source: Source, folders: tuple[str, ...], train: bool) -> Any:
@@ -259,7 +280,8 @@ def _image_folder(source: Source) -> Raw:
         train, final = ((np.stack([x.numpy() for x, _ in part]), np.asarray(part.targets)) for part in parts)
     except OSError as error:  # no class folder, an empty one, or a file that is no image
         raise BadInput(f"cannot read the images under {root}: {error}") from error
-    return Raw(train, final, IMAGENET_MEAN, IMAGENET_STD)
+    varied = Augmentation(source.size // 8, mirror=True)
+    return Raw(train, final, IMAGENET_MEAN, IMAGENET_STD, augmentation=varied)
 
 
 #: Name -> loader.

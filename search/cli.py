@@ -287,6 +287,33 @@ def export(
 
 
 @app.command()
+def finish(
+    run: Annotated[Path, typer.Argument(help="A run directory whose search has ended.")],
+    time: Annotated[str | None, typer.Option(help="Train for at most so long, like 20m.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Train for so many epochs, if the time allows them.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
+    set_: Setting = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Train a run's winner under its policy, longer than the run did, or for the first time, and export it again."""
+    from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.report.console import print_summary
+    from trimtab.search.run import finish_run, open_run
+    from trimtab.search.setup.problem import load_problem
+
+    given = {"finish.time": time, "finish.epochs": epochs}
+    settings = [*(f"{key}={value}" for key, value in given.items() if value is not None), *(set_ or [])]
+    progress = ConsoleProgress()
+    problem = load_problem(open_run(run, settings), progress, download)
+    summary = finish_run(problem, run, progress, resume)
+    if as_json:
+        print_json({"folder": str(run), **summary})
+    else:
+        print_summary(summary, run)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
     """Write a finished run's report.html again and print its tables."""
     from trimtab.search.report.console import print_summary

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -20,25 +21,31 @@ from trimtab.evaluators.engines import SIMULATED
 from trimtab.evaluators.price.cost import CostModel, TableError
 from trimtab.files import write_text
 from trimtab.search.finish.export import IN_WORDS, ExportCheck, export_candidate
+from trimtab.search.finish.finishing import FINISHED, Finished, finish, judged
+from trimtab.search.finish.run_link import measured_link
 from trimtab.search.loop.best_policy import keep_best, write_policy
+from trimtab.search.loop.candidates import CandidateFolder
 from trimtab.search.loop.evaluation import Evaluation, pareto
 from trimtab.search.loop.experiment import Experiment, begin
 from trimtab.search.loop.interrupts import heeding_interrupts
+from trimtab.search.loop.journal import Journal
 from trimtab.search.loop.loop import AgentRun, Ledger, Searcher
 from trimtab.search.loop.optuna_export import OptunaExport, optuna_export_for
 from trimtab.search.loop.pool import make_pool
-from trimtab.search.loop.preference import preferred
+from trimtab.search.loop.preference import preferred, ranked
+from trimtab.search.loop.verify import Verifier
 from trimtab.search.progress import Progress
 from trimtab.search.report.run_report import write_report
-from trimtab.search.report.summary import Findings, Winner, best_of, build_summary
+from trimtab.search.report.summary import Findings, Winner, best_of, build_summary, finished_summary, load_summary
 from trimtab.search.setup.agent_factory import fill_for
 from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.budgets import BudgetLimits, describe
 from trimtab.search.setup.config import Config, load_config
 from trimtab.search.setup.problem import Problem
-from trimtab.search.setup.setting import Setting
+from trimtab.search.setup.setting import Setting, bench_of, recall_setting
+from trimtab.spaces.policy import Policy
 
-__all__ = ["Outcome", "default_folder", "open_run", "run_search"]
+__all__ = ["Outcome", "default_folder", "finish_run", "open_run", "run_search"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +97,48 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
         winner = None if outcome.winner is None else outcome.winner.evaluation.policy.id
         experiment.journal.append("finished", {"winner": winner})
     return outcome
+
+
+def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool = False) -> dict[str, Any]:
+    """Train the network that a run exported, export what it has become, and report; return the run's summary.
+
+    A network that was finished before is trained on. With `resume`, a finishing that was interrupted is gone on with.
+    Where training makes nothing better within the budgets, everything stays as it was. A run that has not ended with a
+    winner is a `BadInput`.
+    """
+    summary = load_summary(folder)
+    if summary["winner"] is None:
+        raise BadInput(f"{folder} has no winner to train: nothing met the budgets")
+    if not resume:
+        rmtree(folder / "finishing", ignore_errors=True)
+    with Journal(folder / "journal") as journal:
+        data = next(record.data for record in journal.records() if record.kind == "setting")
+        setting, candidates = recall_setting(problem, data), CandidateFolder(folder)
+        bench = bench_of(problem)
+        link, limit = measured_link(problem, bench, folder, progress)
+        setting = replace(setting, baseline=replace(setting.baseline, link=link, limit=limit))
+        policy = Policy.from_json(summary["winner"]["policy"], str(folder / "summary.json"))
+        best = Verifier(journal, candidates).verify(setting, bench, _evaluated(journal, policy))
+        now, _ = candidates.current(problem.judge, policy)
+        finished = finish(setting, bench, [judged(problem.judge, best, now)], candidates, folder, progress, again=True)
+    if finished is not None:
+        images, labels = setting.problem.splits.final()
+        judge, base = problem.judge, problem.judge.candidate(problem.space.base())
+        networks = {"base": base, policy.id: candidates.repaired(judge, policy), FINISHED: finished.candidate}
+        finals = {name: graded(judge.logits(network, images), labels) for name, network in networks.items()}
+        summary |= finished_summary(finished, setting.baseline, finals)
+        write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        write_report(folder)
+    return summary
+
+
+def _evaluated(journal: Journal, policy: Policy) -> Evaluation:
+    """The evaluation of a policy that a journal remembers."""
+    return next(
+        found
+        for record in journal.records()
+        if record.kind == "verified" and (found := Evaluation.from_json(record.data["evaluation"])).policy == policy
+    )
 
 
 def _search(
@@ -144,23 +193,31 @@ class _Finisher:
         self.bench, self.folder = experiment.benches[setting.budget], experiment.folder
         #: Policies whose exported file was not measured within the budgets.
         self.refused: list[str] = []
+        #: Whether Ctrl-C ended the training.
+        self.interrupted = False
         #: Seconds of measuring exported files.
         self.exporting = 0.0
 
     def finish(self, started: float) -> Outcome:
-        self.progress.line("verifying the winners on their finished networks")
+        self.progress.line("verifying the winners on their repaired networks")
         chosen, checks = self._choose()
         found = [evaluation for evaluation in chosen.values() if evaluation is not None]
-        self.experiment.candidates.keep([evaluation.policy for evaluation in found])
-        finals = self._read_final(found)
+        finished = self._finished(found)
+        kept = found if finished is None else [*found, finished.evaluation]
+        self.experiment.candidates.keep([evaluation.policy for evaluation in kept])
+        finals = self._read_final(found, finished)
         winners = {
             agent: None if one is None else Winner(agent, one, finals[one.policy.id].accuracy)
             for agent, one in chosen.items()
         }
         best = best_of(winners)
+        if finished is not None:
+            best = Winner(self._who_found(finished.evaluation.policy), finished.evaluation, finals[FINISHED].accuracy)
         findings = Findings(
             runs=self.runs,
             winners=winners,
+            best=best,
+            finished=finished,
             front=tuple(pareto(e for run in self.runs for e in run.evaluations if e.feasible)),
             finals=finals,
             checks=checks,
@@ -174,8 +231,38 @@ class _Finisher:
         summary = build_summary(self.setting, findings)
         write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         write_report(self.folder)
-        interrupted = any(run.ended == "interrupted" for run in self.runs)
+        interrupted = self.interrupted or any(run.ended == "interrupted" for run in self.runs)
         return Outcome(self.folder, best, findings.front, summary, interrupted)
+
+    def _finished(self, found: Sequence[Evaluation]) -> Finished | None:
+        """Train the best of what was found; None where that is not asked for, or took it over a budget."""
+        best, asked = preferred(found), self.problem.config.finish
+        if best is None or not asked:
+            return None
+        contenders = self._contenders(best, asked.candidates)
+        try:
+            return finish(self.setting, self.bench, contenders, self.experiment.candidates, self.folder, self.progress)
+        except KeyboardInterrupt:
+            self.progress.line(f"interrupted: trimtab finish {self.folder} --resume goes on with the training")
+            self.interrupted = True
+            return None
+
+    def _who_found(self, policy: Policy) -> str:
+        return next(run.agent for run in self.runs for e in run.evaluations if e.policy == policy)
+
+    def _contenders(self, best: Evaluation, count: int) -> list[Evaluation]:
+        """The best evaluation, and after it the best others whose networks were measured within the budgets too."""
+        feasible = {
+            e.policy.id: e for run in self.runs for e in run.evaluations if e.feasible and e.policy != best.policy
+        }
+        contenders = [best]
+        for evaluation in islice(ranked(feasible.values()), 2 * count):
+            if len(contenders) == count:
+                break
+            verified = self.experiment.verifier.verify(self.setting, self.bench, evaluation)
+            if verified.feasible:
+                contenders.append(verified)
+        return contenders
 
     def _choose(self) -> tuple[dict[str, Evaluation | None], list[ExportCheck]]:
         """Return every agent's verified winner, and the checks of the best one's exports.
@@ -216,17 +303,18 @@ class _Finisher:
         counts = [f"{count} {IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
         return ", ".join([f"{len(tried)} tried", *counts])
 
-    def _read_final(self, chosen: Sequence[Evaluation]) -> dict[str, Answers]:
-        """Read the final images, once: the answers of the base, of its int8 form, and of every winner."""
+    def _read_final(self, chosen: Sequence[Evaluation], finished: Finished | None) -> dict[str, Answers]:
+        """Read the final images, once: the answers of the base, of its int8 form, of every winner, and of the network
+        that was finished."""
         images, labels = self.problem.splits.final()
-        space = self.problem.space
-        candidates = {"base": space.base(), "int8": space.int8()}
-        finished = {name: self.problem.judge.candidate(policy) for name, policy in candidates.items()}
+        space, judge = self.problem.space, self.problem.judge
+        forms = {"base": space.base(), "int8": space.int8()}
+        networks = {name: judge.candidate(policy) for name, policy in forms.items()}
         for evaluation in chosen:
-            policy = evaluation.policy
-            finished[policy.id] = self.experiment.verifier.candidate(self.setting, policy)
-        judge = self.problem.judge
-        return {name: graded(judge.logits(candidate, images), labels) for name, candidate in finished.items()}
+            networks[evaluation.policy.id] = self.experiment.candidates.repaired(judge, evaluation.policy)
+        if finished is not None:
+            networks[FINISHED] = finished.candidate
+        return {name: graded(judge.logits(candidate, images), labels) for name, candidate in networks.items()}
 
     def _table_error(self) -> TableError:
         base = self.baseline.base.latency

@@ -28,13 +28,14 @@ MAY_IMPORT = {
 FLOORS = {
     "progress": set[str](),
     "options": {"setup"},
-    "setup": {"progress"},
+    "training": set(),
+    "setup": {"progress", "training"},
     "loop": {"progress", "setup"},
-    "finish": {"progress", "setup", "loop"},
+    "finish": {"progress", "training", "setup", "loop"},
     "report": {"progress", "setup", "loop", "finish"},
     "run": {"progress", "setup", "loop", "finish", "report"},
     "contest": {"progress", "setup", "loop", "finish", "report", "run"},
-    "bench": {"progress", "options", "setup", "loop", "finish", "report"},
+    "bench": {"progress", "options", "training", "setup", "loop", "finish", "report"},
 }
 
 

@@ -189,6 +189,22 @@ double stream_rate(const std::string& level, size_t bytes, double seconds) {
   return kernels_of(level).stream(buffer.data(), bytes, seconds);
 }
 
+using Values = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Target = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void round_to_steps(const std::string& level, const Values& x, const Target& y, float step, float low, float high) {
+  const Kernels& kernels = kernels_of(level);
+  nb::gil_scoped_release unlocked;
+  kernels.round_to_steps({step, low, high}, x.data(), y.data(), x.size());
+}
+
+double round_to_steps_back(const std::string& level, const Values& x, const Values& dy, const Target& dx, float step,
+                           float low, float high) {
+  const Kernels& kernels = kernels_of(level);
+  nb::gil_scoped_release unlocked;
+  return kernels.round_to_steps_back({step, low, high}, x.data(), dy.data(), dx.data(), x.size());
+}
+
 using Symbols = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Words = nb::ndarray<const uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Frequencies = nb::ndarray<const uint16_t, nb::shape<256>, nb::c_contig, nb::device::cpu>;
@@ -235,6 +251,10 @@ NB_MODULE(_native, m) {
   m.attr("PRECISION") = kPrecision;
   m.def("encode", &encode, "symbols"_a.noconvert(), "frequencies"_a.noconvert());
   m.def("decode", &decode, "words"_a.noconvert(), "frequencies"_a.noconvert(), "count"_a);
+  m.def("round_to_steps", &round_to_steps, "level"_a, "x"_a.noconvert(), "y"_a.noconvert(), "step"_a, "low"_a,
+        "high"_a);
+  m.def("round_to_steps_back", &round_to_steps_back, "level"_a, "x"_a.noconvert(), "dy"_a.noconvert(),
+        "dx"_a.noconvert(), "step"_a, "low"_a, "high"_a);
   m.def("stream_rate", &stream_rate, "level"_a, "size"_a, "seconds"_a);
   nb::class_<Program>(m, "Program")
       .def("__init__", [](Program* p, const std::string& level, int threads,

@@ -10,6 +10,7 @@
 #include "packed.h"
 #include "peak.h"
 #include "resample.h"
+#include "rounding.h"
 #include "sparse.h"
 #include "tiles.h"
 #include "winograd.h"
@@ -100,6 +101,8 @@ constexpr Kernels make_kernels(const char* name, bool bf16 = S::kBf16) {
           &bilinear<S>,
           &depth_to_space<S>,
           &input<S>,
+          &round_to_steps<S>,
+          &round_to_steps_back<S>,
           &peak_int<S>,
           &peak<S, typename S::Float>,
           &stream<S>};

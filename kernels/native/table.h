@@ -165,6 +165,11 @@ struct AttentionArgs {
   float scale;
 };
 
+// The numbers that a quantised tensor can hold: whole multiples, low to high, of a step.
+struct Steps {
+  float step, low, high;
+};
+
 struct Kernels {
   const char* name;
   int32_t lanes;        // of a 32-bit vector
@@ -204,6 +209,9 @@ struct Kernels {
   // What rows [first, last) of the input become, in all images.
   void (*depth_to_space)(const DepthToSpaceArgs&, const Operand& in, const Operand& out, size_t first, size_t last);
   void (*input)(const float* nchw, const Store&, int32_t channels, int32_t pixels, int32_t begin, int32_t end);
+  void (*round_to_steps)(const Steps&, const float* x, float* y, size_t count);
+  // Fills dx and returns the gradient of the step.
+  double (*round_to_steps_back)(const Steps&, const float* x, const float* dy, float* dx, size_t count);
   double (*peak_int)(double seconds);    // MAC/s of the dot product in registers
   double (*peak_float)(double seconds);  // MAC/s of multiply-add in registers
   double (*stream)(const void* data, size_t bytes, double seconds);  // bytes/s read

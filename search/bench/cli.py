@@ -196,14 +196,14 @@ def proxy(
     config: ConfigFile = None,
     set_: Setting = None,
     policies: Annotated[int, typer.Option(min=3, help="Random policies to judge.")] = 20,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each fine-tuning.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each training.")] = 100,
     workers: Annotated[int, typer.Option(min=0, help="Processes.")] = 0,
     markdown: Markdown = False,
     as_json: Json = False,
 ) -> None:
     """Say how well the proxy ranks policies.
 
-    It is correlated with the accuracy after fine-tuning.
+    It is correlated with the accuracy after training.
     """
     from trimtab.search.bench.proxy import bench_proxy
 

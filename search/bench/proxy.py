@@ -1,4 +1,4 @@
-"""The proxy's ranking of candidates, held to what they are worth after a short fine-tuning."""
+"""The proxy's ranking of candidates, held to what they are worth after a short training."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from trimtab.evaluators.accuracy import Judge, accuracy_of, judging_session
+from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.intervals import Interval
 from trimtab.search.bench.feasible import random_feasible
 from trimtab.search.bench.rows import named
-from trimtab.search.finish.finetune import Schedule, finetune
 from trimtab.search.progress import ConsoleProgress, Progress
 from trimtab.search.setup.config import Config
 from trimtab.search.setup.problem import load_problem, with_database
 from trimtab.search.setup.processes import in_processes
+from trimtab.search.training.recipe import Recipe
+from trimtab.search.training.trainer import train
+from trimtab.search.training.training import Lessons
 from trimtab.spaces.policy import Policy
 from trimtab.spaces.repairs.repair import Calibration, Repairs
 from trimtab.threads import torch_threads
@@ -42,9 +45,9 @@ LAYERS = "layers"
 
 
 def bench_proxy(config: Config, policies: int, steps: int, workers: int) -> list[dict[str, Any]]:
-    """Judge random feasible policies in every way, fine-tune each in so many steps, and correlate the two.
+    """Judge random feasible policies in every way, train each in so many steps, and correlate the two.
 
-    Limits are those of the budgets, by the latency table. The accuracy after fine-tuning is read on the final images,
+    Limits are those of the budgets, by the latency table. The accuracy after training is read on the final images,
     which chose nothing here. Rows: Spearman's correlation with its 95 % interval (bootstrap over the policies), the
     accuracies' means, and seconds of a judgement.
     """
@@ -88,15 +91,16 @@ class _Worker:
         problem = load_problem(config, Progress())
         space, images = problem.space, problem.splits.calibration
         quantisation = problem.judge.calibration.quantisation
-        self.schedule = Schedule(steps=steps, seed=config.seed)
         with torch_threads(1):
             self.judges: dict[str, Judge] = {
                 name: replace(problem.judge, calibration=Calibration.of(space, images, repairs, quantisation))
                 for name, repairs in VARIANTS.items()
             }
         self.judges[LAYERS] = with_database(problem.judge)
-        self.normalised = space.normalised
-        self.train, self.final = problem.splits.train(), problem.splits.final()
+        teacher = lower(problem.judge.candidate(space.base()))
+        self.lessons = Lessons(*problem.splits.train(), problem.splits.augmentation, teacher)
+        self.recipe = Recipe(epochs=steps * Recipe.batch / len(self.lessons.images), seed=config.seed)
+        self.normalised, self.final = space.normalised, problem.splits.final()
 
     def __call__(self, policy: Policy) -> dict[str, float]:
         figures = {}
@@ -105,6 +109,6 @@ class _Worker:
             figures[name] = judge(policy).accuracy
             figures[f"{name} seconds"] = time.perf_counter() - start
         repaired = self.judges["all repairs"].candidate(policy)
-        tuned = finetune(repaired, self.normalised, *self.train, self.schedule)
+        tuned = train(repaired, self.normalised, self.lessons, self.recipe)
         figures["tuned"] = accuracy_of(judging_session(tuned), *self.final)
         return figures

@@ -58,6 +58,11 @@ class Evaluation:
             found["latency"] = latency.excess(limit)
         return replace(self, latency=latency, violations=found)
 
+    def with_size(self, size: int, limits: Mapping[str, float]) -> Evaluation:
+        """Return the evaluation with the bytes of the finished network in place of predicted ones."""
+        found = {**self.violations, "size": size / limits["size"] - 1} if "size" in limits else self.violations
+        return replace(self, cost=replace(self.cost, size=size), violations=found)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {

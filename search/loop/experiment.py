@@ -34,8 +34,8 @@ Kind = Literal["search", "contest"]
 
 #: Keys of the configuration that may differ when an experiment is gone on with.
 CHANGEABLE: Mapping[Kind, frozenset[str]] = {
-    "search": frozenset({"workers", "trials", "time_limit", "storage"}),
-    "contest": frozenset({"workers", "trials", "time_limit", "storage", "agent", "baselines", "budgets"}),
+    "search": frozenset({"workers", "trials", "time_limit", "storage", "finish"}),
+    "contest": frozenset({"workers", "trials", "time_limit", "storage", "finish", "agent", "baselines", "budgets"}),
 }
 
 

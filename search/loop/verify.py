@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
 from itertools import islice
 
 from trimtab import kernels
@@ -56,7 +55,7 @@ class Verifier:
             candidate = self.candidate(setting, policy)
             latency = bench.measure(candidate, baseline.link, seconds, baseline.limit)
             size = kernels.stored_bytes(lower(candidate))
-            self.found[key] = _with_size(evaluation.measured(latency, baseline.limit), size, baseline.limits)
+            self.found[key] = evaluation.measured(latency, baseline.limit).with_size(size, baseline.limits)
             self.journal.append("verified", {"budget": setting.budget, "evaluation": self.found[key].to_json()})
         return self.found[key]
 
@@ -73,9 +72,3 @@ def contenders(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
     """Return the evaluations to verify, the preferred one first, until one passes."""
     feasible = {e.policy.id: e for e in evaluations if e.feasible}.values()
     return list(islice(ranked(feasible), TRIES))
-
-
-def _with_size(evaluation: Evaluation, size: int, limits: Mapping[str, float]) -> Evaluation:
-    """Put the bytes of the finished network in place of the predicted ones."""
-    found = {**evaluation.violations, "size": size / limits["size"] - 1} if "size" in limits else evaluation.violations
-    return replace(evaluation, cost=replace(evaluation.cost, size=size), violations=found)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["HEAD", "AgentRow", "agent_rows", "form_rows"]
+__all__ = ["HEAD", "AgentRow", "agent_rows", "form_rows", "winning"]
 
 HEAD = ("", "evaluated", "feasible", "proxy", "loss", "final", "latency / fp32", "ms", "KiB", "MMAC")
 
@@ -32,9 +32,22 @@ def form_rows(summary: Mapping[str, Any]) -> list[AgentRow]:
 
 
 def agent_rows(summary: Mapping[str, Any]) -> list[AgentRow]:
-    """Return the row of every agent, with the figures of the best network that it found."""
-    winner = summary["winner"]
-    return [_agent_row(row, winner is not None and winner["agent"] == row["agent"]) for row in summary["agents"]]
+    """Return the row of every agent, with the figures of the best network that it found, before any training; and of
+    the one that was finished."""
+    found = winning(summary)
+    rows = [_agent_row(row, found is not None and row["best"] is found[1]) for row in summary["agents"]]
+    if found is not None and (finished := summary.get("finished")) is not None:
+        rows.append(AgentRow("finished", (f"{found[0]}'s, trained", "winner"), ("", "", *_measured(finished))))
+    return rows
+
+
+def winning(summary: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """Return who found the winner, and its figures: those after training, where it was trained. None: there is none."""
+    if summary["winner"] is None:
+        return None
+    agent = summary["winner"]["agent"]
+    found = summary.get("finished") or next(row["best"] for row in summary["agents"] if row["agent"] == agent)
+    return agent, found
 
 
 def _agent_row(row: Mapping[str, Any], wins: bool) -> AgentRow:
@@ -43,10 +56,15 @@ def _agent_row(row: Mapping[str, Any], wins: bool) -> AgentRow:
     counts = (f"{row['evaluations']:d}", f"{row['feasible']:d}")
     if best is None:
         return AgentRow(row["agent"], remarks, (*counts, *["–"] * (len(HEAD) - 3)))
-    latency = best["latency"]
-    accuracies = (f"{best['accuracy']:.2%}", f"{best['loss']:.3g}", f"{best['final_accuracy']:.2%}")
+    return AgentRow(row["agent"], remarks, (*counts, *_measured(best)))
+
+
+def _measured(network: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of a network that was measured."""
+    latency = network["latency"]
+    accuracies = (f"{network['accuracy']:.2%}", f"{network['loss']:.3g}", f"{network['final_accuracy']:.2%}")
     ratio = f"{latency['ratio']:.4f}× [{latency['low']:.4f}, {latency['high']:.4f}]"
-    return AgentRow(row["agent"], remarks, (*counts, *accuracies, ratio, *_costs(best, "latency_seconds")))
+    return (*accuracies, ratio, *_costs(network, "latency_seconds"))
 
 
 def _costs(values: Mapping[str, Any], latency: str) -> tuple[str, ...]:

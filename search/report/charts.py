@@ -97,7 +97,7 @@ def pareto_figure(summary: Values) -> str:
         _mark('<circle cx="8" cy="8" r="4" class="dot measured"/>', "measured end to end")
         + _mark('<circle cx="8" cy="8" r="4" class="dot"/>', "within budgets by prediction")
         + _mark('<circle cx="8" cy="8" r="3.5" class="dot out"/>', "over a budget")
-        + _mark('<circle cx="8" cy="8" r="6" class="ring"/>', "winner as measured, with its 95% interval")
+        + _mark('<circle cx="8" cy="8" r="6" class="ring"/>', "winners as measured, with 95% intervals")
         + _mark('<path d="M1 12H8V4H15" class="front"/>', "Pareto front of feasible points")
     )
     return (
@@ -110,6 +110,8 @@ def _views(summary: Values) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
     """Return the axes near the front and around everything."""
     base, int8, points = summary["base"], summary["int8"], summary["points"]
     best = [row["best"] for row in summary["agents"] if row["best"]]
+    if (finished := summary.get("finished")) is not None:
+        best.append(finished)
     limits = [b["limit"] for b in summary["budgets"] if b["name"] == "latency"]
     marks = [base["accuracy"], int8["accuracy"], *(b["accuracy"] for b in best)]
     slow = [*limits, *(b["latency"]["high"] * base["latency"] for b in best)] or [int8["latency"]]
@@ -131,7 +133,13 @@ def _pareto(summary: Values, x: Axis, y: Axis) -> str:
     shown = [p for p in summary["points"] if x.shows(p["latency"] / unit) and y.shows(p["accuracy"])]
     shown.sort(key=lambda p: (p["feasible"], -colours[p["agent"]], p["measured"]))
     dots = "".join(_dot(p, unit, colours[p["agent"]], x, y) for p in shown)
-    rings = "".join(_ring(row, colours[row["agent"]], x, y) for row in summary["agents"] if row["best"])
+    rings = "".join(
+        _ring(f"{row['agent']}'s winner", row["best"], f"s{colours[row['agent']]}", x, y)
+        for row in summary["agents"]
+        if row["best"]
+    )
+    if (finished := summary.get("finished")) is not None:
+        rings += _ring("finished", finished, "finished", x, y)
     body = _budget_line(summary, x) + _line(_front(summary), x, y, "front", steps=True) + dots + rings
     for name, form in (("fp32 base", summary["base"]), ("int8", summary["int8"])):
         body += _level(name, form, unit, x, y) + _reference(name, form, unit, x, y)
@@ -156,20 +164,20 @@ def _dot(point: Values, unit: float, colour: int, x: Axis, y: Axis) -> str:
     return f'<circle class="dot s{colour} {kind}" {place} r="{radius}" {text}/>'
 
 
-def _ring(row: Values, colour: int, x: Axis, y: Axis) -> str:
-    best, latency = row["best"], row["best"]["latency"]
+def _ring(name: str, best: Values, kind: str, x: Axis, y: Axis) -> str:
+    latency = best["latency"]
     if not (x.shows(latency["ratio"]) and y.shows(best["accuracy"])):
         return ""
     height = f"{100 - y.at(best['accuracy']):.2f}%"
     left, middle, right = (f"{x.at(latency[key]):.2f}%" for key in ("low", "ratio", "high"))
     text = tip(
-        f"{row['agent']}'s winner · {best['policy']}",
-        f"proxy accuracy {best['accuracy']:.2%}, on the final images {best['final_accuracy']:.2%}",
+        f"{name} · {best['policy']}",
+        f"accuracy {best['accuracy']:.2%}, on the final images {best['final_accuracy']:.2%}",
         f"measured {latency['ratio']:.4f}× fp32 [{latency['low']:.4f}, {latency['high']:.4f}]",
         f"predicted {best['predicted_seconds'] * 1e3:.4g} ms, measured {best['latency_seconds'] * 1e3:.4g} ms",
     )
     return (
-        f'<g class="s{colour}" {text}><line class="whisker" x1="{left}" x2="{right}" y1="{height}" y2="{height}"/>'
+        f'<g class="{kind}" {text}><line class="whisker" x1="{left}" x2="{right}" y1="{height}" y2="{height}"/>'
         f'<circle class="ring" cx="{middle}" cy="{height}" r="8"/></g>'
     )
 

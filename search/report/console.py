@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from trimtab.search.finish.export import IN_WORDS
-from trimtab.search.report.agent_rows import HEAD, agent_rows, form_rows
+from trimtab.search.report.agent_rows import HEAD, agent_rows, form_rows, winning
 from trimtab.search.report.contest_report import feasible_line, ranking
 from trimtab.search.report.markdown import markdown_table
-from trimtab.search.report.run_report import measuring_line
+from trimtab.search.report.run_report import measuring_line, training_line
 from trimtab.search.setup.budgets import describe
 
 __all__ = [
@@ -28,6 +28,9 @@ __all__ = [
     "print_space",
     "print_summary",
 ]
+
+
+ONE_MAC = "1 MAC = 1 multiply-accumulate."
 
 
 def _console() -> Console:
@@ -52,9 +55,9 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     rates = summary["candidates_per_second"]
     alone = ", ".join(f"{rate:.2f} by {name}" for name, rate in rates.items() if name != "search")
     console.print(f"Candidates per second: {rates['search']:.2f} in the search; the winner alone {alone}.")
-    console.print(
-        f"Chosen on {summary['provenance']}. Accuracy is before any fine-tuning. 1 MAC = 1 multiply-accumulate."
-    )
+    if (finished := summary.get("finished")) is not None:
+        console.print(f"Finished: {training_line(finished)}.")
+    console.print(f"Chosen on {summary['provenance']}. Agents' networks are repaired, not trained. {ONE_MAC}")
     for check in summary["exports"]:
         latency = check["latency"]
         console.print(
@@ -104,8 +107,8 @@ def _budgets(summary: Mapping[str, Any]) -> Table:
     table = Table(title="Budgets")
     for column in ("", "asked", "limit", "best", "met"):
         table.add_column(column, justify="left" if not column else "right")
-    winner = summary["winner"]
-    best = next((row["best"] for row in summary["agents"] if winner and row["agent"] == winner["agent"]), None)
+    found = winning(summary)
+    best = None if found is None else found[1]
     for budget in summary["budgets"]:
         name = budget["name"]
         value = None if best is None else best["latency_seconds"] if name == "latency" else best[name]

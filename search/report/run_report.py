@@ -16,12 +16,12 @@ from typing import Any
 from trimtab.errors import BadInput
 from trimtab.files import write_text
 from trimtab.search.loop.preference import RULE
-from trimtab.search.report.agent_rows import HEAD, AgentRow, agent_rows, form_rows
+from trimtab.search.report.agent_rows import HEAD, AgentRow, agent_rows, form_rows, winning
 from trimtab.search.report.charts import SERIES, pareto_figure, policy_figure, series, time_figure, trace_figure
 from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.budgets import describe
 
-__all__ = ["duration", "measuring_line", "page", "render", "section", "table", "write_report"]
+__all__ = ["duration", "measuring_line", "page", "render", "section", "table", "training_line", "write_report"]
 
 Values = Mapping[str, Any]
 
@@ -79,17 +79,9 @@ def section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>"
 
 
-def _winning(summary: Values) -> Values | None:
-    """The winner's agent with its figures."""
-    if summary["winner"] is None:
-        return None
-    rows: Mapping[str, Values] = {row["agent"]: row for row in summary["agents"]}
-    return rows[summary["winner"]["agent"]]
-
-
 def _headline(summary: Values, title: str) -> str:
-    row = _winning(summary)
-    if row is None:
+    found = winning(summary)
+    if found is None:
         tried = sum(agent["evaluations"] for agent in summary["agents"])
         fit = sum(agent["feasible"] for agent in summary["agents"])
         lead = (
@@ -98,12 +90,31 @@ def _headline(summary: Values, title: str) -> str:
         )
         best, cards = None, ""
     else:
-        best = row["best"]
+        agent, best = found
         met = "Every" if all(violation <= 0 for violation in best["violations"].values()) else "Not every"
-        lead = f"{met} budget is met, verified on the finished network that {escape(row['agent'])} found."
+        lead = f"{met} budget is met, verified on the network that {escape(agent)} found{_then_trained(summary)}."
         cards = f'<div class="cards">{_cards(best, summary["base"], summary["int8"])}</div>'
     header = f'<header><h1>{escape(title)}</h1><p class="lead">{lead}</p>{cards}</header>'
     return header + _budgets(summary, best)
+
+
+def _then_trained(summary: Values) -> str:
+    finished = summary.get("finished")
+    return "" if finished is None else f" and that was then trained: {training_line(finished)}"
+
+
+def training_line(finished: Values) -> str:
+    """Say what training made of the network that was finished, and what it took."""
+    training = finished["training"]
+    before = finished["final_before"]
+    final = f"{finished['final_accuracy']:.2%} on the final images"
+    return (
+        f"{training['accuracy_before']:.2%} → {finished['accuracy']:.2%} on the selection images, "
+        + (f"{before:.2%} → {final}" if before is not None else final)
+        + f", in {training['epochs']:.1f} epochs ({training['images_per_second']:.0f} images/s by "
+        f"{training['processes']} process(es)); {duration(training['seconds'])}, "
+        f"{len(training['begun'])} others tried for a while"
+    )
 
 
 def _cards(best: Values, base: Values, int8: Values) -> str:
@@ -160,18 +171,20 @@ def _budget(budget: Values, best: Values | None) -> list[str]:
 def _agents(summary: Values) -> str:
     colours = series(summary)
     rows = [[row.name, *row.cells] for row in form_rows(summary)]
-    rows += [[_agent_name(row, colours[row.name]), *row.cells] for row in agent_rows(summary)]
+    rows += [[_agent_name(row, colours.get(row.name)), *row.cells] for row in agent_rows(summary)]
     return (
         f'<p class="verdict">{escape(summary["verdict"])}</p>{table(HEAD, rows)}<p class="note">Accuracies are of '
-        "each agent's best network that met every budget: <em>proxy</em> on the selection images, <em>final</em> on "
-        "images that no choice has seen; <em>loss</em> is the divergence from the predictions as given, in nats. "
+        "each agent's best network that met every budget, repaired, not trained: <em>proxy</em> on the selection "
+        "images, <em>final</em> on images that no choice has seen; <em>loss</em> is the divergence from the "
+        "predictions as given, in nats. "
         "Absolute milliseconds differ from run to run; the ratios are what to compare. One multiply-accumulate counts "
         "as 1 MAC.</p>"
     )
 
 
-def _agent_name(row: AgentRow, colour: int) -> str:
-    return f'<i class="key s{colour}"></i>{escape(row.name)} <small>{", ".join(row.remarks)}</small>'
+def _agent_name(row: AgentRow, colour: int | None) -> str:
+    key = "" if colour is None else f'<i class="key s{colour}"></i>'
+    return f"{key}{escape(row.name)} <small>{escape(', '.join(row.remarks))}</small>"
 
 
 def _policy(summary: Values) -> str:
@@ -237,16 +250,16 @@ def _method(summary: Values) -> str:
         ("processor", escape(summary["cpu"])),
         ("images", escape(f"chosen on {summary['provenance']}")),
         ("selection images", f"{summary['selection_images']:d}"),
-        ("proxy accuracy", "before any fine-tuning"),
+        ("proxy accuracy", "of repaired networks, before any training"),
         ("winner", RULE),
         ("candidates per second", "; ".join(f"{rate:.3g} {_judge(name)}" for name, rate in rates.items())),
         ("evaluations per agent", f"{summary['trials']:d}"),
         ("seed", f"{summary['seed']:d}"),
         ("wall time", duration(summary["seconds"])),
     ]
-    row = _winning(summary)
-    if row is not None:
-        pairs.insert(4, ("the winner's latency", _measured_latency(row["best"])))
+    found = winning(summary)
+    if found is not None:
+        pairs.insert(4, ("the winner's latency", _measured_latency(found[1])))
     if summary["refused"]:
         count = len(summary["refused"])
         pairs.append(("refused", f"{count} preferred to the winner, whose files were not within the latency budget"))

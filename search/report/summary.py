@@ -13,6 +13,7 @@ from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.engines import cpu_name
 from trimtab.evaluators.price.cost import Cost, TableError
 from trimtab.search.finish.export import ExportCheck
+from trimtab.search.finish.finishing import FINISHED, Finished
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun
 from trimtab.search.loop.preference import preferred, tie
@@ -20,7 +21,16 @@ from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting, engine_of
 
-__all__ = ["Findings", "Winner", "about", "best_of", "build_summary", "load_summary", "verdict_on_images"]
+__all__ = [
+    "Findings",
+    "Winner",
+    "about",
+    "best_of",
+    "build_summary",
+    "finished_summary",
+    "load_summary",
+    "verdict_on_images",
+]
 
 #: The form of a summary, which changes where older ones can no longer be read.
 SCHEMA = 2
@@ -74,13 +84,16 @@ def about(problem: Problem) -> dict[str, Any]:
 class Findings:
     """The findings of a run.
 
-    `winners` are by agent; `front` is what no other evaluation beats; `finals` are the answers to the final images of
-    the base, of its int8 form, and by policy of every winner; `refused` are the policies whose exported files were over
-    the budget; `profile` has the steps of base and winner; `judging` candidates per second; `measuring` seconds.
+    `winners` are by agent, `best` is the run's, as it was `finished` where it was; `front` is what no other evaluation
+    beats; `finals` are the answers to the final images of the base, of its int8 form, of the finished network, and by
+    policy of every winner; `refused` are the policies whose exported files were over the budget; `profile` has the
+    steps of base and winner; `judging` candidates per second; `measuring` seconds.
     """
 
     runs: Sequence[AgentRun]
     winners: Mapping[str, Winner | None]
+    best: Winner | None
+    finished: Finished | None
     front: tuple[Evaluation, ...]
     finals: Mapping[str, Answers]
     checks: Sequence[ExportCheck]
@@ -96,7 +109,7 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
     """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1]."""
     problem, baseline = setting.problem, setting.baseline
     config, finals = problem.config, found.finals
-    best = best_of(found.winners)
+    best = found.best
     return {
         **about(problem),
         "seed": config.seed,
@@ -118,6 +131,7 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
         "winner": None if best is None else {"agent": best.agent, "policy": best.evaluation.policy.to_json()},
         "verdict": _verdict(config.agent, found),
         "candidates_per_second": dict(found.judging),
+        "finished": None,
         "exports": [asdict(check) for check in found.checks],
         "refused": list(found.refused),
         "measuring": dict(found.measuring),
@@ -125,6 +139,7 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
         "layers": _layers(problem, best, found.profile.get("winner", [])),
         "points": [_point(run.agent, e) for run in found.runs for e in run.evaluations],
         "pareto": [e.policy.id for e in found.front],
+        **({} if found.finished is None else finished_summary(found.finished, baseline, finals)),
     }
 
 
@@ -181,24 +196,40 @@ def _agent(
         "best": None,
         "trace": _trace(run),
     }
-    if winner is not None and winner.evaluation.latency is not None:
-        evaluation, latency = winner.evaluation, winner.evaluation.latency
-        row["best"] = {
-            "policy": evaluation.policy.id,
-            "accuracy": evaluation.accuracy,
-            "final_accuracy": winner.final_accuracy,
-            "final_change": asdict(paired(finals[evaluation.policy.id], finals["base"])),
-            "loss": evaluation.loss,
-            "latency": latency.to_json(),
-            "latency_seconds": latency.ratio * baseline.base.latency,
-            "limit_share": None if baseline.limit is None else latency.share(baseline.limit),
-            "predicted_seconds": evaluation.cost.latency,
-            "size": evaluation.cost.size,
-            "macs": evaluation.cost.macs,
-            "memory": evaluation.cost.memory,
-            "violations": dict(evaluation.violations),
-        }
+    if winner is not None:
+        row["best"] = _network(winner.evaluation, finals[winner.evaluation.policy.id], baseline, finals["base"])
     return row
+
+
+def finished_summary(finished: Finished, baseline: Baseline, finals: Mapping[str, Answers]) -> dict[str, Any]:
+    """Return what a summary says once a network was trained: what it has become, how, and its exports."""
+    evaluation = finished.evaluation
+    network = _network(evaluation, finals[FINISHED], baseline, finals["base"])
+    before = finals.get(evaluation.policy.id)
+    trained = {"training": dict(finished.found), "final_before": None if before is None else before.accuracy}
+    return {"finished": {**network, **trained}, "exports": [asdict(check) for check in finished.checks]}
+
+
+def _network(evaluation: Evaluation, final: Answers, baseline: Baseline, base: Answers) -> dict[str, Any]:
+    """The figures of a network that was measured; `base` are the final answers of the network as given."""
+    latency = evaluation.latency
+    if latency is None:
+        raise ValueError(f"{evaluation.policy.id} was not measured")
+    return {
+        "policy": evaluation.policy.id,
+        "accuracy": evaluation.accuracy,
+        "final_accuracy": final.accuracy,
+        "final_change": asdict(paired(final, base)),
+        "loss": evaluation.loss,
+        "latency": latency.to_json(),
+        "latency_seconds": latency.ratio * baseline.base.latency,
+        "limit_share": None if baseline.limit is None else latency.share(baseline.limit),
+        "predicted_seconds": evaluation.cost.latency,
+        "size": evaluation.cost.size,
+        "macs": evaluation.cost.macs,
+        "memory": evaluation.cost.memory,
+        "violations": dict(evaluation.violations),
+    }
 
 
 def _trace(run: AgentRun) -> list[float | None]:

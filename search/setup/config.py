@@ -37,6 +37,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EngineConfig",
+    "FinishConfig",
     "MeasureConfig",
     "NetworkConfig",
     "SpaceConfig",
@@ -176,6 +177,31 @@ class MeasureConfig(_Section):
     probes: int = Field(6, ge=2)
 
 
+class FinishConfig(_Section):
+    """Training of the best networks that were found, the last stage of a run.
+
+    It takes at most `time`, and `epochs` where they are given; `candidates` of them are trained for `first` of that,
+    and the best of these for the rest. `processes` of one thread each, by default one for every core. The others are
+    of the recipe (`trimtab.search.training.recipe.Recipe`), which has values of its own for them.
+    """
+
+    time: float = Field(1200.0, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    candidates: int = Field(3, ge=1)
+    first: float = Field(0.2, gt=0, lt=1)
+    processes: int | None = Field(None, ge=1)
+    batch: int | None = Field(None, ge=2)
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    temperature: float | None = Field(None, gt=0)
+    labels: float | None = Field(None, ge=0, le=1)
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _duration(cls, text: object) -> float:
+        return parse_duration(text)
+
+
 class Config(_Section):
     """A run. `budgets` maps latency, size, macs and memory to values like "0.5x", "0.6x int8" or "3 ms".
 
@@ -186,6 +212,7 @@ class Config(_Section):
     in `engine`, or "simulated", PyTorch on real numbers that are rounded as integers would be;
     `proxy`: what is judged is repaired in "sequence", from input to output, as what is finished is, or stitched of
     "layers" from the database;
+    `finish` says how the winner is trained in the end, where it is not off (false);
     `storage`: an Optuna storage into which every evaluation is copied, for its dashboard.
     """
 
@@ -204,6 +231,7 @@ class Config(_Section):
     accuracy_engine: str = "native"
     proxy: Literal["sequence", "layers"] = "sequence"
     measure: MeasureConfig = MeasureConfig()
+    finish: FinishConfig | Literal[False] = FinishConfig()
     seed: int = Field(0, ge=0)
     storage: str | None = None
 
@@ -236,6 +264,11 @@ class Config(_Section):
     @classmethod
     def _duration(cls, text: object) -> float | None:
         return None if text is None else parse_duration(text)
+
+    @field_validator("finish", mode="before")
+    @classmethod
+    def _switched(cls, value: object) -> object:
+        return {True: {}, False: False, "on": {}, "off": False, None: {}}[value] if _is_switch(value) else value
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -274,6 +307,10 @@ class Config(_Section):
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         text: str = yaml.safe_dump(data, sort_keys=False)
         return text
+
+
+def _is_switch(value: object) -> bool:
+    return value is None or isinstance(value, bool) or value in ("on", "off")
 
 
 def check_storage(url: str) -> str:

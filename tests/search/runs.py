@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
     "baselines": ["uniform", "random"],
     "trials": 6,
     "workers": 0,
+    "finish": False,
 }
 
 

@@ -1,0 +1,159 @@
+"""Quantisers of training: weights and tensors become in the forward pass what is stored of them, and their steps are
+learned.
+
+Learned step size quantisation (Esser et al. 2020, LSQ, arXiv:1902.08153), for any grid: what is rounded hands its
+gradient on within the grid's ends (equation 5), a step gets the rounding's error, or the end that a value was cut off
+at (equation 3), times 1 / sqrt(values * largest level) (section 2.2), so that steps move about as fast as weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trimtab.graph import Array, Quant
+from trimtab.kernels.rounding import round_to_steps, round_to_steps_back
+from trimtab.spaces.numbers.formats import WeightFormat
+
+__all__ = ["TensorQuantiser", "WeightQuantiser"]
+
+#: Steps stay above this share of what they were at first.
+SMALLEST = 1e-3
+
+
+class TensorQuantiser(nn.Module):
+    """The storage of a tensor in `quant.bits` bits with a step that is learned; the zero point stays.
+
+    `features` are the values of the tensor in one image.
+    """
+
+    def __init__(self, quant: Quant, features: int) -> None:
+        super().__init__()
+        self.low, self.high, self.bits = -quant.zero_point, quant.top - quant.zero_point, quant.bits
+        self.step = nn.Parameter(torch.tensor(quant.scale))
+        self.least = SMALLEST * quant.scale
+        self.pace = 1 / (features * max(self.high, -self.low)) ** 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the nearest values that are stored."""
+        return _ToSteps.apply(x, self.step.clamp(min=self.least), self.low, self.high, self.pace)  # type: ignore[no-any-return]
+
+    @property
+    def cuts_below_zero(self) -> bool:
+        """Whether it does what a ReLU would do before it."""
+        return self.low == 0
+
+    def quant(self) -> Quant:
+        """Return the storage as it was learned."""
+        return Quant(float(self.step.detach().clamp(min=self.least)), -self.low, self.bits)
+
+
+class WeightQuantiser(nn.Module):
+    """The integers of a layer's weights, first `values` (O, ...), with each output channel's `step` (O,), which is
+    learned.
+
+    Levels that are the layer's own are learned too: each gets the gradients of all weights that are at it (Han et al.
+    2016, Deep Compression, arXiv:1510.00149, section 3.3), and stays the integer nearest to what was learned.
+    """
+
+    least: Tensor
+
+    def __init__(self, numbers: WeightFormat, values: Array, step: Array) -> None:
+        super().__init__()
+        own = numbers.levels is None
+        levels = np.unique(values) if numbers.levels is None else numbers.levels
+        self.step = nn.Parameter(torch.from_numpy(step.copy()))
+        self.register_buffer("least", SMALLEST * self.step.detach())
+        #: What a level times `unit` is learned as is about a weight.
+        self.unit = float(step.mean())
+        self.levels = nn.Parameter(torch.from_numpy(levels.astype(np.float32)) * self.unit)
+        self.levels.requires_grad_(own and not numbers.is_symmetric)
+        self.largest = float(max(1, np.abs(levels.astype(int)).max()))
+        self.pace = (values[0].size * self.largest) ** -0.5
+        self.levels_pace = (values.size / len(levels)) ** -0.5
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the nearest weights (O, ...) that are stored."""
+        return _ToLevels.apply(weight, self._step, self._levels, self.pace, self.levels_pace)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> tuple[Array, Array]:
+        """Return the int8 values of a weight, and their scales (O,)."""
+        levels = self._levels.round()
+        values = levels[_nearest(weight / _column(self._step, weight), levels)]
+        return values.to(torch.int8).numpy(), self._step.numpy().astype(np.float32)
+
+    @property
+    def _step(self) -> Tensor:
+        return torch.maximum(self.step, self.least)
+
+    @property
+    def _levels(self) -> Tensor:
+        """The levels, sorted, no larger than at first: kernels count on that."""
+        free = self.levels / self.unit
+        # With the gradients of the free ones, so that what has reached the end comes back.
+        return (free + (free.clamp(-self.largest, self.largest) - free).detach()).sort().values
+
+
+class _ToSteps(torch.autograd.Function):
+    """Rounding to whole multiples, low to high, of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, pace: float) -> Tensor:
+        y = torch.empty_like(x)
+        ctx.numbers = float(step), low, high
+        ctx.pace = pace
+        ctx.save_for_backward(x)
+        round_to_steps(_flat(x, x), _flat(y, x), *ctx.numbers)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), (dy,) = ctx.saved_tensors, gradients
+        dx = torch.empty_like(x)
+        owed = round_to_steps_back(_flat(x, x), _flat(dy, x), _flat(dx, x), *ctx.numbers)
+        return dx, torch.tensor(owed * ctx.pace), None, None, None
+
+
+def _flat(tensor: Tensor, like: Tensor) -> Any:
+    """The values of a tensor in the order of those of `like` in memory, (n,), without a copy where they lie so."""
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.reshape(-1).detach().numpy()
+
+
+class _ToLevels(torch.autograd.Function):
+    """Rounding to the nearest of some integers, times a step per output channel."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, step: Tensor, levels: Tensor, *paces: float) -> Tensor:
+        column, whole = _column(step, weight), levels.round()
+        ratio = weight / column
+        at = _nearest(ratio, whole)
+        ctx.paces = paces
+        ctx.save_for_backward(ratio, at, step, whole)
+        return whole[at] * column
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (ratio, at, step, levels), (dy,) = ctx.saved_tensors, gradients
+        inside = (ratio >= levels[0]) & (ratio <= levels[-1])
+        dweight = dy * inside
+        owed = (dy * levels[at] - dweight * ratio).flatten(1).sum(1)
+        dlevels = None
+        if ctx.needs_input_grad[2]:
+            dlevels = torch.zeros_like(levels).index_add_(0, at.flatten(), (dy * _column(step, dy)).flatten())
+            dlevels *= ctx.paces[1]
+        return dweight, owed * ctx.paces[0], dlevels, None, None
+
+
+def _nearest(ratio: Tensor, levels: Tensor) -> Tensor:
+    """The place of the level nearest to each ratio."""
+    return torch.bucketize(ratio.contiguous(), (levels[1:] + levels[:-1]) / 2)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.ndim - 1))

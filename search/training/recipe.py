@@ -1,0 +1,43 @@
+"""The recipe of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trimtab.errors import BadInput
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A one-cycle training (Smith 2018, arXiv:1803.09820) towards the network as given.
+
+    `epochs`: over all training images, not necessarily whole ones. The learning rate rises over `warm_up` of all steps
+    to `learning_rate` and falls to 0 along a line; it is the relative change of weights in a step (AdamW, Loshchilov
+    and Hutter 2019, arXiv:1711.05101). Steps of quantisers learn at `step_rate` of it. The loss is the divergence from
+    the given network's softened predictions at `temperature` (Hinton et al. 2015, arXiv:1503.02531, section 2), and,
+    `labels` of it, the cross-entropy with the labels. Norms are held still for the last `frozen` of all steps.
+    """
+
+    epochs: float = 10.0
+    batch: int = 128
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.0
+    step_rate: float = 0.1
+    warm_up: float = 0.1
+    temperature: float = 4.0
+    labels: float = 0.1
+    frozen: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise BadInput(f"epochs are at least 0, not {self.epochs}")
+        if self.batch < 2:
+            raise BadInput(f"a batch is of at least 2 images, not {self.batch}")
+
+    def rate(self, done: float) -> float:
+        """Return the learning rate when a share `done`, in [0, 1], of all steps is behind."""
+        rising = done / self.warm_up if self.warm_up else 1.0
+        return self.learning_rate * min(rising, (1 - done) / (1 - self.warm_up))

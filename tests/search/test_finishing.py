@@ -1,0 +1,196 @@
+"""Finishing: the stage of a run that trains its winner, and the command that does it later."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.search.runs import tiny
+
+from trimtab import kernels
+from trimtab.errors import BadInput
+from trimtab.evaluators.accuracy import judging_session
+from trimtab.evaluators.lowering import lower
+from trimtab.search.loop.candidates import CandidateFolder, candidate_of
+from trimtab.search.progress import Progress
+from trimtab.search.run import Outcome, finish_run, run_search
+from trimtab.search.setup.config import Config, FinishConfig
+from trimtab.search.setup.problem import Problem, load_problem
+from trimtab.spaces import Policy
+from trimtab.spaces.candidate_file import load_candidate
+
+#: A training of seconds, strong enough to show.
+BRIEF = {"epochs": 12, "candidates": 2, "learning_rate": 0.003, "batch": 64, "processes": 1}
+
+
+def trained(**changes: object) -> Config:
+    """A configuration whose candidates lose enough for training to gain."""
+    space = {"channels": 3, "bits": [[2, 8]], "ranks": []}
+    budgets = {"latency": "1.2x", "size": "0.2x"}
+    return tiny(space=space, budgets=budgets, finish={**BRIEF, **changes}, trials=4)
+
+
+class Lines(Progress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def given(with_shared_cache: None) -> Problem:
+    return load_problem(trained(), Progress())
+
+
+@pytest.fixture(scope="module")
+def outcome(given: Problem, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return run_search(given, tmp_path_factory.mktemp("runs") / "run", Progress())
+
+
+def test_the_winner_is_the_trained_network(given: Problem, outcome: Outcome) -> None:
+    assert outcome.winner is not None
+    policy, finished = outcome.winner.evaluation.policy, outcome.summary["finished"]
+    assert finished["policy"] == policy.id == Policy.load(outcome.folder / "policy.json").id
+    candidate, provenance = load_candidate(CandidateFolder(outcome.folder).file(policy), given.space)
+    assert provenance.stage == "finished"
+    assert provenance.recipe["recipe"]["learning_rate"] == 0.003
+    judge = given.judge
+    logits = judge.logits(candidate, judge.images)
+    assert finished["accuracy"] == (logits.argmax(1) == judge.labels).mean() == outcome.winner.evaluation.accuracy
+    assert finished["loss"] == judge.loss(logits)
+    assert finished["size"] == kernels.stored_bytes(lower(candidate))
+    assert all(violation <= 0 for violation in finished["violations"].values())
+    assert finished["training"]["accuracy_before"] <= finished["accuracy"]
+    assert len(finished["training"]["begun"]) == 2
+
+
+def test_the_exported_file_is_the_trained_network(given: Problem, outcome: Outcome) -> None:
+    assert outcome.winner is not None
+    candidate = candidate_of(given, outcome.winner.evaluation.policy, outcome.folder)
+    x = given.judge.images
+    exported = kernels.load(outcome.folder / "export" / "model.safetensors").run(x)
+    np.testing.assert_array_equal(exported, judging_session(candidate).run(x))
+    for check in outcome.summary["exports"]:
+        assert Path(check["path"]).is_file()
+        assert check["agreement"] > 0.9
+
+
+def test_the_network_as_it_was_stays_beside_it(given: Problem, outcome: Outcome) -> None:
+    assert outcome.winner is not None
+    folder, policy = CandidateFolder(outcome.folder), outcome.winner.evaluation.policy
+    before = folder.repaired(given.judge, policy)
+    made = given.judge.candidate(policy)
+    assert before.network.weights_hash() == made.network.weights_hash()
+    assert folder.current(given.judge, policy)[0].network.weights_hash() != made.network.weights_hash()
+    assert not (outcome.folder / "finishing").exists()
+
+
+def test_the_report_says_what_training_made(outcome: Outcome) -> None:
+    page = (outcome.folder / "report.html").read_text()
+    finished = outcome.summary["finished"]
+    assert f"{finished['training']['accuracy_before']:.2%} &#8594; {finished['accuracy']:.2%}" in page
+    assert f"{finished['final_before']:.2%} &#8594; {finished['final_accuracy']:.2%}" in page
+
+
+def test_an_ended_run_is_trained_on(given: Problem, outcome: Outcome) -> None:
+    assert outcome.winner is not None
+    before = outcome.summary["finished"]
+    summary = finish_run(given, outcome.folder, Progress())
+    before, after = json.loads(json.dumps([before, summary["finished"]]))
+    assert after["policy"] == before["policy"]
+    assert after["training"]["begun"] == []
+    # Trained on from where it was: or, where that made it no better, as it was.
+    assert after == before or after["training"]["accuracy_before"] == before["accuracy"]
+    assert json.loads((outcome.folder / "summary.json").read_text())["finished"] == after
+
+
+def test_off_means_that_nothing_is_trained(with_shared_cache: None, tmp_path: Path) -> None:
+    problem = load_problem(trained().model_copy(update={"finish": False}), Progress())
+    outcome = run_search(problem, tmp_path / "run", Progress())
+    assert outcome.summary["finished"] is None
+    assert outcome.winner is not None
+    summary = finish_run(replace(problem, config=trained()), tmp_path / "run", Progress())
+    assert summary["finished"]["training"]["accuracy_before"] == outcome.winner.evaluation.accuracy
+
+
+@pytest.mark.parametrize("text", [False, "off", True, "on", None, {"time": "5m"}])
+def test_one_key_switches_it(text: object) -> None:
+    found = tiny(finish=text).finish
+    assert found == (False if text in (False, "off") else FinishConfig(**(text if isinstance(text, dict) else {})))
+    assert Config.model_validate(tiny(finish=text).model_dump(mode="json", by_alias=True)).finish == found
+
+
+def over_size(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.search.finish.finishing.stored_bytes", lambda graph: 100 * kernels.stored_bytes(graph))
+
+
+def test_what_training_takes_over_a_budget_is_not_kept(
+    given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over_size(given, monkeypatch)
+    said = Lines()
+    outcome = run_search(given, tmp_path / "run", said)
+    assert outcome.summary["finished"] is None
+    assert outcome.winner is not None
+    assert any("over its budgets (size by" in line for line in said.said)
+    candidate = candidate_of(given, outcome.winner.evaluation.policy, tmp_path / "run")
+    assert candidate.network.weights_hash() == given.judge.candidate(candidate.policy).network.weights_hash()
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+
+
+def test_what_training_makes_worse_is_not_kept(given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trimtab.search.finish.finishing as module
+
+    real = module.train
+
+    def ruin(candidate: object, *arguments: object, **settings: object) -> object:
+        found = real(candidate, *arguments, **settings)  # type: ignore[arg-type]
+        nodes = [op.with_weights(bias=np.zeros_like(op.bias)) if op.is_layer else op for op in found.network]
+        return replace(found, network=replace(found.network, nodes=tuple(nodes)))
+
+    monkeypatch.setattr(module, "train", ruin)
+    said = Lines()
+    outcome = run_search(given, tmp_path / "run", said)
+    assert outcome.summary["finished"] is None
+    assert any("it stays as it was" in line for line in said.said)
+
+
+def test_an_interrupted_finishing_is_reported_and_gone_on_with(
+    given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trimtab.search.finish.finishing as module
+
+    real, calls = module.train, 0
+
+    def interrupted(*arguments: object, **settings: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "train", interrupted)
+    said = Lines()
+    outcome = run_search(given, tmp_path / "run", said)
+    assert outcome.interrupted
+    assert outcome.winner is not None
+    assert outcome.summary["finished"] is None
+    assert any("trimtab finish" in line for line in said.said)
+    again = run_search(given, tmp_path / "run", Progress(), resume=True)
+    assert calls == 4  # what was trained is not trained again: the second try, and the best to the end
+    assert again.summary["finished"] is not None
+    assert not again.interrupted
+    run_search(given, tmp_path / "run", Progress(), resume=True)
+    assert calls == 4
+
+
+def test_a_run_without_a_winner_cannot_be_finished(given: Problem, outcome: Outcome, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({**outcome.summary, "winner": None}))
+    with pytest.raises(BadInput, match="no winner"):
+        finish_run(given, tmp_path, Progress())
+    with pytest.raises(BadInput, match="holds no finished run"):
+        finish_run(given, tmp_path / "nowhere", Progress())

@@ -1,0 +1,3 @@
+from tests.kernels.conftest import rng
+
+__all__ = ["rng"]
