@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from trimtab.agents.base import Agent
 from trimtab.errors import BadInput
-from trimtab.evaluators.data import Images, Labels, Splits
+from trimtab.evaluators.data import Augmentation, Images, Labels, Splits
 from trimtab.files import check_folder
 from trimtab.search.finish.export import ExportCheck, export_candidate
 from trimtab.search.finish.run_link import measured_link
@@ -22,14 +23,17 @@ from trimtab.search.loop.candidates import candidate_of
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.experiment import prepare_folder
 from trimtab.search.progress import ConsoleProgress, Progress
-from trimtab.search.run import Outcome, run_search
-from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, make_config
+from trimtab.search.run import Outcome, finish_run, run_search
+from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, FinishConfig, make_config
 from trimtab.search.setup.problem import Problem, make_problem
 from trimtab.search.setup.setting import bench_of
 from trimtab.spaces.policy import Policy
 from trimtab.threads import torch_threads
 
 __all__ = ["Result", "Task", "compress"]
+
+#: The most bytes of training images that are held in memory.
+TRAINED_ON = 4 << 30
 
 _GIVEN = {"network": {"import": GIVEN_NETWORK}, "data": {"name": GIVEN_DATA}}
 
@@ -39,15 +43,18 @@ class Task:
     """A user's data: each part a DataLoader or any iterable of (images, labels) batches, or a pair of arrays.
 
     Images are (N, C, H, W) float32 as the network sees them, signals (N, C, L), vectors (N, F), labels (N,) integers;
-    all parts are of one shape. `train` calibrates (its labels are not used), policies are chosen on `selection`, and
-    `final` is read once, for the reported figure; without it the figure comes from `selection`, and the summary says
-    so. `calibration` counts the images taken from `train`.
+    all parts are of one shape. On `train`, as it yields it, the winner is trained (up to TRAINED_ON bytes of images),
+    and `calibration` images of it are for repairs; policies are chosen on `selection`, and `final` is read once, for
+    the reported figure; without it the figure comes from `selection`, and the summary says so. In training,
+    images may be moved by `shift` pixels, and, with `mirror`, left and right exchanged.
     """
 
     train: Any
     selection: Any
     final: Any = None
     calibration: int = 256
+    shift: int = 0
+    mirror: bool = False
 
     def splits(self) -> Splits:
         """Collect the parts into arrays; anything that is not images and labels is a `BadInput`."""
@@ -57,14 +64,26 @@ class Task:
         final = selection if self.final is None else _collect(self.final, "final", shape=shape)
         said = "the selection images themselves" if self.final is None else f"{len(final[1])} images given as final"
         return Splits(
-            train=lambda: _as_images(_collect(self.train, "train")),
+            train=lambda: _as_images(self._trained_on(fitted)),
             calibration=_as_images(fitted)[0],
             selection=_as_images(selection),
             final=lambda: _as_images(final),
             signals=len(shape) == 2,
+            augmentation=Augmentation(self.shift, self.mirror),
             classes=int(max(selection[1].max(), final[1].max())) + 1,
             provenance=f"{len(selection[1])} images given by the user; final: {said}",
         )
+
+    def _trained_on(self, fitted: tuple[Images, Labels]) -> tuple[Images, Labels]:
+        """The training images; of what can be read once only, those that calibrate, and all that come after them."""
+        limit = max(1, TRAINED_ON // fitted[0][0].nbytes)
+        if not isinstance(self.train, Iterator):
+            return _collect(self.train, "train", limit)
+        first = next(self.train, None)
+        if first is None:
+            return fitted
+        images, labels = _collect(chain([first], self.train), "train", limit, fitted[0].shape[1:])
+        return np.concatenate([fitted[0], images]), np.concatenate([fitted[1], labels])
 
 
 class Result:
@@ -83,6 +102,20 @@ class Result:
     def pareto(self) -> tuple[Evaluation, ...]:
         """The feasible evaluations that none beats in both latency and accuracy, fastest first."""
         return self._outcome.front
+
+    def finish(self, time: str | float | None = None, epochs: float | None = None) -> Mapping[str, Any]:
+        """Train the winner under its policy, for the first time or on from where it is, and export it again.
+
+        At most for `time` ("20m", or seconds) and so many `epochs`, else as the configuration says. Returns the
+        summary; where training made nothing better within the budgets, everything stays as it was.
+        """
+        config = self._problem.config
+        asked = (config.finish or FinishConfig()).model_dump(exclude_none=True)
+        given = {name: value for name, value in (("time", time), ("epochs", epochs)) if value is not None}
+        settings = {**config.model_dump(by_alias=True, exclude_none=True), "finish": {**asked, **given}}
+        problem = replace(self._problem, config=make_config(settings, "finish"))
+        self._outcome = replace(self._outcome, summary=finish_run(problem, self.folder, Progress()))
+        return self.summary
 
     @property
     def folder(self) -> Path:

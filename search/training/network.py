@@ -52,6 +52,9 @@ class TrainedNetwork(nn.Module):
             # What only moves values stores them as they were stored.
             if sources.get(tensor) not in quant:
                 self.stored[_key(tensor)] = TensorQuantiser(numbers, int(np.prod(shapes[tensor])))
+        if _key(self.network.input) in self.stored:
+            # Images are what they are; and without a gradient of theirs, the first layer is quicker.
+            self._quantiser(self.network.input).requires_grad_(False)
         for op in self.network.layers:
             self.layers[_key(op.name)] = _Layer(op, candidate, op.name in set(normalised))
         self._rectified = {

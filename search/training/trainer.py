@@ -5,11 +5,11 @@ Threads of one process wait for each other wherever a neighbour holds a core; pr
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import traceback
+import subprocess
+import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +18,11 @@ from typing import cast
 import numpy as np
 
 from trimtab.errors import TrimtabError
+from trimtab.search.training.member import Assignment, fulfil
 from trimtab.search.training.recipe import Recipe
-from trimtab.search.training.team import Team, join
-from trimtab.search.training.training import Lessons, Progress, Training
+from trimtab.search.training.team import Team
+from trimtab.search.training.training import Lessons, Progress
 from trimtab.spaces.candidate import Candidate
-from trimtab.threads import torch_threads
 
 __all__ = ["train"]
 
@@ -43,57 +43,44 @@ def train(
     `seconds` limit the training; `checkpoint` is written after every epoch, into a folder that exists. The result
     depends on the number of processes, and on nothing else that is not given.
     """
-    given = _Assignment(candidate, tuple(normalised), lessons, recipe, seconds, checkpoint)
+    given = Assignment(candidate, tuple(normalised), lessons, recipe, seconds, checkpoint)
     processes = max(1, min(processes, recipe.batch // 2))
     if processes == 1:
-        return _train(given, Team(), tell)
+        return fulfil(given, Team(), tell)
     with TemporaryDirectory(prefix="trimtab-") as folder:
         return _together(Path(folder), processes, given, tell)
 
 
-@dataclass(frozen=True, eq=False)
-class _Assignment:
-    """All that a process of a training needs."""
+def _together(folder: Path, processes: int, given: Assignment, tell: Callable[[Progress], None]) -> Candidate:
+    """Train in processes that share the images by way of a file.
 
-    candidate: Candidate
-    normalised: tuple[str, ...]
-    lessons: Lessons
-    recipe: Recipe
-    seconds: float | None
-    checkpoint: Path | None
-
-
-@torch_threads(1)
-def _train(given: _Assignment, team: Team, tell: Callable[[Progress], None]) -> Candidate:
-    training = Training(given.candidate, given.normalised, given.lessons, given.recipe, team, given.seconds)
-    if given.checkpoint is not None and given.checkpoint.is_file():
-        training.load(given.checkpoint)
-    training.run(tell, given.checkpoint)
-    return training.candidate()
-
-
-def _together(folder: Path, processes: int, given: _Assignment, tell: Callable[[Progress], None]) -> Candidate:
-    """Train in processes that share the images by way of a file."""
+    They are started as programs of their own: a forked child of a process that has used threads may hang, and one that
+    is spawned would run the caller's script again.
+    """
     np.save(folder / "images.npy", given.lessons.images)
     shared = replace(given, lessons=replace(given.lessons, images=np.zeros(0, np.float32)))
-    # Forked children of a process that has used threads may hang.
-    spawn = multiprocessing.get_context("spawn")
-    members, pipes = [], []
+    members: list[subprocess.Popen[bytes]] = []
+    pipes: list[Connection] = []
     try:
         for part in range(processes):
-            ours, theirs = spawn.Pipe(duplex=False)
-            arguments = (theirs, folder, part, processes, shared)
-            member = spawn.Process(target=_take_part, args=arguments, daemon=True)
-            member.start()
-            theirs.close()
+            ours, theirs = Pipe()
+            with theirs:
+                words = [str(folder), str(part), str(processes), str(theirs.fileno())]
+                command = [sys.executable, "-m", "trimtab.search.training.member", *words]
+                # In a session of its own: Ctrl-C is for this process, which ends them all.
+                member = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
             members.append(member)
             pipes.append(ours)
+        for pipe in pipes:
+            pipe.send(shared)
         return _listen(pipes, tell)
     finally:
         for member in members:
             member.terminate()
         for member in members:
-            member.join()
+            member.wait()
+        for pipe in pipes:
+            pipe.close()
 
 
 def _listen(pipes: list[Connection], tell: Callable[[Progress], None]) -> Candidate:
@@ -115,19 +102,3 @@ def _listen(pipes: list[Connection], tell: Callable[[Progress], None]) -> Candid
                 return found
             else:
                 pipes.remove(pipe)
-
-
-def _take_part(pipe: Connection, folder: Path, part: int, parts: int, shared: _Assignment) -> None:
-    """One process: says how far it is, then the candidate, the first one; the others then say None."""
-    # Ctrl-C is for the process that listens: it ends all.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        given = replace(shared, lessons=replace(shared.lessons, images=images))
-        team = join(folder / "meeting", part, parts)
-        trained = _train(given, team, pipe.send if part == 0 else lambda progress: None)
-        pipe.send(trained if part == 0 else None)
-    except TrimtabError as error:
-        pipe.send(error)
-    except Exception:
-        pipe.send(RuntimeError(f"in a process of the training:\n{traceback.format_exc()}"))
