@@ -225,6 +225,23 @@ def judge(
     _show(bench_judge(config_of(config, set_), policies, workers), markdown, as_json)
 
 
+@app.command()
+def training(
+    config: ConfigFile = None,
+    set_: Setting = None,
+    policy: Annotated[Path | None, typer.Option(help="A policy.json; half the channels without it.")] = None,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of four steps of each training.")] = 10,
+    markdown: Markdown = False,
+    as_json: Json = False,
+) -> None:
+    """Say how fast a network trains under a policy, beside itself in fp32, on one thread."""
+    from trimtab.search.bench.training import bench_training
+    from trimtab.spaces.policy import Policy
+
+    chosen = None if policy is None else Policy.load(policy)
+    _show(bench_training(config_of(config, set_), chosen, turns), markdown, as_json)
+
+
 def _several(what: str, text: str) -> tuple[str, ...]:
     """Return names that are separated by commas; none, or one twice, is a `BadInput`."""
     names = names_of(text)

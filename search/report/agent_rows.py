@@ -46,8 +46,8 @@ def winning(summary: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     if summary["winner"] is None:
         return None
     agent = summary["winner"]["agent"]
-    found = summary.get("finished") or next(row["best"] for row in summary["agents"] if row["agent"] == agent)
-    return agent, found
+    rows = {row["agent"]: row for row in summary["agents"]}
+    return agent, summary.get("finished") or rows[agent]["best"]
 
 
 def _agent_row(row: Mapping[str, Any], wins: bool) -> AgentRow:

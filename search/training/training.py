@@ -45,8 +45,7 @@ _KEY = "trimtab.training"
 
 @dataclass(frozen=True, eq=False)
 class Lessons:
-    """What is learned from: images (N, C, H, W), their labels (N,), how they may be varied, and the program of the
-    network whose predictions are the example."""
+    """Images (N, C, H, W) to learn from, their labels (N,), how they may be varied, and the program of the teacher."""
 
     images: Images
     labels: Labels
@@ -56,8 +55,7 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is: steps done, of how many, the mean loss of the last ones, images per second by all
-    processes."""
+    """The place that a training is at: steps done, of how many, the last ones' mean loss, images per second by all."""
 
     done: int
     steps: int
@@ -95,11 +93,10 @@ class Training:
         """Train to the end; every epoch ends in a checkpoint, in the first process."""
         self.network.train()
         clock = _Clock(self.recipe.batch)
-        for batch in self._batches():
+        for batch in self.batches():
             if not self.frozen and self.done >= (1 - self.recipe.frozen) * self.steps:
                 self._freeze()
-            clock.step(self._step(batch))
-            self.done += 1
+            clock.step(self.step(batch))
             if self.seconds is not None and clock.steps == TIMED:
                 # No more steps than fit the time that is given.
                 most = self.done + max(1.0, self.seconds * clock.rate / self.recipe.batch - TIMED)
@@ -147,7 +144,8 @@ class Training:
             {"params": steps, "weight_decay": 0.0, "share": self.recipe.step_rate},
         ]
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of the steps that are left, one for every step that is taken."""
         while self.done < self.steps:
             number, first = divmod(self.done, self.per_epoch)
             left = self.steps - self.done
@@ -160,18 +158,23 @@ class Training:
     def _epoch(self, number: int) -> Epoch:
         return Epoch(self.lessons.images, self.lessons.augmentation, self.recipe.seed, number)
 
-    def _step(self, batch: Batch) -> float:
+    def taught(self, batch: Batch) -> Tensor:
+        """Return what the teacher makes of a batch, (N, classes)."""
+        return torch.from_numpy(self.teacher.run(batch.x.numpy()))
+
+    def step(self, batch: Batch) -> float:
+        """Take a step; return its loss."""
         rate = self.recipe.rate(self.done / self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = group["share"] * rate
-        wanted = torch.from_numpy(self.teacher.run(batch.x.numpy()))
         labels = torch.from_numpy(self.lessons.labels[batch.indices])
-        loss = distance(self.network(batch.x), wanted, labels, self.recipe)
+        loss = distance(self.network(batch.x), self.taught(batch), labels, self.recipe)
         self.optimiser.zero_grad()
         torch.autograd.backward(loss)
         learned = [each for group in self.optimiser.param_groups for each in group["params"]]
         self.team.average([each.grad for each in learned if each.grad is not None])
         self.optimiser.step()
+        self.done += 1
         return float(loss.detach())
 
     def _freeze(self) -> None:
