@@ -43,6 +43,9 @@ EPOCHS, STEPS = 15.0, 1500
 #: network as given.
 AS_GIVEN = 0.01
 
+#: What is within so many nats of the network as given has nothing to learn from it.
+NOTHING_TO_LEARN = 1e-3
+
 #: A batch is so small that an epoch has at least so many steps.
 STEPS_AT_LEAST = 8
 
@@ -92,6 +95,9 @@ class _Finishing:
         self.processes = self.asked.processes or len(os.sched_getaffinity(0))
 
     def run(self, contenders: Sequence[Evaluation], again: bool) -> Finished | None:
+        if not again and contenders[0].loss <= NOTHING_TO_LEARN:
+            self.progress.line("the winner predicts what the network as given does: there is nothing to train")
+            return None
         known = None if again else self._known(contenders)
         trained = self._trained_now(contenders) if known is None else known
         finished = self._accepted(trained, contenders[0])

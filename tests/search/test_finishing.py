@@ -159,6 +159,18 @@ def test_what_training_makes_worse_is_not_kept(given: Problem, tmp_path: Path, m
     assert any("it stays as it was" in line for line in said.said)
 
 
+def test_what_predicts_as_the_network_as_given_is_not_trained(with_shared_cache: None, tmp_path: Path) -> None:
+    problem = load_problem(
+        tiny(budgets={"size": "2x"}, finish=BRIEF, trials=2, agent="uniform", baselines=[]), Progress()
+    )
+    said = Lines()
+    outcome = run_search(problem, tmp_path / "run", said)
+    assert outcome.winner is not None
+    assert outcome.winner.evaluation.loss < 1e-3
+    assert outcome.summary["finished"] is None
+    assert any("nothing to train" in line for line in said.said)
+
+
 def test_an_interrupted_finishing_is_reported_and_gone_on_with(
     given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
