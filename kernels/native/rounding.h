@@ -2,19 +2,10 @@
 // arXiv:1902.08153), equations 1, 3 and 5.
 #pragma once
 
-#include "isa_vector.h"
-#include "table.h"
+#include "epilogue.h"
 
 namespace trimtab {
 namespace {
-
-// One vector of multiples of the step; the last lanes of a shorter one are zeros.
-template <class S>
-TRIMTAB_INLINE typename S::F load_first(const float* p, size_t count) {
-  typename S::F v{};
-  std::memcpy(&v, p, count * sizeof(float));
-  return v;
-}
 
 template <class S>
 void round_to_steps(const Steps& to, const float* x, float* y, size_t count) {
@@ -23,7 +14,7 @@ void round_to_steps(const Steps& to, const float* x, float* y, size_t count) {
   const auto rounded = [&](F v) { return S::to_float(S::round(S::clamp(v * inverse, low, high))) * step; };
   size_t i = 0;
   for (; i + S::kLanes <= count; i += S::kLanes) S::store(y + i, rounded(S::template load<F>(x + i)));
-  if (i < count) S::store_part(y + i, rounded(load_first<S>(x + i, count - i)), static_cast<int>(count - i));
+  if (i < count) S::store_part(y + i, rounded(load_some<S, F>(x + i, count - i)), static_cast<int>(count - i));
 }
 
 template <class S>
@@ -48,7 +39,7 @@ double round_to_steps_back(const Steps& to, const float* x, const float* dy, flo
     for (; i + S::kLanes <= end; i += S::kLanes)
       S::store(dx + i, back(S::template load<F>(x + i), S::template load<F>(dy + i), owed));
     if (i < end)
-      S::store_part(dx + i, back(load_first<S>(x + i, end - i), load_first<S>(dy + i, end - i), owed),
+      S::store_part(dx + i, back(load_some<S, F>(x + i, end - i), load_some<S, F>(dy + i, end - i), owed),
                     static_cast<int>(end - i));
     for (int lane = 0; lane < S::kLanes; ++lane) total += owed[lane];
   }

@@ -11,7 +11,7 @@ from trimtab.evaluators.accuracy import graded
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.price.cost import CostModel
 from trimtab.evaluators.price.table import LatencyTable
-from trimtab.search.finish.run_link import measured_link
+from trimtab.search.finish.run_link import PATIENCE, measured_link
 from trimtab.search.loop.candidates import candidate_of
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem
@@ -19,9 +19,6 @@ from trimtab.search.setup.setting import bench_of
 from trimtab.spaces.policy import Policy
 
 __all__ = ["evaluate_policy"]
-
-#: A policy that is too near to its budget to tell is measured up to so many times as long as others.
-PATIENCE = 4
 
 
 def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: Path | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.evaluators.measure.intervals import Interval
 from trimtab.evaluators.measure.latency import Latency, Link
 from trimtab.files import write_text
+from trimtab.search.finish.run_link import PATIENCE
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces.candidate import Candidate
 
@@ -26,6 +27,9 @@ __all__ = ["IN_WORDS", "ExportCheck", "export_candidate"]
 
 #: Images on which an export is compared with the candidate that was measured.
 PARITY_IMAGES = 1000
+
+#: On engines that no budget is meant for, measuring takes this share of the time.
+ELSEWHERE = 0.2
 
 #: How a verdict is said.
 IN_WORDS: Mapping[Verdict, str] = {
@@ -87,9 +91,10 @@ def export_candidate(
         opened = partial(engine.open, path)
         found = opened().run(images)
         budgeted = name == problem.config.engine.name
-        seconds = measured.final_seconds if budgeted else measured.final_seconds / 5
+        seconds = measured.final_seconds * (1 if budgeted else ELSEWHERE)
         tied = link if budgeted else bench.tie(link.yardstick, seconds)
-        latency = bench.measure(opened, tied, seconds, limit if budgeted else None)
+        decides = budgeted and limit is not None
+        latency = bench.measure(opened, tied, seconds * (PATIENCE if decides else 1), limit if budgeted else None)
         checks.append(
             ExportCheck(
                 name,

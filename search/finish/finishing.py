@@ -16,6 +16,7 @@ from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.kernels import stored_bytes
 from trimtab.search.finish.export import IN_WORDS, ExportCheck, export_candidate
+from trimtab.search.finish.run_link import PATIENCE
 from trimtab.search.loop.best_policy import write_policy
 from trimtab.search.loop.candidates import CandidateFolder
 from trimtab.search.loop.evaluation import Evaluation
@@ -76,8 +77,9 @@ def finish(
     """Train every contender for a short while and the one that is then preferred to the end, and export that one.
 
     Contenders were verified; the first one is the best so far. None where training made nothing better within the
-    budgets, and the run's folder then stays as it was. What has been trained of an interrupted finishing is not trained
-    again, nor, unless `again` asks for that, a contender that was finished before.
+    budgets: the run then stays as it was, and what was trained lies in the folder `finishing` to be measured again.
+    What has been trained of an interrupted finishing is not trained again, nor, unless `again` asks for that, a
+    contender that was finished before.
     """
     return _Finishing(setting, bench, candidates, folder, progress).run(contenders, again)
 
@@ -106,7 +108,7 @@ class _Finishing:
             self.candidates.finish(policy, finished.candidate, provenance, self.problem.space)
         if finished is not None:
             write_policy(self.run_folder, finished.evaluation.policy)
-        rmtree(self.folder, ignore_errors=True)
+            rmtree(self.folder, ignore_errors=True)
         return finished
 
     def _known(self, contenders: Sequence[Evaluation]) -> Finished | None:
@@ -157,9 +159,15 @@ class _Finishing:
             teacher = judge.candidate(space.base())
         return Lessons(*splits.train(), splits.augmentation, lower(teacher))
 
+    @property
+    def _kept(self) -> str:
+        return (
+            f"the winner stays as it was, and trimtab finish {self.run_folder} --resume measures the trained one again"
+        )
+
     def _measured(self, trained: Finished) -> Evaluation:
         """The evaluation with what the trained network takes of every budget."""
-        baseline, seconds = self.setting.baseline, self.problem.config.measure.final_seconds
+        baseline, seconds = self.setting.baseline, PATIENCE * self.problem.config.measure.final_seconds
         latency = self.bench.measure(trained.candidate, baseline.link, seconds, baseline.limit)
         size = stored_bytes(lower(trained.candidate))
         return trained.evaluation.measured(latency, baseline.limit).with_size(size, baseline.limits)
@@ -172,7 +180,7 @@ class _Finishing:
             said = ", ".join(
                 f"{name} by {each:.1%} of {describe(name, baseline.limits[name])}" for name, each in over.items()
             )
-            self.progress.line(f"training took the network over its budgets ({said}): it stays as it was")
+            self.progress.line(f"the trained network is over its budgets ({said}): {self._kept}")
             return None
         self.progress.line("exporting the finished network, and running the exports back")
         place = self.folder / "export"
@@ -181,7 +189,7 @@ class _Finishing:
         if exported is not None and exported.verdict is not None:
             evaluation = evaluation.measured(exported.latency, baseline.limit)
             if not evaluation.feasible:
-                self.progress.line(f"the finished network's file is {IN_WORDS[exported.verdict]}: it stays as it was")
+                self.progress.line(f"the trained network's file is {IN_WORDS[exported.verdict]}: {self._kept}")
                 return None
         target = self.run_folder / "export"
         rmtree(target, ignore_errors=True)

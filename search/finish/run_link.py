@@ -14,7 +14,10 @@ from trimtab.search.setup.link import latency_limit, tie
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import machine_of
 
-__all__ = ["measured_link"]
+__all__ = ["PATIENCE", "measured_link"]
+
+#: What is too near to its budget to tell is measured up to so many times as long as others.
+PATIENCE = 4
 
 
 def measured_link(

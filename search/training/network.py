@@ -132,9 +132,9 @@ class TrainedNetwork(nn.Module):
             inputs = [values[name] for name in op.inputs]
             if op.is_layer:
                 y = self._layer(op.name)(inputs[0], first)
-            elif op.name in self._rectified:
+            elif op.name in self._rectified and ranges is None:
                 (y,) = inputs  # rounding cuts off what is below zero
-            elif op.attrs.get("precision") == "bf16" or op.name.endswith("/bf16"):
+            elif op.name.endswith("/bf16"):
                 y = _straight(inputs[0], to_bf16(inputs[0]))
             else:
                 y = apply_op(op, inputs)

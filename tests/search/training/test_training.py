@@ -92,10 +92,9 @@ def test_what_was_trained_is_what_runs(
         outputs = training.network.eval()(torch.from_numpy(x)).numpy()
     engine = judging_session(trained).run(x)
     # With 4-bit activations a value on a tie is a sixteenth of the range off.
-    assert close(
-        outputs, engine, 0.15 if "4/4" in {str(each.format) for each in candidate.decisions.values()} else 0.03
-    )
-    assert (outputs.argmax(1) == engine.argmax(1)).mean() > 0.97
+    narrow = any(each.format.reads_narrow for each in candidate.decisions.values())
+    assert close(outputs, engine, 0.15 if narrow else 0.03)
+    assert (outputs.argmax(1) == engine.argmax(1)).mean() > (0.94 if narrow else 0.98)
     save_candidate(tmp_path / "c.safetensors", trained, Provenance("finished", {}), problem.space)
     again, _ = load_candidate(tmp_path / "c.safetensors", problem.space)
     np.testing.assert_array_equal(judging_session(again).run(x), engine)
@@ -218,3 +217,14 @@ def test_what_goes_wrong_in_a_process_is_told(problem: Problem, lessons: Lessons
     broken = replace(lessons, labels=lessons.labels[:1])
     with pytest.raises((RuntimeError, TrimtabError), match="IndexError"):
         train(candidate, problem.space.normalised, broken, SHORT, processes=2)
+
+
+def test_ranges_are_those_of_the_trained_network(problem: Problem, lessons: Lessons) -> None:
+    trained = train(
+        problem.judge.candidate(policy_of(problem, "half the channels")), problem.space.normalised, lessons, SHORT
+    )
+    for op in trained.network:
+        low, high = trained.ranges[op.name]
+        assert low <= high
+        if op.attrs.get("activation") == "relu":
+            assert low == 0
