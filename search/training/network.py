@@ -44,14 +44,13 @@ class TrainedNetwork(nn.Module):
         super().__init__()
         self.original = candidate
         self.network, quant = simulated(candidate)
-        shapes = self.network.shapes
         self.layers = nn.ModuleDict()
         self.stored = nn.ModuleDict()
         sources = {op.name: op.inputs[0] for op in self.network if moves(op)}
         for tensor, numbers in quant.items():
             # What only moves values stores them as they were stored.
             if sources.get(tensor) not in quant:
-                self.stored[_key(tensor)] = TensorQuantiser(numbers, int(np.prod(shapes[tensor])))
+                self.stored[_key(tensor)] = TensorQuantiser(numbers)
         if _key(self.network.input) in self.stored:
             # Images are what they are; and without a gradient of theirs, the first layer is quicker.
             self._quantiser(self.network.input).requires_grad_(False)
@@ -70,7 +69,7 @@ class TrainedNetwork(nn.Module):
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
         """Return the weights, the steps of quantisers, and all other parameters that are learned."""
         weights = [layer.weight for layer in self._layers]
-        steps = [each.step for each in self.modules() if isinstance(each, TensorQuantiser | WeightQuantiser)]
+        steps = [each.growth for each in self.modules() if isinstance(each, TensorQuantiser | WeightQuantiser)]
         told = {id(parameter) for parameter in (*weights, *steps)}
         others = [each for each in self.parameters() if id(each) not in told]
         learned = ([each for each in some if each.requires_grad] for some in (weights, steps, others))
@@ -79,19 +78,17 @@ class TrainedNetwork(nn.Module):
 
     def statistics(self) -> list[Tensor]:
         """Return the means and variances of all norms."""
-        norms = [layer.norm for layer in self._layers if layer.norm is not None]
-        return [each for norm in norms for each in (norm.mean, norm.variance)]
+        return [each for norm in self._norms for each in (norm.mean, norm.variance)]
 
     def freeze_norms(self, batches: Iterable[Tensor]) -> None:
         """Measure the norms on batches of images, and hold their statistics from now on."""
-        norms = [layer.norm for layer in self._layers if layer.norm is not None]
-        for norm in norms:
+        for norm in self._norms:
             norm.counted = 0
         with torch.no_grad():
             self.train()
             for x in batches:
                 self(x)
-        for norm in norms:
+        for norm in self._norms:
             norm.counted = None
             norm.frozen.fill_(True)
 
@@ -151,6 +148,10 @@ class TrainedNetwork(nn.Module):
     def _layers(self) -> list[_Layer]:
         return [self._layer(op.name) for op in self.network.layers]
 
+    @property
+    def _norms(self) -> list[_Norm]:
+        return [layer.behind for layer in self._layers if isinstance(layer.behind, _Norm)]
+
     def _layer(self, name: str) -> _Layer:
         return cast(_Layer, self.layers[_key(name)])
 
@@ -159,10 +160,12 @@ class TrainedNetwork(nn.Module):
 
 
 class _Norm(nn.Module):
-    """A batch norm; its factor is never negative, so that folding it keeps integers as they are."""
+    """A batch norm behind a layer's products; its factor is never negative, so that folding it leaves integers as they
+    are. Factors and biases are learned in units of the layer, so that one rate suits all layers."""
 
     mean: Tensor
     variance: Tensor
+    unit: Tensor
     frozen: Tensor
 
     def __init__(self, channels: int) -> None:
@@ -170,64 +173,97 @@ class _Norm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("variance", torch.ones(channels))
+        self.register_buffer("unit", torch.tensor(1.0))
         self.register_buffer("frozen", torch.tensor(False))
         #: How many batches the statistics are of, while all of them count alike.
         self.counted: int | None = None
 
     def start(self, y: Tensor, factor: Tensor, shift: Tensor) -> None:
-        """Become what makes y * factor + shift of outputs (N, C, ...), with factor and shift (C,)."""
+        """Become what makes y * factor + shift of products y (N, C, ...), with factor and shift (C,)."""
         columns = y.transpose(0, 1).flatten(1)
         self.mean.copy_(columns.mean(1))
         self.variance.copy_(columns.var(1, correction=0))
-        self.weight.copy_(factor * (self.variance + EPSILON).sqrt())
-        self.bias.copy_(shift + factor * self.mean)
+        weight = factor * (self.variance + EPSILON).sqrt()
+        self.unit.copy_(_size(weight))
+        self.weight.copy_(weight / self.unit)
+        self.bias.copy_((shift + factor * self.mean) / self.unit)
 
     def forward(self, y: Tensor) -> Tensor:
+        """Return the outputs (N, C, ...)."""
         training, share = self.training and not self.frozen, MOMENTUM
         if self.counted is not None:
             self.counted += 1
             share = 1 / self.counted
-        return F.batch_norm(y, self.mean, self.variance, self.weight.abs(), self.bias, training, share, EPSILON)
+        weight, bias = self.weight.abs() * self.unit, self.bias * self.unit
+        return F.batch_norm(y, self.mean, self.variance, weight, bias, training, share, EPSILON)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Return the factor and the shift of every channel."""
-        factor = self.weight.detach().abs() / (self.variance + EPSILON).sqrt()
-        return factor, self.bias.detach() - self.mean * factor
+        factor = self.weight.detach().abs() * self.unit / (self.variance + EPSILON).sqrt()
+        return factor, self.bias.detach() * self.unit - self.mean * factor
+
+
+class _Shift(nn.Module):
+    """The bias of a layer without a norm, learned in units of its outputs, and the layer's size, which stays."""
+
+    factor: Tensor
+    unit: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("factor", torch.ones(channels))
+        self.register_buffer("unit", torch.tensor(1.0))
+
+    def start(self, y: Tensor, factor: Tensor, shift: Tensor) -> None:
+        """Become what makes y * factor + shift of products y (N, C, ...), with factor and shift (C,)."""
+        self.factor.copy_(factor)
+        self.unit.copy_(_size(y * _channels(factor, y) + _channels(shift, y)))
+        self.bias.copy_(shift / self.unit)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Return the outputs (N, C, ...)."""
+        return torch.addcmul(_channels(self.bias * self.unit, y), y, _channels(self.factor, y))
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return the factor and the shift of every channel."""
+        return self.factor, self.bias.detach() * self.unit
 
 
 class _Layer(nn.Module):
-    """A layer whose weight is rounded to what is stored of it, with its batch norm where it has one."""
+    """A layer whose weight is rounded to what is stored of it, with what is behind its products.
+
+    Behind a norm the size of a channel's weights is free, and they start at length 1; without one, a layer's weights
+    start at mean square 1, and its size is put back behind the products. So all learn at the rate that is meant.
+    """
 
     mask: Tensor | None
 
     def __init__(self, op: Node, candidate: Candidate, normalised: bool) -> None:
         super().__init__()
-        self.op, self.format, shared = op, candidate.decisions[op.name].format.weight, candidate.decisions[op.name]
+        decision = candidate.decisions[op.name]
+        self.op, self.format = op, decision.format.weight
         weight = torch.tensor(op.weight)
         bias = torch.zeros(len(weight)) if op.bias is None else torch.tensor(op.bias)
-        # Behind a norm the length of a channel's weights is free: of length 1, all learn at the rate that is meant.
-        length = weight.flatten(1).norm(dim=1) if normalised else torch.ones(len(weight))
-        self.start = torch.where(length > 0, length, 1.0), bias
-        self.norm = _Norm(len(weight)) if normalised else None
-        self.bias = None if normalised else nn.Parameter(bias.clone())
-        self.weight = nn.Parameter(weight / _column(self.start[0], weight), requires_grad=shared.sharing is None)
-        self.register_buffer("mask", None if shared.pattern is None else (weight != 0).float(), persistent=False)
+        size = weight.flatten(1).norm(dim=1) if normalised else _size(weight).expand(len(weight))
+        self.start = torch.where(size > 0, size, 1.0), bias
+        self.behind = _Norm(len(weight)) if normalised else _Shift(len(weight))
+        self.weight = nn.Parameter(weight / _column(self.start[0], weight), requires_grad=decision.sharing is None)
+        self.register_buffer("mask", None if decision.pattern is None else (weight != 0).float(), persistent=False)
         self.quantiser: WeightQuantiser | None = None
         if op.name in candidate.int8:
             values, scale = candidate.int8[op.name]
             self.quantiser = WeightQuantiser(self.format, values, scale / self.start[0].numpy())
-            if shared.sharing is not None:
+            if decision.sharing is not None:
                 self.quantiser.requires_grad_(False)  # what is nearest must not change
 
     def forward(self, x: Tensor, first: bool = False) -> Tensor:
-        """Return the outputs; the `first` ones are what the norm starts from."""
-        y = apply_layer(self.op, x, self.stored_weight(), self.bias)
-        if self.norm is None:
-            return y
+        """Return the outputs; `first`, as they were before any training."""
+        y = apply_layer(self.op, x, self.stored_weight(), None)
         if first:
-            self.norm.start(y, *self.start)
-        normed: Tensor = self.norm(y)
-        return normed
+            self.behind.start(y, *self.start)
+        outputs: Tensor = self.behind(y)
+        return outputs
 
     def stored_weight(self) -> Tensor:
         """Return the weight as it is stored, with gradients."""
@@ -237,8 +273,8 @@ class _Layer(nn.Module):
         return _straight(weight, to_bf16(weight)) if self.format.is_bf16 else weight
 
     def folded(self, op: Node, int8: dict[str, tuple[Array, Array]]) -> Node:
-        """Return the layer as it was trained, its norm folded; integers are put into `int8`."""
-        factor, shift = self._affine()
+        """Return the layer as it was trained, what is behind it folded; integers are put into `int8`."""
+        factor, shift = self.behind.folded()
         weight = self.weight.detach() if self.mask is None else self.weight.detach() * self.mask
         if self.quantiser is None:
             stored = self.format.round_floats((weight * _column(factor, weight)).numpy())
@@ -247,12 +283,6 @@ class _Layer(nn.Module):
             int8[op.name] = values, np.maximum(step * factor.numpy(), SMALLEST_SCALE)
             stored = dequantise(*int8[op.name])
         return op.with_weights(weight=stored, bias=shift.numpy().copy())
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        """What is made of the products, per channel: factor and shift."""
-        if self.norm is not None:
-            return self.norm.folded()
-        return torch.ones(len(self.weight)), cast(Tensor, self.bias).detach()
 
 
 def _straight(x: Tensor, stored: Tensor) -> Tensor:
@@ -263,6 +293,16 @@ def _straight(x: Tensor, stored: Tensor) -> Tensor:
 def _key(name: str) -> str:
     """A name that a module may have."""
     return name.replace(".", "|")
+
+
+def _size(values: Tensor) -> Tensor:
+    """The root of the mean square; 1 of nothing but zeros."""
+    size = values.square().mean().sqrt()
+    return torch.where(size > 0, size, 1.0)
+
+
+def _channels(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(1, -1, *[1] * (like.ndim - 2))
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -3,11 +3,13 @@ learned.
 
 Learned step size quantisation (Esser et al. 2020, LSQ, arXiv:1902.08153), for any grid: what is rounded hands its
 gradient on within the grid's ends (equation 5), a step gets the rounding's error, or the end that a value was cut off
-at (equation 3), times 1 / sqrt(values * largest level) (section 2.2), so that steps move about as fast as weights.
+at (equation 3). The factor of section 2.2, by which steps and weights move alike under plain gradient descent, has no
+place here: how far AdamW moves a parameter does not depend on how large its gradients are.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,59 +27,54 @@ SMALLEST = 1e-3
 
 
 class TensorQuantiser(nn.Module):
-    """The storage of a tensor in `quant.bits` bits with a step that is learned; the zero point stays.
+    """The storage of a tensor with a step that is learned, `growth` times what it was first; the zero point stays."""
 
-    `features` are the values of the tensor in one image.
-    """
-
-    def __init__(self, quant: Quant, features: int) -> None:
+    def __init__(self, quant: Quant) -> None:
         super().__init__()
-        self.low, self.high, self.bits = -quant.zero_point, quant.top - quant.zero_point, quant.bits
-        self.step = nn.Parameter(torch.tensor(quant.scale))
-        self.least = SMALLEST * quant.scale
-        self.pace = 1 / (features * max(self.high, -self.low)) ** 0.5
+        self.first = quant
+        self.growth = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the nearest values that are stored."""
-        return _ToSteps.apply(x, self.step.clamp(min=self.least), self.low, self.high, self.pace)  # type: ignore[no-any-return]
+        step = self.growth.clamp(min=SMALLEST) * self.first.scale
+        return _ToSteps.apply(x, step, -self.first.zero_point, self.first.top - self.first.zero_point)  # type: ignore[no-any-return]
 
     @property
     def cuts_below_zero(self) -> bool:
         """Whether it does what a ReLU would do before it."""
-        return self.low == 0
+        return self.first.zero_point == 0
 
     def quant(self) -> Quant:
         """Return the storage as it was learned."""
-        return Quant(float(self.step.detach().clamp(min=self.least)), -self.low, self.bits)
+        growth = float(self.growth.detach().clamp(min=SMALLEST))
+        return replace(self.first, scale=float(np.float32(growth * self.first.scale)))
 
 
 class WeightQuantiser(nn.Module):
-    """The integers of a layer's weights, first `values` (O, ...), with each output channel's `step` (O,), which is
-    learned.
+    """The integers of a layer's weights, first `values` (O, ...), with each output channel's step, first `step` (O,),
+    which is learned: `growth` (O,) times what it was.
 
     Levels that are the layer's own are learned too: each gets the gradients of all weights that are at it (Han et al.
     2016, Deep Compression, arXiv:1510.00149, section 3.3), and stays the integer nearest to what was learned.
     """
 
-    least: Tensor
+    first: Tensor
 
     def __init__(self, numbers: WeightFormat, values: Array, step: Array) -> None:
         super().__init__()
         own = numbers.levels is None
         levels = np.unique(values) if numbers.levels is None else numbers.levels
-        self.step = nn.Parameter(torch.from_numpy(step.copy()))
-        self.register_buffer("least", SMALLEST * self.step.detach())
-        #: What a level times `unit` is learned as is about a weight.
+        self.register_buffer("first", torch.from_numpy(step.copy()))
+        self.growth = nn.Parameter(torch.ones(len(step)))
+        #: A level times this is about a weight, and is learned as one.
         self.unit = float(step.mean())
         self.levels = nn.Parameter(torch.from_numpy(levels.astype(np.float32)) * self.unit)
         self.levels.requires_grad_(own and not numbers.is_symmetric)
         self.largest = float(max(1, np.abs(levels.astype(int)).max()))
-        self.pace = (values[0].size * self.largest) ** -0.5
-        self.levels_pace = (values.size / len(levels)) ** -0.5
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the nearest weights (O, ...) that are stored."""
-        return _ToLevels.apply(weight, self._step, self._levels, self.pace, self.levels_pace)  # type: ignore[no-any-return]
+        return _ToLevels.apply(weight, self._step, self._levels)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> tuple[Array, Array]:
@@ -88,7 +85,7 @@ class WeightQuantiser(nn.Module):
 
     @property
     def _step(self) -> Tensor:
-        return torch.maximum(self.step, self.least)
+        return self.growth.clamp(min=SMALLEST) * self.first
 
     @property
     def _levels(self) -> Tensor:
@@ -102,10 +99,9 @@ class _ToSteps(torch.autograd.Function):
     """Rounding to whole multiples, low to high, of a step."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, pace: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
         y = torch.empty_like(x)
         ctx.numbers = float(step), low, high
-        ctx.pace = pace
         ctx.save_for_backward(x)
         round_to_steps(_flat(x, x), _flat(y, x), *ctx.numbers)
         return y
@@ -115,7 +111,7 @@ class _ToSteps(torch.autograd.Function):
         (x,), (dy,) = ctx.saved_tensors, gradients
         dx = torch.empty_like(x)
         owed = round_to_steps_back(_flat(x, x), _flat(dy, x), _flat(dx, x), *ctx.numbers)
-        return dx, torch.tensor(owed * ctx.pace), None, None, None
+        return dx, torch.tensor(owed), None, None
 
 
 def _flat(tensor: Tensor, like: Tensor) -> Any:
@@ -129,11 +125,10 @@ class _ToLevels(torch.autograd.Function):
     """Rounding to the nearest of some integers, times a step per output channel."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, step: Tensor, levels: Tensor, *paces: float) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, step: Tensor, levels: Tensor) -> Tensor:
         column, whole = _column(step, weight), levels.round()
         ratio = weight / column
         at = _nearest(ratio, whole)
-        ctx.paces = paces
         ctx.save_for_backward(ratio, at, step, whole)
         return whole[at] * column
 
@@ -146,8 +141,7 @@ class _ToLevels(torch.autograd.Function):
         dlevels = None
         if ctx.needs_input_grad[2]:
             dlevels = torch.zeros_like(levels).index_add_(0, at.flatten(), (dy * _column(step, dy)).flatten())
-            dlevels *= ctx.paces[1]
-        return dweight, owed * ctx.paces[0], dlevels, None, None
+        return dweight, owed, dlevels
 
 
 def _nearest(ratio: Tensor, levels: Tensor) -> Tensor:

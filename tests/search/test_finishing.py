@@ -140,6 +140,10 @@ def test_what_training_takes_over_a_budget_is_not_kept(
     candidate = candidate_of(given, outcome.winner.evaluation.policy, tmp_path / "run")
     assert candidate.network.weights_hash() == given.judge.candidate(candidate.policy).network.weights_hash()
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+    # It is not lost: measured again, and now within, it is taken without another training.
+    monkeypatch.undo()
+    monkeypatch.setattr("trimtab.search.finish.finishing.train", None)
+    assert finish_run(given, tmp_path / "run", Progress(), resume=True)["finished"] is not None
 
 
 def test_what_training_makes_worse_is_not_kept(given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

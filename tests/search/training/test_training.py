@@ -94,7 +94,7 @@ def test_what_was_trained_is_what_runs(
     # With 4-bit activations a value on a tie is a sixteenth of the range off.
     narrow = any(each.format.reads_narrow for each in candidate.decisions.values())
     assert close(outputs, engine, 0.15 if narrow else 0.03)
-    assert (outputs.argmax(1) == engine.argmax(1)).mean() > (0.94 if narrow else 0.98)
+    assert (outputs.argmax(1) == engine.argmax(1)).mean() > (0.94 if narrow else 0.96)
     save_candidate(tmp_path / "c.safetensors", trained, Provenance("finished", {}), problem.space)
     again, _ = load_candidate(tmp_path / "c.safetensors", problem.space)
     np.testing.assert_array_equal(judging_session(again).run(x), engine)
