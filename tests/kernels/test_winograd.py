@@ -12,6 +12,7 @@ from tests.pairwise import pairwise
 
 from trimtab.kernels import Graph, Node, Quant, Session
 
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     channels=st.one_of(st.sampled_from([32, 48, 64]), st.integers(12, 70)),
@@ -72,7 +73,11 @@ def test_equals_the_direct_sum(
 
 
 @pairwise(
-    weight=[-128, 127], channels=[64, 110, 125, 512], method=[None, "winograd", "winograd4"], zero=[0, 255], level=LEVELS
+    weight=[-128, 127],
+    channels=[64, 110, 125, 512],
+    method=[None, "winograd", "winograd4"],
+    zero=[0, 255],
+    level=LEVELS,
 )
 def test_the_largest_sums(weight: int, channels: int, method: str | None, zero: int, level: str) -> None:
     """Weights and inputs at their limits, whether or not Winograd's larger sums would still fit 32 bits."""
