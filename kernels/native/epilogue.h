@@ -55,10 +55,13 @@ TRIMTAB_INLINE void store_u8_some(uint8_t* p, typename S::I q, int count) {
   S::store_u8_part(p, q, count);
 }
 
+TRIMTAB_INLINE Clamp whole_range(const Operand& o) {
+  return {static_cast<float>(-o.zero), static_cast<float>(o.top - o.zero), o.zero};
+}
+
 template <class S>
 TRIMTAB_INLINE typename S::I quantize(const Operand& o, typename S::F x) {
-  const auto low = S::set(static_cast<float>(-o.zero)), high = S::set(static_cast<float>(o.top - o.zero));
-  return S::round(S::clamp(x * S::set(o.inverse), low, high)) + S::set(o.zero);
+  return clamped<S>(x * S::set(o.inverse), whole_range(o));
 }
 
 template <class S>
@@ -187,6 +190,29 @@ TRIMTAB_INLINE void store_u8_row(uint8_t* p, const I (&q)[NV], int last) {
   if (whole < NV) S::store_u8_part(p + whole * S::kLanes, q[NV - 1], last);
 }
 
+// Stores MR pixels of NV vectors of what `scaled(pixel, vector)` gives, in the output's integers.
+template <class S, int MR, int NV, class Scaled>
+TRIMTAB_INLINE void store_clamped_rows(uint8_t* out, const Target<int32_t>& to, const Clamp& c, const Scaled& scaled) {
+  if (NV % 2 == 0 && MR % 2 == 0 && to.last == S::kLanes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i += 2) {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; j += 2) {
+        const typename S::F x[4] = {scaled(i, j), scaled(i, j + 1), scaled(i + 1, j), scaled(i + 1, j + 1)};
+        store_clamped_pairs(S{}, out + i * to.step + j * S::kLanes, to.step, x, c);
+      }
+    }
+    return;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+    typename S::I q[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) q[j] = clamped<S>(scaled(i, j), c);
+    store_u8_row<S>(out + i * to.step, q, to.last);
+  }
+}
+
 // Stores MR pixels of NV vectors.
 template <class S, int MR, int NV, class V>
 TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<int32_t>& to) {
@@ -197,30 +223,18 @@ TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<int32_t>& t
 #pragma GCC unroll 8
   for (int j = 0; j < NV; ++j) scale[j] = S::template load<F>(s.scale + to.channel + j * S::kLanes);
   if (to.finish == Finish::kIntegers) {
-    const F low = S::set(s.low), high = S::set(s.high);
-    const V zero = S::set(s.out.zero);
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) {
-      V q[NV];
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) q[j] = S::round(S::clamp(S::to_float(acc[i][j]) * scale[j], low, high)) + zero;
-      store_u8_row<S>(out + i * to.step, q, to.last);
-    }
+    store_clamped_rows<S, MR, NV>(out, to, {s.low, s.high, s.out.zero},
+                                  [&](int i, int j) { return S::to_float(acc[i][j]) * scale[j]; });
     return;
   }
   const uint8_t* const residual = static_cast<const uint8_t*>(s.residual.data) + to.first;
   const F floor = S::set(s.floor), ceil = S::set(s.ceil), step = S::set(s.residual.scale);
+  const F inverse = S::set(s.out.inverse);
   const V zero = S::set(s.residual.zero);
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-    V q[NV];
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) {
-      const F other = S::to_float(S::load_u8(residual + i * to.step + j * S::kLanes) - zero) * step;
-      q[j] = quantize<S>(s.out, S::activate(S::to_float(acc[i][j]) * scale[j] + other, floor, ceil));
-    }
-    store_u8_row<S>(out + i * to.step, q, to.last);
-  }
+  store_clamped_rows<S, MR, NV>(out, to, whole_range(s.out), [&](int i, int j) {
+    const F other = S::to_float(S::load_u8(residual + i * to.step + j * S::kLanes) - zero) * step;
+    return S::activate(S::to_float(acc[i][j]) * scale[j] + other, floor, ceil) * inverse;
+  });
 }
 
 template <class S, int MR, int NV, class V>

@@ -102,23 +102,34 @@ TRIMTAB_INLINE void store_high(uint8_t* p, __m128i bytes) {
   std::memcpy(p, &high, sizeof(high));
 }
 
-// Numbers too small for an int32 become the least one, so the lower bound can wait until two vectors have become one.
-TRIMTAB_INLINE void store_clamped(Avx2, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c) {
+// Four vectors as bytes, one after the other. What is too small for an int32, or not a number, becomes the least one, so the
+// lower bound can wait until two vectors have become one.
+TRIMTAB_INLINE __m256i clamped_bytes(const Avx2::F* x, const Clamp& c) {
   const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(c.zero));
   const __m256i low = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(c.low) + c.zero));
   const __m256 high = _mm256_set1_ps(c.high);
   const auto pair = [&](Avx2::F a, Avx2::F b) {
-    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_min_ps((__m256)a, high)),
-                                             _mm256_cvtps_epi32(_mm256_min_ps((__m256)b, high)));
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_min_ps(high, (__m256)a)),
+                                             _mm256_cvtps_epi32(_mm256_min_ps(high, (__m256)b)));
     return _mm256_max_epi16(_mm256_adds_epi16(words, zero), low);
   };
   const __m256i mixed = _mm256_packus_epi16(pair(x[0], x[1]), pair(x[2], x[3]));
-  const __m256i bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+TRIMTAB_INLINE void store_clamped(Avx2, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c) {
+  const __m256i bytes = clamped_bytes(x, c);
   const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), first);
   store_high(p + step, first);
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 2 * step), second);
   store_high(p + 3 * step, second);
+}
+
+TRIMTAB_INLINE void store_clamped_pairs(Avx2, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c) {
+  const __m256i bytes = clamped_bytes(x, c);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(bytes));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + step), _mm256_extracti128_si256(bytes, 1));
 }
 
 }  // namespace

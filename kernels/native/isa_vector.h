@@ -182,12 +182,23 @@ struct Clamp {
   int32_t zero;
 };
 
+template <class S>
+TRIMTAB_INLINE typename S::I clamped(typename S::F x, const Clamp& c) {
+  return S::round(S::clamp(x, S::set(c.low), S::set(c.high))) + S::set(c.zero);
+}
+
 // Four vectors, `step` bytes apart. A level may have an overload of its own.
 template <class S>
 TRIMTAB_INLINE void store_clamped(S, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i)
-    S::store_u8(p + i * step, S::round(S::clamp(x[i], S::set(c.low), S::set(c.high))) + S::set(c.zero));
+  for (int i = 0; i < 4; ++i) S::store_u8(p + i * step, clamped<S>(x[i], c));
+}
+
+// Two vectors side by side, and `step` bytes further the other two; likewise.
+template <class S>
+TRIMTAB_INLINE void store_clamped_pairs(S, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c) {
+  S::store_u8(p, clamped<S>(x[0], c), clamped<S>(x[1], c));
+  S::store_u8(p + step, clamped<S>(x[2], c), clamped<S>(x[3], c));
 }
 
 }  // namespace
