@@ -290,7 +290,7 @@ static std::vector<ChannelRun> runs_of(const std::vector<int32_t>& index) {
   return runs;
 }
 
-constexpr size_t kLongRun = 8;  // channels, on the average, from which on copying runs beats copying channels
+constexpr size_t kLongRun = 4;  // channels, on the average, from which on copying runs beats copying channels
 
 template <class T>
 static void map_channels(const T* from, T* to, T zero, size_t width, Range pixels, const std::vector<int32_t>& index,
