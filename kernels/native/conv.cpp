@@ -72,8 +72,9 @@ double winograd_tiles(const ConvSpec& s, int side) {
 double largest_sum(const ConvSpec& s, const Operand& in, int channel) {
   const size_t inputs = static_cast<size_t>(s.ic / s.groups) * s.kh * s.kw;
   const int8_t* w = s.int_weights + channel * inputs;
-  double positive = 0, negative = 0;
-  for (size_t i = 0; i < inputs; ++i) (w[i] > 0 ? positive : negative) += std::abs(static_cast<int>(w[i]));
+  int32_t sum = 0, magnitude = 0;
+  for (size_t i = 0; i < inputs; ++i) sum += w[i], magnitude += std::abs(static_cast<int>(w[i]));
+  const double positive = (magnitude + sum) / 2, negative = (magnitude - sum) / 2;
   const double below = in.zero, above = in.top - in.zero;
   const double bias = std::abs(static_cast<double>(s.bias[channel]) / in.scale / s.weight_scale[channel]);
   return std::max(positive * above + negative * below, positive * below + negative * above) + bias;
@@ -105,7 +106,7 @@ bool can_winograd(const ConvSpec& s, const Kernels& k, const Operand& in, Method
          (stride == 1 || s.ic % whole == 0) && fits_winograd(s, in, method);
 }
 
-// Of layers that it can compute.
+// Whether it pays where it can compute a layer.
 bool winograd_pays(const ConvSpec& s) {
   const double tiles = winograd_tiles(s, 2), direct = 9.0 * s.oh * s.ow;
   if (s.stride_h == 2) {
@@ -177,8 +178,9 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   if (reads_bf16(s, batch)) return Method::kNarrow;
   const bool wide = s.ic / s.groups * s.kh * s.kw >= kShortInputs;
   const int depth = integer && k.has_short && wide ? short_depth(s, in) : 0, pixels = s.oh * s.ow;
-  if (can_winograd(s, k, in, Method::kWinograd4) && large_tiles_pay(s)) return Method::kWinograd4;
-  if (can_winograd(s, k, in, Method::kWinograd) && winograd_pays(s) && (depth < kShortDepth || winograd_beats_short(s, depth)))
+  if (large_tiles_pay(s) && can_winograd(s, k, in, Method::kWinograd4)) return Method::kWinograd4;
+  if (winograd_pays(s) && (depth < kShortDepth || winograd_beats_short(s, depth)) &&
+      can_winograd(s, k, in, Method::kWinograd))
     return Method::kWinograd;
   if (!integer) return Method::kRows;
   if (tiles_pay(s, k, k.dot)) return Method::kTiles;
@@ -367,22 +369,27 @@ void pack_gemm(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weig
   }
 }
 
-// M w M^T for one filter, M of SIDE + 2 rows, times `unit`.
-template <int SIDE, class W, class B>
-void transform_filter(const W* w, const double (&m)[SIDE + 2][3], double unit, B* to) {
+constexpr int kFilters = 8;  // that are transformed at a time, of neighbouring inputs: a vector of integers
+
+// M w M^T of `kFilters` filters, M of SIDE + 2 rows.
+template <int SIDE, class T>
+void transform_filters(const T (&w)[9][kFilters], const int (&m)[SIDE + 2][3], T (*to)[kFilters]) {
   for (int i = 0; i < SIDE + 2; ++i) {
-    double row[3] = {};
-    for (int y = 0; y < 3; ++y) {
-      for (int x = 0; x < 3; ++x) row[x] += m[i][y] * static_cast<double>(w[3 * y + x]);
+    T row[3][kFilters];
+    for (int x = 0; x < 3; ++x) {
+      for (int f = 0; f < kFilters; ++f)
+        row[x][f] = static_cast<T>(m[i][0] * w[x][f] + m[i][1] * w[3 + x][f] + m[i][2] * w[6 + x][f]);
     }
-    for (int j = 0; j < SIDE + 2; ++j)
-      *to++ = static_cast<B>(unit * (row[0] * m[j][0] + row[1] * m[j][1] + row[2] * m[j][2]));
+    for (int j = 0; j < SIDE + 2; ++j, ++to) {
+      for (int f = 0; f < kFilters; ++f)
+        (*to)[f] = static_cast<T>(m[j][0] * row[0][f] + m[j][1] * row[1][f] + m[j][2] * row[2][f]);
+    }
   }
 }
 
-// For stride 1: integers that are multiples of G, and for float what makes G G^T of them.
-constexpr double kTwoByTwo[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
-constexpr double kFourByFour[6][3] = {{6, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};
+// For stride 1: integers that are multiples of G.
+constexpr int kTwoByTwo[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
+constexpr int kFourByFour[6][3] = {{6, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};
 
 // The same for stride 2: the taps that meet e0 - e1, o0, e1, e2 - e1, o1 (winograd.h), in the order of the planes.
 template <class W, class B>
@@ -402,35 +409,49 @@ void transform_strided_filter(const W* w, B to[25]) {
   }
 }
 
+// The filters of `count` inputs from w on, T exact; what is left of `to` are filters of zeros.
+template <class T, class W>
+void winograd_filters(const ConvSpec& s, Method method, const W* w, int count, T (&to)[36][kFilters]) {
+  T taps[9][kFilters] = {};
+  for (int f = 0; f < count; ++f) {
+    for (int t = 0; t < 9; ++t) taps[t][f] = static_cast<T>(w[9 * f + t]);
+  }
+  if (s.stride_h == 1) return method == Method::kWinograd4 ? transform_filters<4>(taps, kFourByFour, to)
+                                                           : transform_filters<2>(taps, kTwoByTwo, to);
+  for (int f = 0; f < count; ++f) {
+    T filter[25];
+    transform_strided_filter(w + 9 * f, filter);
+    for (int t = 0; t < 25; ++t) to[t][f] = filter[t];
+  }
+}
+
 // [panel][product of a tile][step][vector][lane][dot]
 template <class B, class W>
 void pack_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
   Conv& g = p.conv;
+  using T = std::conditional_t<std::is_same_v<B, int16_t>, int16_t, double>;
   const Winograd form = winograd_of(s, g.method);
-  const int products = form.products;
+  const T unit = static_cast<T>(p.integer || s.stride_h == 2 ? 1.0 : form.side == 4 ? 1 / 576.0 : 1 / 4.0);
   const int lanes = k.lanes, vectors = (s.oc + lanes - 1) / lanes, dot = p.dot;
   g.group_width = vectors * lanes;
   const size_t steps = g.steps, column = steps * dot;
-  g.group_bytes = products * column * g.group_width * sizeof(B);
+  g.group_bytes = form.products * column * g.group_width * sizeof(B);
   p.weights = Memory(g.group_bytes);
   const int panel = k.vectors * lanes;
-  constexpr int kInputs = 8;  // at once: few enough for what is written to stay in cache, of all products and outputs
   for (int first = 0; first < s.oc; first += panel) {
     const int width = std::min(panel, g.group_width - first), last = std::min(first + panel, s.oc);
-    B* const to = reinterpret_cast<B*>(p.weights.data()) + products * column * first;
-    for (int start = 0; start < s.ic; start += kInputs) {
+    int place[kFilters];
+    for (int f = 0; f < kFilters; ++f) place[f] = f / dot * width * dot + f % dot;
+    B* const to = reinterpret_cast<B*>(p.weights.data()) + form.products * column * first;
+    // Few inputs at once, of all outputs, so that what is written stays in cache.
+    for (int start = 0; start < s.ic; start += kFilters) {
+      const int count = std::min(kFilters, s.ic - start);
       for (int o = first; o < last; ++o) {
-        for (int i = start; i < std::min(start + kInputs, s.ic); ++i) {
-          B filter[36];
-          const W* const w = weights + (static_cast<size_t>(o) * s.ic + i) * 9;
-          if (s.stride_h == 2)
-            transform_strided_filter(w, filter);
-          else if (form.side == 4)
-            transform_filter<4>(w, kFourByFour, p.integer ? 1 : 1 / 576.0, filter);
-          else
-            transform_filter<2>(w, kTwoByTwo, p.integer ? 1 : 1 / 4.0, filter);
-          B* const at = to + (static_cast<size_t>(i / dot) * width + o - first) * dot + i % dot;
-          for (int t = 0; t < products; ++t) at[t * column * width] = filter[t];
+        T filters[36][kFilters];
+        winograd_filters(s, g.method, weights + (static_cast<size_t>(o) * s.ic + start) * 9, count, filters);
+        for (int t = 0; t < form.products; ++t) {
+          B* const at = to + t * column * width + static_cast<size_t>(start / dot) * width * dot + (o - first) * dot;
+          for (int f = 0; f < count; ++f) at[place[f]] = static_cast<B>(filters[t][f] * unit);
         }
       }
     }
