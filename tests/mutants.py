@@ -112,15 +112,29 @@ MUTANTS = (
     Mutant(
         "Winograd's sums are not asked whether they fit 32 bits",
         "kernels/native/conv.cpp",
-        "largest_sum(s, in, o) >= 1 << 29",
+        "largest_sum(s, in, o) >= limit",
         "false",
         ("kernels/test_winograd",),
     ),
     Mutant(
         "Winograd's last column is stored beyond an odd edge",
         "kernels/native/winograd.h",
-        "left + 1 < g.ow",
-        "left + 1 <= g.ow",
+        "left + kSide <= g.ow",
+        "left + kSide <= g.ow + 1",
+        ("kernels/test_integers", "kernels/test_winograd"),
+    ),
+    Mutant(
+        "rows below the image are left as they were under tiles of 4x4 outputs",
+        "kernels/native/blocks.h",
+        "rounded_up(y1 - y0, greatest(g.tile_side, 1))",
+        "(y1 - y0)",
+        ("kernels/test_winograd",),
+    ),
+    Mutant(
+        "tiles of 4x4 outputs lose the last of their six points",
+        "kernels/native/winograd.h",
+        "4 * (twice - difference + m[5])",
+        "4 * (twice - difference)",
         ("kernels/test_integers", "kernels/test_winograd"),
     ),
     Mutant(

@@ -107,6 +107,9 @@ static void fill_scratch(const Conv& g, const T* image, int y0, int y1, A* scrat
   }
 }
 
+// The next multiple of `unit`.
+TRIMTAB_INLINE int rounded_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
 // Calls body(image, y0, y1) for every block of this thread's output rows.
 template <class Body>
 TRIMTAB_INLINE void for_rows(const Conv& g, const Task& task, bool split, const Body& body) {
@@ -142,7 +145,8 @@ TRIMTAB_INLINE void for_blocks(const Conv& conv, const Operand& in, const Task& 
     if (g.direct)
       base = reinterpret_cast<const A*>(image + static_cast<size_t>(y0) * g.stride_h * row);
     else
-      fill_scratch<A, T>(g, image, y0, y1, scratch, padding, in.zero);
+      // Whole tiles: what lies beyond the last row reaches all outputs of a large one.
+      fill_scratch<A, T>(g, image, y0, y0 + rounded_up(y1 - y0, greatest(g.tile_side, 1)), scratch, padding, in.zero);
     // The last pixels' steps go beyond what was filled.
     if constexpr (std::is_same_v<T, Rounded>)
       std::memset(scratch + (static_cast<size_t>(y1 - y0 - 1) * g.stride_h + g.reach_h) * row, 0, kSlack);

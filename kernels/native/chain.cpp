@@ -20,7 +20,7 @@ Chain::Chain(const std::vector<std::shared_ptr<const ConvCall>>& calls, const st
   for (size_t i = 0; i < calls.size(); ++i) {
     const Conv& g = calls[i]->packed.conv;
     kernel_scratch_ = std::max(kernel_scratch_, calls[i]->packed.scratch_bytes);
-    links_.push_back({calls[i], g.method == Method::kWinograd ? 2 : 1, elements[i] * g.ow * g.oc, 0, 0});
+    links_.push_back({calls[i], std::max(g.tile_side, 1), elements[i] * g.ow * g.oc, 0, 0});
   }
   const int unit = links_.back().unit, rows = links_.back().call->packed.conv.oh;
   band_ = unit;

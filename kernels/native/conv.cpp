@@ -17,6 +17,13 @@ constexpr size_t kTransformedTarget = 256 * 1024;  // the same of Winograd's tra
 // 1.04x, 16 channels 1.25x and 1.26x, 64 channels 1.8x and 1.9x.
 constexpr int kWinogradInputs = 12, kWinogradFloatInputs = 8;
 constexpr int kWinogradOverShort = 28;
+// Its tiles of 4x4 outputs over the quickest other kernel, where they fit the image (32x32): 6 channels 0.85x (integers) and
+// 1.3x (float), 8 channels 1.16x and 1.5x, 12 channels 1.4x, 16 to 128 channels 1.3x to 1.5x; over sums in 16 bits 1.15x of
+// 12 channels, 1.3x of 16, 1.8x to 2x of 64. At 14x14, where a fifth of them hangs over: 12 to 16 channels 0.95x to 1.05x,
+// 24 channels 1.07x and 1.15x, 64 channels 1.2x. Filters that are too large for a cache want many tiles: in a network 256
+// channels at 14x14 (16 tiles) 1.06x and 1.0x, 512 channels at 7x7 (4 tiles) 0.9x (float).
+constexpr int kTile4Inputs = 8, kTile4FloatInputs = 6, kTile4WideInputs = 20, kTile4Tiles = 16;
+constexpr double kTile4Saving = 1.2, kTile4NarrowSaving = 1.5;  // products of tiles of 2x2 outputs over those of 4x4
 constexpr size_t kLargeFilters = 4 << 20;
 // Sums in 16 bits pay from this many steps on; measured likewise, 1x1 layers of 96 to 960 inputs: 2 steps (7-bit weights and
 // inputs) 1.5x to 1.6x, 4 steps (6-bit weights, 7-bit inputs) 1.6x to 1.8x, 9 steps (4-bit) 1.6x to 1.9x.
@@ -28,6 +35,7 @@ constexpr int kShortInputs = 8;  // of one output: 4 inputs 1.0x, 8 inputs 1.1x,
 // (`trimtab bench choices`). Beyond, 64 channels: a tenth 1.09x, three tenths 1.4x, half 1.85x, seven tenths 2.9x. Where
 // reading the weights is what costs, they are twice as wide as those of kNarrow.
 constexpr double kSparseOverRows = 0.07, kSparseOverShort = 0.4, kSparseOverWinograd = 0.5, kSparseOverNarrow = 0.6;
+constexpr double kSparseOverTile4 = 0.65;
 constexpr double kWinogradSaving = 1.4;  // direct products over Winograd's
 // With stride 2, likewise: 16 channels 1.02x, 24 channels 1.09x (float), 32 channels 1.2x, 64 and 128 channels 1.25x (float:
 // 1.2x), 256 channels from 14x14 to 7x7, where tiles hang over the edge, 1.1x.
@@ -44,21 +52,40 @@ constexpr size_t kNarrowFrom = 128 * 1024;  // bytes of int8 weights: from there
 constexpr int kNarrowPixels = 64;             // where no more pixels than these share one reading,
 constexpr int kStreamedPixels = 4;            // and nothing else where no more than these do
 
-// How large the accumulator of one output channel can get, in integers.
+bool is_winograd(Method method) { return method == Method::kWinograd || method == Method::kWinograd4; }
+
+// Products of one tile and the planes that they are added up in (winograd.h). Sums of integers are `factor` times the
+// accumulators when the scale meets them, and the middle plane adds `start` times what it starts from.
+struct Winograd {
+  int side, products, planes, factor, start;
+};
+Winograd winograd_of(const ConvSpec& s, Method method) {
+  if (s.stride_h == 2) return {2, 25, 9, 1, 1};
+  return method == Method::kWinograd4 ? Winograd{4, 36, 36, 64, 36} : Winograd{2, 16, 16, 4, 4};
+}
+double winograd_tiles(const ConvSpec& s, int side) {
+  return static_cast<double>((s.oh + side - 1) / side) * ((s.ow + side - 1) / side);
+}
+
+// How large the accumulator of one output channel can get, in integers: on one side weights of one sign meet the least
+// inputs, those of the other the largest.
 double largest_sum(const ConvSpec& s, const Operand& in, int channel) {
   const size_t inputs = static_cast<size_t>(s.ic / s.groups) * s.kh * s.kw;
   const int8_t* w = s.int_weights + channel * inputs;
-  double weights = 0;
-  for (size_t i = 0; i < inputs; ++i) weights += std::abs(static_cast<int>(w[i]));
+  int32_t sum = 0, magnitude = 0;
+  for (size_t i = 0; i < inputs; ++i) sum += w[i], magnitude += std::abs(static_cast<int>(w[i]));
+  const double positive = (magnitude + sum) / 2, negative = (magnitude - sum) / 2;
+  const double below = in.zero, above = in.top - in.zero;
   const double bias = std::abs(static_cast<double>(s.bias[channel]) / in.scale / s.weight_scale[channel]);
-  return weights * std::max(in.zero, 255 - in.zero) + bias;
+  return std::max(positive * above + negative * below, positive * below + negative * above) + bias;
 }
 
-// Whether Winograd's sums, at stride 1 four times the accumulators, fit 32 bits.
-bool fits_winograd(const ConvSpec& s, const Operand& in) {
+// Whether Winograd's sums, which are larger than the accumulators, fit 32 bits.
+bool fits_winograd(const ConvSpec& s, const Operand& in, Method method) {
   if (s.int_weights == nullptr || s.stride_h == 2) return true;
+  const double limit = (1u << 31) / winograd_of(s, method).factor;
   for (int o = 0; o < s.oc; ++o) {
-    if (largest_sum(s, in, o) >= 1 << 29) return false;
+    if (largest_sum(s, in, o) >= limit) return false;
   }
   return true;
 }
@@ -71,21 +98,30 @@ int short_depth(const ConvSpec& s, const Operand& in) {
   return 32767 / (2 * in.top * largest);
 }
 
-bool can_winograd(const ConvSpec& s, const Kernels& k, const Operand& in) {
+bool can_winograd(const ConvSpec& s, const Kernels& k, const Operand& in, Method method) {
   const bool integer = s.int_weights != nullptr;
   const int stride = s.stride_h, whole = integer ? 2 * k.lanes : k.lanes;  // with stride 2 segments lie side by side
-  return s.kh == 3 && s.kw == 3 && s.stride_w == stride && stride <= 2 && s.dilation_h == 1 && s.dilation_w == 1 &&
-         s.groups == 1 && (!integer || k.has_winograd) && (stride == 1 || s.ic % whole == 0) && fits_winograd(s, in);
+  return s.kh == 3 && s.kw == 3 && s.stride_w == stride && stride <= (method == Method::kWinograd ? 2 : 1) &&
+         s.dilation_h == 1 && s.dilation_w == 1 && s.groups == 1 && (!integer || k.has_winograd) &&
+         (stride == 1 || s.ic % whole == 0) && fits_winograd(s, in, method);
 }
 
-// Of layers that it can compute.
+// Whether it pays where it can compute a layer.
 bool winograd_pays(const ConvSpec& s) {
-  const double tiles = static_cast<double>((s.oh + 1) / 2) * ((s.ow + 1) / 2), direct = 9.0 * s.oh * s.ow;
+  const double tiles = winograd_tiles(s, 2), direct = 9.0 * s.oh * s.ow;
   if (s.stride_h == 2) {
     const bool read_for_few = tiles < kWinogradTiles && size_t{100} * s.ic * s.oc >= kLargeFilters;
     return s.ic >= kStridedInputs && direct >= kStridedSaving * 25 * tiles && !read_for_few;
   }
   return s.ic >= (s.int_weights != nullptr ? kWinogradInputs : kWinogradFloatInputs) && direct >= kWinogradSaving * 16 * tiles;
+}
+
+// Whether tiles of 4x4 outputs do, over every other kernel.
+bool large_tiles_pay(const ConvSpec& s) {
+  const double tiles = winograd_tiles(s, 4), saving = 16 * winograd_tiles(s, 2) / (36 * tiles);
+  const bool read_for_few = tiles < kTile4Tiles && size_t{144} * s.ic * s.oc >= kLargeFilters;
+  return s.ic >= (s.int_weights != nullptr ? kTile4Inputs : kTile4FloatInputs) && !read_for_few &&
+         saving >= (s.ic < kTile4WideInputs ? kTile4NarrowSaving : kTile4Saving);
 }
 
 // Against direct kernels with sums in 16 bits, measured as above, of two steps (7 bits) and of four: 12 channels 0.82x and
@@ -142,7 +178,9 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   if (reads_bf16(s, batch)) return Method::kNarrow;
   const bool wide = s.ic / s.groups * s.kh * s.kw >= kShortInputs;
   const int depth = integer && k.has_short && wide ? short_depth(s, in) : 0, pixels = s.oh * s.ow;
-  if (can_winograd(s, k, in) && winograd_pays(s) && (depth < kShortDepth || winograd_beats_short(s, depth)))
+  if (large_tiles_pay(s) && can_winograd(s, k, in, Method::kWinograd4)) return Method::kWinograd4;
+  if (winograd_pays(s) && (depth < kShortDepth || winograd_beats_short(s, depth)) &&
+      can_winograd(s, k, in, Method::kWinograd))
     return Method::kWinograd;
   if (!integer) return Method::kRows;
   if (tiles_pay(s, k, k.dot)) return Method::kTiles;
@@ -170,7 +208,8 @@ bool can_run(const ConvSpec& s, const Kernels& k, const Operand& in, Method meth
     case Method::kRounded:
       return s.bf16;
     case Method::kWinograd:
-      return !s.bf16 && can_winograd(s, k, in);
+    case Method::kWinograd4:
+      return !s.bf16 && can_winograd(s, k, in, method);
     default:
       return false;
   }
@@ -208,7 +247,8 @@ Method choose_sparse(const ConvSpec& s, const Kernels& k, Method dense) {
   if (s.bf16 || dense == Method::kTiles || dense == Method::kPacked || dense == Method::kLookup) return dense;
   const size_t element = s.int_weights == nullptr ? 4 : k.wide_inputs ? 2 : 1;
   if (dense == Method::kRows && weight_count(s) * element < kFarWeights) return Method::kSparse;
-  const double needed = dense == Method::kWinograd ? kSparseOverWinograd
+  const double needed = dense == Method::kWinograd4  ? kSparseOverTile4
+                        : dense == Method::kWinograd ? kSparseOverWinograd
                         : dense == Method::kShort  ? kSparseOverShort
                         : dense == Method::kNarrow ? kSparseOverNarrow
                                                    : kSparseOverRows;
@@ -224,7 +264,7 @@ void plan_segments(const ConvSpec& s, PackedConv& p) {
     g.steps = s.kw;
     return;
   }
-  if (g.method == Method::kWinograd) {
+  if (g.tile_side > 0) {
     g.segments = 1;
     g.segment_length = s.ic;
     g.steps = (s.ic + dot - 1) / dot;
@@ -258,18 +298,12 @@ int32_t staggered(size_t elements, size_t element) {
   return static_cast<int32_t>(((elements * element + kLine - 1) / kLine | 1) * kLine / element);
 }
 
-// Products of one tile, and the planes that they are added up in.
-struct Winograd {
-  int products, planes;
-};
-Winograd winograd_of(const ConvSpec& s) { return s.stride_h == 1 ? Winograd{16, 16} : Winograd{25, 9}; }
-
 // How many tiles pass through all panels together: few enough that they stay in cache, in even shares.
 size_t plan_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k) {
   Conv& g = p.conv;
-  const Winograd form = winograd_of(s);
+  const Winograd form = winograd_of(s, g.method);
   g.tile_channels = static_cast<int32_t>(round_up(g.ic, 4 * k.lanes / p.element));
-  const int all = (g.block_rows + 1) / 2 * ((g.ow + 1) / 2);
+  const int all = (g.block_rows + form.side - 1) / form.side * ((g.ow + form.side - 1) / form.side);
   const int fit = static_cast<int>(kTransformedTarget / (form.products * g.tile_channels * p.element));
   const int most = std::clamp(fit, 12, 48), passes = (all + most - 1) / most;
   g.tiles = std::min(all, static_cast<int>(round_up((all + passes - 1) / passes, k.rows)));
@@ -290,11 +324,11 @@ void plan_blocks(const ConvSpec& s, PackedConv& p, const Kernels& k, int batch, 
   block = std::min({block, (rows + threads - 1) / threads, rows});
   const int64_t count = (rows + block - 1) / block;
   g.block_rows = static_cast<int32_t>((rows + count - 1) / count);
-  if (g.method == Method::kWinograd) g.block_rows = static_cast<int32_t>(round_up(g.block_rows, 2));
+  if (g.tile_side > 0) g.block_rows = static_cast<int32_t>(round_up(g.block_rows, g.tile_side));
   const size_t input_rows = static_cast<size_t>(g.block_rows - 1) * s.stride_h + g.reach_h;
   const size_t table = round_up(static_cast<size_t>(g.block_rows) * (g.pointwise ? 1 : s.ow) * 4, kLine);
   p.scratch_bytes = table + (g.direct ? 0 : input_rows * width * s.ic * element) + kSlack;
-  if (g.method == Method::kWinograd) p.scratch_bytes += plan_winograd(s, p, k);
+  if (g.tile_side > 0) p.scratch_bytes += plan_winograd(s, p, k);
   if (g.method == Method::kTiles) {
     const size_t gathered = static_cast<size_t>(32) * g.segments * g.steps * 4;
     p.scratch_bytes += gathered + round_up(g.segments * 4, kLine);
@@ -335,24 +369,27 @@ void pack_gemm(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weig
   }
 }
 
-// G w G^T for one filter and stride 1, with G doubled where weights are integers.
-template <class W, class B>
-void transform_filter(const W* w, B to[16]) {
-  const W one = std::is_same_v<W, float> ? W(1) : W(2);
-  const auto half = std::is_same_v<W, float> ? 0.5 : 1.0;
-  const auto rows = [&](const auto* from, int step, auto* out, int out_step) {
-    const auto a = from[0], b = from[step], c = from[2 * step];
-    out[0] = one * a;
-    out[out_step] = half * (a + b + c);
-    out[2 * out_step] = half * (a - b + c);
-    out[3 * out_step] = one * c;
-  };
-  double middle[4][3], all[4][4], exact[9];
-  for (int i = 0; i < 9; ++i) exact[i] = w[i];
-  for (int x = 0; x < 3; ++x) rows(exact + x, 3, &middle[0][x], 3);
-  for (int y = 0; y < 4; ++y) rows(middle[y], 1, all[y], 1);
-  for (int i = 0; i < 16; ++i) to[i] = static_cast<B>(all[i / 4][i % 4]);
+constexpr int kFilters = 8;  // that are transformed at a time, of neighbouring inputs: a vector of integers
+
+// M w M^T of `kFilters` filters, M of SIDE + 2 rows.
+template <int SIDE, class T>
+void transform_filters(const T (&w)[9][kFilters], const int (&m)[SIDE + 2][3], T (*to)[kFilters]) {
+  for (int i = 0; i < SIDE + 2; ++i) {
+    T row[3][kFilters];
+    for (int x = 0; x < 3; ++x) {
+      for (int f = 0; f < kFilters; ++f)
+        row[x][f] = static_cast<T>(m[i][0] * w[x][f] + m[i][1] * w[3 + x][f] + m[i][2] * w[6 + x][f]);
+    }
+    for (int j = 0; j < SIDE + 2; ++j, ++to) {
+      for (int f = 0; f < kFilters; ++f)
+        (*to)[f] = static_cast<T>(m[j][0] * row[0][f] + m[j][1] * row[1][f] + m[j][2] * row[2][f]);
+    }
+  }
 }
+
+// For stride 1: integers that are multiples of G.
+constexpr int kTwoByTwo[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
+constexpr int kFourByFour[6][3] = {{6, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};
 
 // The same for stride 2: the taps that meet e0 - e1, o0, e1, e2 - e1, o1 (winograd.h), in the order of the planes.
 template <class W, class B>
@@ -372,32 +409,49 @@ void transform_strided_filter(const W* w, B to[25]) {
   }
 }
 
+// The filters of `count` inputs from w on, T exact; what is left of `to` are filters of zeros.
+template <class T, class W>
+void winograd_filters(const ConvSpec& s, Method method, const W* w, int count, T (&to)[36][kFilters]) {
+  T taps[9][kFilters] = {};
+  for (int f = 0; f < count; ++f) {
+    for (int t = 0; t < 9; ++t) taps[t][f] = static_cast<T>(w[9 * f + t]);
+  }
+  if (s.stride_h == 1) return method == Method::kWinograd4 ? transform_filters<4>(taps, kFourByFour, to)
+                                                           : transform_filters<2>(taps, kTwoByTwo, to);
+  for (int f = 0; f < count; ++f) {
+    T filter[25];
+    transform_strided_filter(w + 9 * f, filter);
+    for (int t = 0; t < 25; ++t) to[t][f] = filter[t];
+  }
+}
+
 // [panel][product of a tile][step][vector][lane][dot]
 template <class B, class W>
 void pack_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
   Conv& g = p.conv;
-  const int products = winograd_of(s).products;
+  using T = std::conditional_t<std::is_same_v<B, int16_t>, int16_t, double>;
+  const Winograd form = winograd_of(s, g.method);
+  const T unit = static_cast<T>(p.integer || s.stride_h == 2 ? 1.0 : form.side == 4 ? 1 / 576.0 : 1 / 4.0);
   const int lanes = k.lanes, vectors = (s.oc + lanes - 1) / lanes, dot = p.dot;
   g.group_width = vectors * lanes;
   const size_t steps = g.steps, column = steps * dot;
-  g.group_bytes = products * column * g.group_width * sizeof(B);
+  g.group_bytes = form.products * column * g.group_width * sizeof(B);
   p.weights = Memory(g.group_bytes);
   const int panel = k.vectors * lanes;
-  constexpr int kInputs = 8;  // at once: few enough for what is written to stay in cache, of all products and outputs
   for (int first = 0; first < s.oc; first += panel) {
     const int width = std::min(panel, g.group_width - first), last = std::min(first + panel, s.oc);
-    B* const to = reinterpret_cast<B*>(p.weights.data()) + products * column * first;
-    for (int start = 0; start < s.ic; start += kInputs) {
+    int place[kFilters];
+    for (int f = 0; f < kFilters; ++f) place[f] = f / dot * width * dot + f % dot;
+    B* const to = reinterpret_cast<B*>(p.weights.data()) + form.products * column * first;
+    // Few inputs at once, of all outputs, so that what is written stays in cache.
+    for (int start = 0; start < s.ic; start += kFilters) {
+      const int count = std::min(kFilters, s.ic - start);
       for (int o = first; o < last; ++o) {
-        for (int i = start; i < std::min(start + kInputs, s.ic); ++i) {
-          B filter[25];
-          const W* const w = weights + (static_cast<size_t>(o) * s.ic + i) * 9;
-          if (s.stride_h == 1)
-            transform_filter(w, filter);
-          else
-            transform_strided_filter(w, filter);
-          B* const at = to + (static_cast<size_t>(i / dot) * width + o - first) * dot + i % dot;
-          for (int t = 0; t < products; ++t) at[t * column * width] = filter[t];
+        T filters[36][kFilters];
+        winograd_filters(s, g.method, weights + (static_cast<size_t>(o) * s.ic + start) * 9, count, filters);
+        for (int t = 0; t < form.products; ++t) {
+          B* const at = to + t * column * width + static_cast<size_t>(start / dot) * width * dot + (o - first) * dot;
+          for (int f = 0; f < count; ++f) at[place[f]] = static_cast<B>(filters[t][f] * unit);
         }
       }
     }
@@ -460,7 +514,7 @@ template <class B, class W>
 void pack_weights(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weights) {
   if (p.depthwise)
     pack_depthwise<B>(s, p, k, weights);
-  else if (p.conv.method == Method::kWinograd)
+  else if (p.conv.tile_side > 0)
     pack_winograd<B>(s, p, k, weights);
   else
     pack_gemm<B>(s, p, k, weights);
@@ -478,6 +532,7 @@ void fold_integers(const ConvSpec& s, PackedConv& p, const Operand& in, const Op
   int32_t* start = reinterpret_cast<int32_t*>(p.start.data());
   float* scale = reinterpret_cast<float*>(p.scale.data());
   const size_t inputs = static_cast<size_t>(s.ic / s.groups) * s.kh * s.kw;
+  const Winograd form = p.conv.tile_side > 0 ? winograd_of(s, p.conv.method) : Winograd{1, 1, 1, 1, 1};
   for (int o = 0; o < s.oc; ++o) {
     const double real = static_cast<double>(in.scale) * static_cast<double>(s.weight_scale[o]);
     const double limit = 1 << 30;
@@ -486,10 +541,9 @@ void fold_integers(const ConvSpec& s, PackedConv& p, const Operand& in, const Op
     if (p.raw_inputs) {
       for (size_t i = 0; i < inputs; ++i) first -= int64_t{in.zero} * s.int_weights[o * inputs + i];
     }
-    // Exact: Winograd's sums at stride 1 are 4 times the accumulators, and powers of two do not round.
-    const int factor = p.conv.method == Method::kWinograd && s.stride_h == 1 ? 4 : 1;
-    start[slot(s, p, o)] = static_cast<int32_t>(factor * first);
-    scale[slot(s, p, o)] = static_cast<float>(requantize ? real / static_cast<double>(out.scale) : real) / factor;
+    start[slot(s, p, o)] = static_cast<int32_t>(form.start * first);
+    // Exact: powers of two do not round.
+    scale[slot(s, p, o)] = static_cast<float>(requantize ? real / static_cast<double>(out.scale) : real) / form.factor;
   }
 }
 
@@ -519,9 +573,11 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   p.dot = bf16 ? kPair : !p.integer ? 1 : g.method == Method::kShort ? 4 : k.dot;
   g.depth = g.method == Method::kShort ? short_depth(s, in) : 0;
   p.element = bf16 ? 2 : !p.integer ? 4 : p.raw_inputs ? 1 : 2;
-  g.direct = !s.pads && !s.bf16 && (!p.integer || p.raw_inputs) && g.method != Method::kWinograd;
+  g.tile_side = is_winograd(g.method) ? winograd_of(s, g.method).side : 0;
+  g.direct = !s.pads && !s.bf16 && (!p.integer || p.raw_inputs) && g.tile_side == 0;
   g.scratch_w = g.pointwise ? 1 : (s.ow - 1) * s.stride_w + g.reach_w;
-  if (g.method == Method::kWinograd) g.scratch_w = static_cast<int32_t>(s.stride_w * round_up(s.ow, 2)) + 3 - s.stride_w;
+  if (g.tile_side > 0)
+    g.scratch_w = static_cast<int32_t>(s.stride_w * round_up(s.ow, g.tile_side)) + 3 - s.stride_w;
   if (codes) g.codes = describe_codes(s, k, in, g.method);
   plan_segments(s, p);
   if (p.depthwise)
@@ -545,7 +601,8 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   if (p.integer) {
     fold_integers(s, p, in, out, requantize);
   } else {
-    for (int o = 0; o < s.oc; ++o) reinterpret_cast<float*>(p.start.data())[slot(s, p, o)] = s.bias[o];
+    const float share = g.method == Method::kWinograd4 ? 1 / 16.0f : 1;  // of the middle plane, exact
+    for (int o = 0; o < s.oc; ++o) reinterpret_cast<float*>(p.start.data())[slot(s, p, o)] = share * s.bias[o];
   }
   g.weights = p.weights.data();
   g.start = p.start.data();
@@ -571,6 +628,8 @@ std::string describe(const PackedConv& p) {
       return "fp32 of bf16";
     case Method::kWinograd:
       return bits + " winograd";
+    case Method::kWinograd4:
+      return bits + " winograd 4x4";
     case Method::kSparse:
       return bits + " blocks";
     case Method::kPacked:

@@ -24,8 +24,8 @@ struct ConvSpec {
 };
 
 // The names of the methods, in their order.
-constexpr const char* kMethods[] = {"rows",    "narrow",   "short",  "tiles",  "pairs",
-                                    "rounded", "winograd", "sparse", "packed", "lookup"};
+constexpr const char* kMethods[] = {"rows",     "narrow",    "short",  "tiles",  "pairs", "rounded",
+                                    "winograd", "winograd4", "sparse", "packed", "lookup"};
 
 inline size_t weight_count(const ConvSpec& s) {
   return static_cast<size_t>(s.oc) * (s.ic / s.groups) * s.kh * s.kw;

@@ -183,9 +183,31 @@ static void avg_pool(const PoolArgs& g, const Operand& in, const Store& s, size_
   }
 }
 
+// Pixels [begin, end) of one image of at most four channels from planes of float32, as uint8: a pixel is one 32-bit lane, whose
+// bytes beyond its channels the next pixels write over, and which is stored whole where that does not reach beyond `end`.
+template <class S>
+static void input_narrow(const float* nchw, const Store& s, int32_t channels, int32_t pixels, int32_t begin, int32_t end) {
+  uint8_t* const out = static_cast<uint8_t*>(s.out.data);
+  for (int first = begin; first < end; first += S::kLanes) {
+    const int width = least(S::kLanes, end - first);
+    typename S::I all{};
+    for (int c = 0; c < channels; ++c) {
+      const float* const plane = nchw + static_cast<size_t>(c) * pixels + first;
+      all |= quantize<S>(s.out, load_some<S, typename S::F>(plane, width)) << (8 * c);
+    }
+    uint8_t pixel[S::kLanes][4];
+    S::store(&pixel[0][0], all);
+    uint8_t* to = out + static_cast<size_t>(first) * channels;
+    const int left = (end - first) * channels, whole = left < 4 ? 0 : least(width, (left - 4) / channels + 1);
+    for (int p = 0; p < whole; ++p, to += channels) std::memcpy(to, pixel[p], 4);
+    for (int p = whole; p < width; ++p, to += channels) std::memcpy(to, pixel[p], channels);
+  }
+}
+
 // Pixels [begin, end) of one image from planes of float32, by strips of pixels whose channels stay in cache.
 template <class S>
 static void input(const float* nchw, const Store& s, int32_t channels, int32_t pixels, int32_t begin, int32_t end) {
+  if (s.out.is_u8 && channels <= 4) return input_narrow<S>(nchw, s, channels, pixels, begin, end);
   constexpr int kStrip = 2 * S::kLanes;
   for (int first = begin; first < end; first += kStrip) {
     const int width = least(kStrip, end - first);

@@ -49,16 +49,13 @@ TRIMTAB_INLINE typename S::F load_real(const Operand& o, size_t i) {
   return load_real<S>(o, i, S::kLanes);
 }
 
-template <class S>
-TRIMTAB_INLINE void store_u8_some(uint8_t* p, typename S::I q, int count) {
-  if (count >= S::kLanes) return S::store_u8(p, q);
-  S::store_u8_part(p, q, count);
+TRIMTAB_INLINE Clamp whole_range(const Operand& o) {
+  return {static_cast<float>(-o.zero), static_cast<float>(o.top - o.zero), o.zero};
 }
 
 template <class S>
 TRIMTAB_INLINE typename S::I quantize(const Operand& o, typename S::F x) {
-  const auto low = S::set(static_cast<float>(-o.zero)), high = S::set(static_cast<float>(o.top - o.zero));
-  return S::round(S::clamp(x * S::set(o.inverse), low, high)) + S::set(o.zero);
+  return clamped<S>(x * S::set(o.inverse), whole_range(o));
 }
 
 template <class S>
@@ -187,6 +184,35 @@ TRIMTAB_INLINE void store_u8_row(uint8_t* p, const I (&q)[NV], int last) {
   if (whole < NV) S::store_u8_part(p + whole * S::kLanes, q[NV - 1], last);
 }
 
+// Stores MR pixels of NV vectors of what `scaled(pixel, vector)` gives, in the output's integers.
+template <class S, int MR, int NV, class Scaled>
+TRIMTAB_INLINE void store_clamped_rows(uint8_t* out, const Target<int32_t>& to, const Clamp& c, const Scaled& scaled) {
+  if constexpr (NV % 2 == 0 && MR % 2 == 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i += 2) {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; j += 2) {
+        const typename S::F x[4] = {scaled(i, j), scaled(i, j + 1), scaled(i + 1, j), scaled(i + 1, j + 1)};
+        store_clamped_pairs(S{}, out + i * to.step + j * S::kLanes, to.step, x, c, j + 2 < NV ? S::kLanes : to.last);
+      }
+    }
+    return;
+  }
+  constexpr int kFours = NV == 1 ? MR / 4 * 4 : 0;
+#pragma GCC unroll 8
+  for (int i = 0; i < kFours; i += 4) {
+    const typename S::F x[4] = {scaled(i, 0), scaled(i + 1, 0), scaled(i + 2, 0), scaled(i + 3, 0)};
+    store_clamped(S{}, out + i * to.step, to.step, x, c, to.last);
+  }
+#pragma GCC unroll 8
+  for (int i = kFours; i < MR; ++i) {
+    typename S::I q[NV];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) q[j] = clamped<S>(scaled(i, j), c);
+    store_u8_row<S>(out + i * to.step, q, to.last);
+  }
+}
+
 // Stores MR pixels of NV vectors.
 template <class S, int MR, int NV, class V>
 TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<int32_t>& to) {
@@ -197,30 +223,18 @@ TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<int32_t>& t
 #pragma GCC unroll 8
   for (int j = 0; j < NV; ++j) scale[j] = S::template load<F>(s.scale + to.channel + j * S::kLanes);
   if (to.finish == Finish::kIntegers) {
-    const F low = S::set(s.low), high = S::set(s.high);
-    const V zero = S::set(s.out.zero);
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i) {
-      V q[NV];
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) q[j] = S::round(S::clamp(S::to_float(acc[i][j]) * scale[j], low, high)) + zero;
-      store_u8_row<S>(out + i * to.step, q, to.last);
-    }
+    store_clamped_rows<S, MR, NV>(out, to, {s.low, s.high, s.out.zero},
+                                  [&](int i, int j) { return S::to_float(acc[i][j]) * scale[j]; });
     return;
   }
   const uint8_t* const residual = static_cast<const uint8_t*>(s.residual.data) + to.first;
   const F floor = S::set(s.floor), ceil = S::set(s.ceil), step = S::set(s.residual.scale);
+  const F inverse = S::set(s.out.inverse);
   const V zero = S::set(s.residual.zero);
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; ++i) {
-    V q[NV];
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) {
-      const F other = S::to_float(S::load_u8(residual + i * to.step + j * S::kLanes) - zero) * step;
-      q[j] = quantize<S>(s.out, S::activate(S::to_float(acc[i][j]) * scale[j] + other, floor, ceil));
-    }
-    store_u8_row<S>(out + i * to.step, q, to.last);
-  }
+  store_clamped_rows<S, MR, NV>(out, to, whole_range(s.out), [&](int i, int j) {
+    const F other = S::to_float(S::load_u8(residual + i * to.step + j * S::kLanes) - zero) * step;
+    return S::activate(S::to_float(acc[i][j]) * scale[j] + other, floor, ceil) * inverse;
+  });
 }
 
 template <class S, int MR, int NV, class V>
@@ -266,16 +280,6 @@ static void emit(const Store& s, const float* acc, int row, int rows, int column
 template <class S, int N>
 TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::I* acc, size_t first, size_t step, int channel,
                                  int columns) {
-  if (s.requantize && columns < S::kLanes) {
-    const auto scale = S::template load<typename S::F>(s.scale + channel), low = S::set(s.low), high = S::set(s.high);
-    uint8_t* const out = static_cast<uint8_t*>(s.out.data) + first;
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) {
-      const auto q = S::round(S::clamp(S::to_float(acc[i]) * scale, low, high)) + S::set(s.out.zero);
-      S::store_u8_part(out + i * step, q, columns);
-    }
-    return;
-  }
   if (N % 4 == 0 && s.requantize) {
     const auto scale = S::template load<typename S::F>(s.scale + channel);
     uint8_t* const out = static_cast<uint8_t*>(s.out.data) + first;
@@ -284,7 +288,7 @@ TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::I* acc, size_
       typename S::F x[4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) x[j] = S::to_float(acc[i + j]) * scale;
-      store_clamped(S{}, out + i * step, step, x, {s.low, s.high, s.out.zero});
+      store_clamped(S{}, out + i * step, step, x, {s.low, s.high, s.out.zero}, least(columns, S::kLanes));
     }
     return;
   }

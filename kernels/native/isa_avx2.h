@@ -52,11 +52,7 @@ struct Avx2 : Vector<Lanes8> {
     }
     if (count & 1) std::memcpy(p, &part, 4);
   }
-  TRIMTAB_INLINE void store_u8_part(uint8_t* p, I x, int count) {
-    uint8_t all[8];
-    store_u8(all, x);
-    uint64_t bytes;
-    std::memcpy(&bytes, all, sizeof bytes);
+  TRIMTAB_INLINE void store_bytes(uint8_t* p, uint64_t bytes, int count) {
     if (count & 4) {
       std::memcpy(p, &bytes, 4);
       p += 4, bytes >>= 32;
@@ -66,6 +62,13 @@ struct Avx2 : Vector<Lanes8> {
       p += 2, bytes >>= 16;
     }
     if (count & 1) std::memcpy(p, &bytes, 1);
+  }
+  TRIMTAB_INLINE void store_u8_part(uint8_t* p, I x, int count) {
+    uint8_t all[8];
+    store_u8(all, x);
+    uint64_t bytes;
+    std::memcpy(&bytes, all, sizeof bytes);
+    store_bytes(p, bytes, count);
   }
 
   TRIMTAB_INLINE F multiply_add(F acc, F a, F b) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)acc); }
@@ -102,23 +105,51 @@ TRIMTAB_INLINE void store_high(uint8_t* p, __m128i bytes) {
   std::memcpy(p, &high, sizeof(high));
 }
 
-// Numbers too small for an int32 become the least one, so the lower bound can wait until two vectors have become one.
-TRIMTAB_INLINE void store_clamped(Avx2, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c) {
+// Four vectors as bytes, one after the other. What is too small for an int32, or not a number, becomes the least one, so the
+// lower bound can wait until two vectors have become one.
+TRIMTAB_INLINE __m256i clamped_bytes(const Avx2::F* x, const Clamp& c) {
   const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(c.zero));
   const __m256i low = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(c.low) + c.zero));
   const __m256 high = _mm256_set1_ps(c.high);
   const auto pair = [&](Avx2::F a, Avx2::F b) {
-    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_min_ps((__m256)a, high)),
-                                             _mm256_cvtps_epi32(_mm256_min_ps((__m256)b, high)));
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_min_ps(high, (__m256)a)),
+                                             _mm256_cvtps_epi32(_mm256_min_ps(high, (__m256)b)));
     return _mm256_max_epi16(_mm256_adds_epi16(words, zero), low);
   };
   const __m256i mixed = _mm256_packus_epi16(pair(x[0], x[1]), pair(x[2], x[3]));
-  const __m256i bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+TRIMTAB_INLINE void store_clamped(Avx2, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c, int count) {
+  const __m256i bytes = clamped_bytes(x, c);
   const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), first);
-  store_high(p + step, first);
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 2 * step), second);
-  store_high(p + 3 * step, second);
+  if (count == Avx2::kLanes) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), first);
+    store_high(p + step, first);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 2 * step), second);
+    store_high(p + 3 * step, second);
+    return;
+  }
+  Avx2::store_bytes(p, static_cast<uint64_t>(_mm_cvtsi128_si64(first)), count);
+  Avx2::store_bytes(p + step, static_cast<uint64_t>(_mm_extract_epi64(first, 1)), count);
+  Avx2::store_bytes(p + 2 * step, static_cast<uint64_t>(_mm_cvtsi128_si64(second)), count);
+  Avx2::store_bytes(p + 3 * step, static_cast<uint64_t>(_mm_extract_epi64(second, 1)), count);
+}
+
+// Where the second vector is not whole, the last eight bytes overlap the first eight.
+TRIMTAB_INLINE void store_clamped_pairs(Avx2, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c, int count) {
+  alignas(16) static constexpr uint8_t kFrom[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const __m256i bytes = clamped_bytes(x, c);
+  const __m128i rows[2] = {_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)};
+  if (count == Avx2::kLanes) {
+    for (int i = 0; i < 2; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * step), rows[i]);
+    return;
+  }
+  const __m128i last = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kFrom + count));
+  for (int i = 0; i < 2; ++i, p += step) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), rows[i]);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p + count), _mm_shuffle_epi8(rows[i], last));
+  }
 }
 
 }  // namespace

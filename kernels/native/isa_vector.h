@@ -182,12 +182,37 @@ struct Clamp {
   int32_t zero;
 };
 
-// Four vectors, `step` bytes apart. A level may have an overload of its own.
 template <class S>
-TRIMTAB_INLINE void store_clamped(S, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c) {
+TRIMTAB_INLINE typename S::I clamped(typename S::F x, const Clamp& c) {
+  return S::round(S::clamp(x, S::set(c.low), S::set(c.high))) + S::set(c.zero);
+}
+
+template <class S>
+TRIMTAB_INLINE void store_u8_some(uint8_t* p, typename S::I q, int count) {
+  if (count >= S::kLanes) return S::store_u8(p, q);
+  S::store_u8_part(p, q, count);
+}
+
+// The first `count` lanes of four vectors, `step` bytes apart. A level may have an overload of its own.
+template <class S>
+TRIMTAB_INLINE void store_clamped(S, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c, int count) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i)
-    S::store_u8(p + i * step, S::round(S::clamp(x[i], S::set(c.low), S::set(c.high))) + S::set(c.zero));
+  for (int i = 0; i < 4; ++i) store_u8_some<S>(p + i * step, clamped<S>(x[i], c), count);
+}
+
+// A vector and the first `count` lanes of another beside it, and `step` bytes further the same of the other two; likewise.
+template <class S>
+TRIMTAB_INLINE void store_clamped_pairs(S, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c, int count) {
+#pragma GCC unroll 2
+  for (int i = 0; i < 4; i += 2, p += step) {
+    const typename S::I first = clamped<S>(x[i], c), second = clamped<S>(x[i + 1], c);
+    if (count == S::kLanes) {
+      S::store_u8(p, first, second);
+    } else {
+      S::store_u8(p, first);
+      S::store_u8_part(p + S::kLanes, second, count);
+    }
+  }
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ static void conv_int(const Conv& g, const Store& store, const Operand& in, const
     if (g.method == Method::kShort) return conv_gemm<S, typename S::IntShort, uint8_t>(g, store, in, task);
   }
   if constexpr (S::kWinograd) {
-    if (g.method == Method::kWinograd) return winograd<S, typename S::Int, uint8_t>(g, store, in, task);
+    if (g.tile_side > 0) return winograd<S, typename S::Int, uint8_t>(g, store, in, task);
   }
   if constexpr (S::kLookup) {
     if (g.method == Method::kPacked) return conv_packed<S>(g, store, in, task);
@@ -49,7 +49,7 @@ struct FloatNarrow : S::Float {
 
 template <class S>
 static void conv_float(const Conv& g, const Store& store, const Operand& in, const Task& task) {
-  if (g.method == Method::kWinograd) return winograd<S, typename S::Float, float>(g, store, in, task);
+  if (g.tile_side > 0) return winograd<S, typename S::Float, float>(g, store, in, task);
   if (g.method == Method::kNarrow) return conv_gemm<S, FloatNarrow<S>, float>(g, store, in, task);
   if (g.method == Method::kSparse) return conv_sparse<S, typename S::Float, float>(g, store, in, task);
   if constexpr (S::kBf16 && S::kTiles) {

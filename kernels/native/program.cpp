@@ -272,26 +272,58 @@ void Program::add_flatten(const std::string& name, int in, int out) {
   });
 }
 
+// Output channels [to, to + count) are the input's from `from` on; zeros where that is negative.
+struct ChannelRun {
+  int32_t from, to, count;
+};
+
+static std::vector<ChannelRun> runs_of(const std::vector<int32_t>& index) {
+  std::vector<ChannelRun> runs;
+  for (int32_t c = 0; c < static_cast<int32_t>(index.size()); ++c) {
+    const int32_t from = std::max(index[c], -1);
+    const bool on = !runs.empty() && from == (from < 0 ? runs.back().from : runs.back().from + runs.back().count);
+    if (on)
+      ++runs.back().count;
+    else
+      runs.push_back({from, c, 1});
+  }
+  return runs;
+}
+
+constexpr size_t kLongRun = 4;  // channels, on the average, from which on copying runs beats copying channels
+
 template <class T>
-static void map_channels(const T* from, T* to, T zero, size_t width, Range pixels, const std::vector<int32_t>& index) {
+static void map_channels(const T* from, T* to, T zero, size_t width, Range pixels, const std::vector<int32_t>& index,
+                         const std::vector<ChannelRun>& runs) {
   const size_t channels = index.size();
+  const bool by_runs = runs.size() * kLongRun <= channels;
   from += pixels.first * width;
   to += pixels.first * channels;
   for (size_t p = pixels.first; p < pixels.last; ++p, from += width, to += channels) {
-    for (size_t c = 0; c < channels; ++c) to[c] = index[c] < 0 ? zero : from[index[c]];
+    if (by_runs) {
+      for (const ChannelRun& run : runs) {
+        if (run.from < 0)
+          std::fill_n(to + run.to, run.count, zero);
+        else
+          std::copy_n(from + run.from, run.count, to + run.to);
+      }
+    } else {
+      for (size_t c = 0; c < channels; ++c) to[c] = index[c] < 0 ? zero : from[index[c]];
+    }
   }
 }
 
 void Program::add_channel_map(const std::string& name, int in, int out, std::vector<int32_t> index) {
+  const std::vector<ChannelRun> runs = runs_of(index);
   add_step(name, out, [=, index = std::move(index)](const Task& t) {
     const size_t width = tensors_[in].c;
     const Range r = share(static_cast<size_t>(tensors_[out].h) * tensors_[out].w * t.images, t);
     const Operand from = operand(in), to = operand(out);
     if (to.is_u8)
       map_channels(static_cast<const uint8_t*>(from.data), static_cast<uint8_t*>(to.data),
-                   static_cast<uint8_t>(to.zero), width, r, index);
+                   static_cast<uint8_t>(to.zero), width, r, index, runs);
     else
-      map_channels(static_cast<const float*>(from.data), static_cast<float*>(to.data), 0.0f, width, r, index);
+      map_channels(static_cast<const float*>(from.data), static_cast<float*>(to.data), 0.0f, width, r, index, runs);
   });
 }
 

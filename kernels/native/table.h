@@ -47,7 +47,8 @@ enum class Method : uint8_t {
   kTiles,     // the same, on AMX tiles: of integers, or of bf16 numbers in a float layer
   kPairs,     // the same, of bf16 numbers in pairs
   kRounded,   // the same in float32, of inputs that are rounded to bf16 as they are copied
-  kWinograd,  // Winograd's algorithm for 3x3 filters (winograd.h)
+  kWinograd,  // Winograd's algorithm for 3x3 filters, two by two outputs at a time (winograd.h)
+  kWinograd4, // the same, four by four
   kSparse,    // as kRows, by a list of blocks of weights, those that are all zero left out (sparse.h)
   kPacked,    // weights of few distinct values as 2- or 4-bit codes, looked up as they are read (packed.h)
   kLookup,    // weights of two distinct values select from tables of the inputs' sums (lookup.h)
@@ -98,6 +99,7 @@ struct Conv {
   const void* start;   // per output channel, padded: the accumulators' first value (int32 or float)
   size_t group_bytes;  // of packed weights, of one group or one phase
   int32_t group_width; // padded output channels of one group
+  int32_t tile_side;       // Winograd: outputs of a tile along one side; 0 of other methods
   int32_t tiles;           // Winograd: tiles that pass through all panels together
   int32_t tile_channels;   // Winograd: elements of a transformed tile in one plane
   int32_t inputs_plane, products_plane;  // Winograd: elements between planes

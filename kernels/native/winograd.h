@@ -1,5 +1,5 @@
-// 3x3 convolutions with fewer products than the 36 that four outputs have (Lavin and Gray 2016, Fast Algorithms for
-// Convolutional Neural Networks, section 4.1). Integers are exact.
+// 3x3 convolutions with fewer products than the nine that every output has (Lavin and Gray 2016, Fast Algorithms for
+// Convolutional Neural Networks, section 4). Integers are exact.
 #pragma once
 
 #include <type_traits>
@@ -10,6 +10,8 @@ namespace trimtab {
 namespace {
 
 constexpr size_t kFetchedFilters = 512 * 1024;  // bytes of weights that have left the cache since the last run
+
+constexpr ptrdiff_t kLineBytes = 64;  // that one prefetch brings
 
 // This thread's scratch: planes of transformed inputs [tile][channel] and of products [tile][column of the panel].
 template <class A, class Acc>
@@ -24,10 +26,13 @@ struct Tiling {
   size_t first_pixel;  // in the output
 };
 
-// Stride 1, F(2x2, 3x3): 16 products. Integer filters are transformed with 2G, so that a sum is 4 times the accumulator,
-// and the scale holds the quarter.
-struct StrideOne {
-  static constexpr int kPlanes = 16, kSegments = 16, kMiddle = 5, kStep = 2;  // kStep: input columns from tile to tile
+// Stride 1, F(2x2, 3x3): 16 products for 4 outputs. Integer filters are transformed with 2G, so that a sum is 4 times the
+// accumulator, and the scale holds the quarter.
+struct TwoByTwo {
+  static constexpr int kSide = 2;                    // outputs of a tile along one side
+  static constexpr int kStep = 2;                    // input columns from tile to tile
+  static constexpr int kPlanes = 16, kSegments = 16;
+  static constexpr int kMiddle = 5;                  // the plane whose constants reach all outputs alike
   static constexpr int segments(int) { return 1; }            // of `channels` inputs, in each product of plane p
 
   // B^T d B for one tile, all channels. d: `row` elements between its rows.
@@ -77,11 +82,94 @@ struct StrideOne {
   }
 };
 
+// Stride 1, F(4x4, 3x3): 36 products for 16 outputs, at the points 0, 1, -1, 2, -2. Filters are transformed with 24G, of which
+// the factors that would not fit int16 beside 128 are left to the outputs: a sum is 576 = 9 * 64 times the accumulator, modulo
+// 2^32, where 9 can be divided by exactly; the scale holds the 64th. Float filters hold all of it.
+struct FourByFour {
+  static constexpr int kSide = 4, kStep = 4, kPlanes = 36, kSegments = 36, kMiddle = 7;
+  static constexpr int segments(int) { return 1; }
+
+  // One row of B^T: six inputs, `step` vectors apart.
+  template <class V>
+  TRIMTAB_INLINE void inputs_along(const V* d, int step, V* to) {
+    const V d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
+    const V even = d4 - d2, odd = d3 - d1, twice = odd + odd;
+    const V even_one = d4 - 4 * d2, odd_one = d3 - 4 * d1;
+    to[0] = 4 * (d0 - d2) + even;
+    to[step] = even_one + odd_one;
+    to[2 * step] = even_one - odd_one;
+    to[3 * step] = even + twice;
+    to[4 * step] = even - twice;
+    to[5 * step] = (d5 - d3) - 2 * twice;
+  }
+
+  // B^T d B for one tile, all channels. d: `row` elements between its rows.
+  template <class V, class A>
+  TRIMTAB_INLINE void transform_inputs(const A* d, ptrdiff_t row, int channels, A* to, size_t plane, int t,
+                                       int stride) {
+    constexpr int kWide = sizeof(V) / sizeof(A);
+    to += static_cast<size_t>(t) * stride;
+    for (int c = 0; c < channels; c += kWide) {
+      V v[6][6];
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; ++j) {
+        V x[6], u[6];
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; ++i) std::memcpy(&x[i], d + i * row + j * channels + c, sizeof(V));
+        inputs_along(x, 1, u);
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; ++i) v[i][j] = u[i];
+      }
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i) {
+        V u[6];
+        inputs_along(v[i], 1, u);
+#pragma GCC unroll 6
+        for (int j = 0; j < 6; ++j) std::memcpy(to + (6 * i + j) * plane + c, &u[j], sizeof(V));
+      }
+    }
+  }
+
+  // One row of A^T, which holds what the filters leave out of 24.
+  template <class V>
+  TRIMTAB_INLINE void products_along(const V (&m)[6], V (&y)[4]) {
+    const V sum = m[1] + m[2], difference = m[1] - m[2], far = m[3] + m[4], twice = 2 * (m[3] - m[4]);
+    y[0] = m[0] + far - 4 * sum;
+    y[1] = twice - 4 * difference;
+    y[2] = 4 * (far - sum);
+    y[3] = 4 * (twice - difference + m[5]);
+  }
+
+  // A^T m A for one tile and one vector of columns.
+  template <class V, class Acc>
+  TRIMTAB_INLINE void transform_products(const Acc* m, size_t plane, V (&y)[4][4]) {
+    V s[4][6];
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      V v[6], u[4];
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i) std::memcpy(&v[i], m + (6 * i + j) * plane, sizeof(V));
+      products_along(v, u);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) s[i][j] = u[i];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      products_along(s[i], y[i]);
+      if constexpr (std::is_same_v<Acc, int32_t>) {
+        constexpr int32_t kNinth = 0x38E38E39;  // 9 * kNinth = 1 modulo 2^32
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) y[i][j] *= kNinth;
+      }
+    }
+  }
+};
+
 // Stride 2: 25 products. Of five inputs the even ones meet two taps, F(2, 2): (e0 - e1) g0 + e1 (g0 + g2) and
 // e1 (g0 + g2) + (e2 - e1) g2; the odd ones meet one, and their products o0 g1 and o1 g1 are added to the first and
 // the last of those three. So there are 3x3 planes, and products of more than one segment in eight of them.
 struct StrideTwo {
-  static constexpr int kPlanes = 9, kSegments = 25, kMiddle = 4, kStep = 4;
+  static constexpr int kSide = 2, kStep = 4, kPlanes = 9, kSegments = 25, kMiddle = 4;
   static constexpr int along(int i) { return i == 1 ? 1 : 2; }
   static constexpr int segments(int p) { return along(p / 3) * along(p % 3); }
   static constexpr int first_segment(int p) { return p == 0 ? 0 : first_segment(p - 1) + segments(p - 1); }
@@ -150,7 +238,7 @@ TRIMTAB_INLINE void multiply_tiles(const typename P::A* a, ptrdiff_t stride, int
     for (int j = 0; j < NV; ++j) right[j] = P::weights(b + j * S::kLanes * P::kDot);
     b += NV * S::kLanes * P::kDot;
     if constexpr (Ahead) {
-      __builtin_prefetch(ahead);
+      for (ptrdiff_t line = 0; line < ahead_step; line += kLineBytes) __builtin_prefetch(ahead + line);
       ahead += ahead_step;
     }
 #pragma GCC unroll 8
@@ -206,32 +294,39 @@ TRIMTAB_INLINE void store_pixels(const V (&y)[Pixels][NV], const Target<Acc>& to
   emit<S>(*to.store, to.acc, NV * S::kLanes, Pixels, columns, to.first, to.step, to.channel);
 }
 
+// The first `count` of them.
+template <class S, int Pixels, int NV, class V, class Acc>
+static void store_first(const V (&y)[Pixels][NV], int count, Target<Acc> to) {
+  for (int i = 0; i < count; ++i, to.first += to.step) {
+    V one[1][NV];
+    std::memcpy(one, y[i], sizeof one);
+    store_pixels<S, 1, NV>(one, to);
+  }
+}
+
 // The outputs of one tile, as far as they lie in the image.
 template <class S, class P, class Scheme, int NV>
 TRIMTAB_INLINE void store_tile(const Conv& g, const typename P::Acc* products, const Tiling& tiling, int tile,
                                Target<typename P::Acc> to) {
   using V = typename P::V;
-  V y[2][2][NV];
+  constexpr int kSide = Scheme::kSide;
+  V y[kSide][kSide][NV];
 #pragma GCC unroll 8
   for (int j = 0; j < NV; ++j) {
-    V part[2][2];
+    V part[kSide][kSide];
     Scheme::transform_products(products + j * S::kLanes, g.products_plane, part);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) y[i / 2][i % 2][j] = part[i / 2][i % 2];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSide * kSide; ++i) y[i / kSide][i % kSide][j] = part[i / kSide][i % kSide];
   }
-  const int top = tile / tiling.across * 2, left = tile % tiling.across * 2;
+  const int top = tile / tiling.across * kSide, left = tile % tiling.across * kSide;
   to.first += (tiling.first_pixel + static_cast<size_t>(top) * g.ow + left) * g.oc;
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i, to.first += static_cast<size_t>(g.ow) * g.oc) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kSide; ++i, to.first += static_cast<size_t>(g.ow) * g.oc) {
     if (top + i >= tiling.rows) return;
-    if (left + 1 < g.ow) {
-      store_pixels<S, 2, NV>(y[i], to);
-    } else {
-      V one[1][NV];
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) one[0][j] = y[i][0][j];
-      store_pixels<S, 1, NV>(one, to);
-    }
+    if (left + kSide <= g.ow)
+      store_pixels<S, kSide, NV>(y[i], to);
+    else
+      store_first<S, kSide, NV>(y[i], g.ow - left, to);
   }
 }
 
@@ -259,7 +354,7 @@ static void winograd_panel(const Conv& g, const Store& store,
     a += static_cast<size_t>(segments) * g.inputs_plane;
     b += segments * segment * kRow;
   }
-  alignas(64) Acc acc[2 * kRow];
+  alignas(64) Acc acc[Scheme::kSide * kRow];
   const int columns = least(kRow, g.oc - panel * kWidth);
   const Target<Acc> to{finish_of<Acc>(store), &store, acc, static_cast<size_t>(panel) * kWidth, static_cast<size_t>(g.oc),
                        panel * kWidth, columns - (NV - 1) * S::kLanes, nullptr, 0};
@@ -282,8 +377,9 @@ static void winograd_block(const Conv& g, const Store& store, const Block<typena
   using A = typename P::A;
   using V = std::conditional_t<std::is_same_v<A, float>, typename S::F, typename S::H>;
   const Panels shape = panels_of<S>(g);
-  const Tiling tiling{block.pixels / g.ow, (g.ow + 1) / 2, block.first_pixel};
-  const int tiles = (tiling.rows + 1) / 2 * tiling.across;
+  constexpr int kSide = Scheme::kSide;
+  const Tiling tiling{block.pixels / g.ow, (g.ow + kSide - 1) / kSide, block.first_pixel};
+  const int tiles = (tiling.rows + kSide - 1) / kSide * tiling.across;
   const ptrdiff_t input_row = static_cast<ptrdiff_t>(g.scratch_w) * g.ic;
   for (int first = 0; first < tiles; first += g.tiles) {
     const int count = least(g.tiles, tiles - first);
@@ -318,10 +414,12 @@ static void winograd_of(const Conv& g, const Store& store, const Operand& in, co
 
 template <class S, class P, class T>
 static void winograd(const Conv& g, const Store& store, const Operand& in, const Task& task) {
-  if (g.stride_h == 1)
-    winograd_of<S, P, T, StrideOne>(g, store, in, task);
-  else
+  if (g.stride_h == 2)
     winograd_of<S, P, T, StrideTwo>(g, store, in, task);
+  else if (g.tile_side == 4)
+    winograd_of<S, P, T, FourByFour>(g, store, in, task);
+  else
+    winograd_of<S, P, T, TwoByTwo>(g, store, in, task);
 }
 
 }  // namespace

@@ -186,6 +186,15 @@ def test_pools_hand_integers_on_only_where_they_move_them() -> None:
         assert stored(ops, {"c": FLOAT}) == {"x"}
 
 
+def test_what_only_moves_stored_values_is_stored_alike() -> None:
+    ops = [layer("a", "x"), op("max_pool2d", "p", "x"), op("add", "sum", "p", "a"), layer("c", "sum")]
+    assert stored(ops) == {"x", "p", "sum"}
+    quant = lowered(ops, {}).quant
+    assert quant["p"] == quant["x"]
+    joined = [*ops[:2], op("concat", "two", "p", "p"), op("add", "sum", "two", "a")]
+    assert stored(joined) == {"x", "p"}  # its parts could be stored in different ways
+
+
 def test_activations_and_the_output_stay_float() -> None:
     assert stored([layer("a", "x"), op("activation", "y", "a"), layer("c", "y")]) == {"x", "y"}
     assert stored([layer("a", "x"), op("activation", "y", "a"), layer("b", "a"), op("add", "z", "y", "b")]) == {"x"}

@@ -96,6 +96,7 @@ def test_sessions_are_held_to_methods(rng: np.random.Generator) -> None:
     graph = build.graph((16, 8, 8), node, quant={"x": IN, "conv": OUT})
     ran = {method: Session(graph, level="portable", method=method).kernels["conv"] for method in methods()}
     assert ran["winograd"] == "w8a8 winograd"
+    assert ran["winograd4"] == "w8a8 winograd 4x4"
     assert ran["rows"] == "w8a8"
     assert ran["sparse"] == "w8a8 blocks"
     with pytest.raises(BadInput, match=r"unknown method 'row'; did you mean 'rows'"):

@@ -12,8 +12,6 @@ from tests.pairwise import pairwise
 
 from trimtab.kernels import Graph, Node, Quant, Session
 
-WIDE = Quant(0.01, 0)
-
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -26,6 +24,7 @@ WIDE = Quant(0.01, 0)
     residual=st.booleans(),
     stored=st.booleans(),
     threads=st.integers(1, 2),
+    method=st.sampled_from([None, "winograd", "winograd4"]),
     seed=st.integers(0, 99),
 )
 def test_equals_the_direct_sum(
@@ -38,6 +37,7 @@ def test_equals_the_direct_sum(
     residual: bool,
     stored: bool,
     threads: int,
+    method: str | None,
     seed: int,
     level: str,
 ) -> None:
@@ -64,7 +64,7 @@ def test_equals_the_direct_sum(
     )
     graph = build.graph((channels, *size), *nodes, quant=quant)
     x = build.images(rng, 3, (channels, *size))
-    got = Session(graph, level=level, batch=2, threads=threads).run(x)
+    got = Session(graph, level=level, batch=2, threads=threads, method=method).run(x)
     wanted = reference.output(graph, x)
     if integer:
         np.testing.assert_array_equal(got, wanted)
@@ -72,8 +72,14 @@ def test_equals_the_direct_sum(
         np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())
 
 
-@pairwise(weight=[-128, 127], channels=[64, 512], level=LEVELS)
-def test_the_largest_sums(weight: int, channels: int, level: str) -> None:
+@pairwise(
+    weight=[-128, 127],
+    channels=[64, 110, 125, 512],
+    method=[None, "winograd", "winograd4"],
+    zero=[0, 255],
+    level=LEVELS,
+)
+def test_the_largest_sums(weight: int, channels: int, method: str | None, zero: int, level: str) -> None:
     """Weights and inputs at their limits, whether or not Winograd's larger sums would still fit 32 bits."""
     weights = {
         "weight": np.full((9, channels, 3, 3), weight, np.int8),
@@ -81,6 +87,6 @@ def test_the_largest_sums(weight: int, channels: int, level: str) -> None:
         "bias": np.linspace(-3000, 3000, 9, dtype=np.float32),
     }
     node = Node("conv2d", "out", ("x",), {"padding": (1, 1, 1, 1)}, weights)
-    graph = Graph("x", (channels, 6, 6), (node,), "out", {"x": WIDE})
-    x = np.full((1, channels, 6, 6), 2.55, np.float32)
-    np.testing.assert_array_equal(Session(graph, level=level).run(x), reference.output(graph, x))
+    graph = Graph("x", (channels, 6, 6), (node,), "out", {"x": Quant(0.01, zero)})
+    x = np.full((1, channels, 6, 6), 2.55 if zero == 0 else -2.55, np.float32)
+    np.testing.assert_array_equal(Session(graph, level=level, method=method).run(x), reference.output(graph, x))
