@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.experiment import prepare_folder
 from trimtab.search.progress import ConsoleProgress, Progress
 from trimtab.search.run import Outcome, finish_run, run_search
-from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, FinishConfig, make_config
+from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, make_config
 from trimtab.search.setup.problem import Problem, make_problem
 from trimtab.search.setup.setting import bench_of
 from trimtab.spaces.policy import Policy
@@ -34,6 +33,9 @@ __all__ = ["Result", "Task", "compress"]
 
 #: The most bytes of training images that are held in memory.
 TRAINED_ON = 4 << 30
+
+#: The most images that are kept of what can be read once only, and may have no end.
+ONCE = 1 << 18
 
 _GIVEN = {"network": {"import": GIVEN_NETWORK}, "data": {"name": GIVEN_DATA}}
 
@@ -58,13 +60,16 @@ class Task:
 
     def splits(self) -> Splits:
         """Collect the parts into arrays; anything that is not images and labels is a `BadInput`."""
-        fitted = _collect(self.train, "train", self.calibration)
+        train = self.train
+        if isinstance(train, Iterator):  # it can be read once only
+            train = _collect(train, "train", ONCE)
+        fitted = _collect(train, "train", self.calibration)
         shape = fitted[0].shape[1:]
         selection = _collect(self.selection, "selection", shape=shape)
         final = selection if self.final is None else _collect(self.final, "final", shape=shape)
         said = "the selection images themselves" if self.final is None else f"{len(final[1])} images given as final"
         return Splits(
-            train=lambda: _as_images(self._trained_on(fitted)),
+            train=lambda: _as_images(_collect(train, "train", max(1, TRAINED_ON // fitted[0][0].nbytes))),
             calibration=_as_images(fitted)[0],
             selection=_as_images(selection),
             final=lambda: _as_images(final),
@@ -73,17 +78,6 @@ class Task:
             classes=int(max(selection[1].max(), final[1].max())) + 1,
             provenance=f"{len(selection[1])} images given by the user; final: {said}",
         )
-
-    def _trained_on(self, fitted: tuple[Images, Labels]) -> tuple[Images, Labels]:
-        """The training images; of what can be read once only, those that calibrate, and all that come after them."""
-        limit = max(1, TRAINED_ON // fitted[0][0].nbytes)
-        if not isinstance(self.train, Iterator):
-            return _collect(self.train, "train", limit)
-        first = next(self.train, None)
-        if first is None:
-            return fitted
-        images, labels = _collect(chain([first], self.train), "train", limit, fitted[0].shape[1:])
-        return np.concatenate([fitted[0], images]), np.concatenate([fitted[1], labels])
 
 
 class Result:
@@ -110,11 +104,13 @@ class Result:
         summary; where training made nothing better within the budgets, everything stays as it was.
         """
         config = self._problem.config
-        asked = (config.finish or FinishConfig()).model_dump(exclude_none=True)
         given = {name: value for name, value in (("time", time), ("epochs", epochs)) if value is not None}
-        settings = {**config.model_dump(by_alias=True, exclude_none=True), "finish": {**asked, **given}}
+        asked = {**config.finish.model_dump(exclude_none=True), **given, "enabled": True}
+        settings = {**config.model_dump(by_alias=True, exclude_none=True), "finish": asked}
         problem = replace(self._problem, config=make_config(settings, "finish"))
-        self._outcome = replace(self._outcome, summary=finish_run(problem, self.folder, Progress()))
+        with torch_threads(1):
+            outcome = finish_run(problem, self.folder, Progress())
+        self._outcome = replace(outcome, front=self._outcome.front)
         return self.summary
 
     @property
@@ -165,7 +161,7 @@ def compress(
     `model` is any module that torch.fx can trace, with its trained weights; `task` its data, a `Task` or a pair
     (train, selection). `budgets` maps latency, size, macs and memory to values like "0.2x", "0.6x int8" or "3 ms".
     `agent` decides: a name, one with parameters like `{"name": "evolution", "population": 64}`, or a class of your own.
-    `settings` are further keys of the configuration (engine, space, workers, seed, measure, baselines).
+    `settings` are further keys of the configuration (engine, space, workers, seed, measure, baselines, finish).
     The run is written to `out`, or to a temporary folder.
     Raises `trimtab.errors.BadInput` and `trimtab.errors.InfeasibleBudget`.
     """

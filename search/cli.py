@@ -291,7 +291,9 @@ def finish(
     run: Annotated[Path, typer.Argument(help="A run directory whose search has ended.")],
     time: Annotated[str | None, typer.Option(help="Train for at most so long, like 20m.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Train for so many epochs, if the time allows them.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was interrupted, as it was begun.")
+    ] = False,
     set_: Setting = None,
     download: Download = False,
     as_json: Json = False,
@@ -306,7 +308,7 @@ def finish(
     settings = [*(f"{key}={value}" for key, value in given.items() if value is not None), *(set_ or [])]
     progress = ConsoleProgress()
     problem = load_problem(open_run(run, settings), progress, download)
-    summary = finish_run(problem, run, progress, resume)
+    summary = finish_run(problem, run, progress, resume).summary
     if as_json:
         print_json({"folder": str(run), **summary})
     else:
@@ -376,7 +378,7 @@ def main() -> None:
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        print("trimtab: interrupted; a run that has begun to search goes on with --resume --out DIR", file=sys.stderr)
+        print("trimtab: interrupted; a run that has begun to search or to train goes on with --resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         # Usage errors of the command line know how to show themselves and which code to exit with.

@@ -14,7 +14,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from trimtab.errors import BadInput
+from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.accuracy import graded
 from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.engines import SIMULATED
@@ -35,6 +35,7 @@ from trimtab.search.loop.pool import make_pool
 from trimtab.search.loop.preference import preferred, ranked
 from trimtab.search.loop.verify import Verifier
 from trimtab.search.progress import Progress
+from trimtab.search.report.agent_rows import winning
 from trimtab.search.report.run_report import write_report
 from trimtab.search.report.summary import Findings, Winner, best_of, build_summary, finished_summary, load_summary
 from trimtab.search.setup.agent_factory import fill_for
@@ -99,11 +100,12 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
     return outcome
 
 
-def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool = False) -> dict[str, Any]:
-    """Train the network that a run exported, export what it has become, and report; return the run's summary.
+def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool = False) -> Outcome:
+    """Train the network that a run exported, export what it has become, report, and return the run as it is then.
 
-    A network that was finished before is trained on. With `resume`, a finishing that was interrupted is gone on with.
-    Where training makes nothing better within the budgets, everything stays as it was. A run that has not ended with a
+    A network that was finished before is trained on. With `resume`, a finishing that was interrupted is gone on with,
+    as it was ordered. Where training makes nothing better within the budgets, everything stays as it was. The final
+    images are read again, for the figure of what was trained; nothing is chosen by it. A run that has not ended with a
     winner is a `BadInput`.
     """
     summary = load_summary(folder)
@@ -111,34 +113,53 @@ def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool 
         raise BadInput(f"{folder} has no winner to train: nothing met the budgets")
     if not resume:
         rmtree(folder / "finishing", ignore_errors=True)
+    policy, agent = (
+        Policy.from_json(summary["winner"]["policy"], str(folder / "summary.json")),
+        summary["winner"]["agent"],
+    )
     with Journal(folder / "journal") as journal:
-        data = next(record.data for record in journal.records() if record.kind == "setting")
-        setting, candidates = recall_setting(problem, data), CandidateFolder(folder)
+        setting, candidates = recall_setting(problem, _recorded(journal, "setting")), CandidateFolder(folder)
         bench = bench_of(problem)
         link, limit = measured_link(problem, bench, folder, progress)
         setting = replace(setting, baseline=replace(setting.baseline, link=link, limit=limit))
-        policy = Policy.from_json(summary["winner"]["policy"], str(folder / "summary.json"))
         best = Verifier(journal, candidates).verify(setting, bench, _evaluated(journal, policy))
-        now, _ = candidates.current(problem.judge, policy)
-        finished = finish(setting, bench, [judged(problem.judge, best, now)], candidates, folder, progress, again=True)
-    if finished is not None:
-        images, labels = setting.problem.splits.final()
-        judge, base = problem.judge, problem.judge.candidate(problem.space.base())
-        networks = {"base": base, policy.id: candidates.repaired(judge, policy), FINISHED: finished.candidate}
-        finals = {name: graded(judge.logits(network, images), labels) for name, network in networks.items()}
-        summary |= finished_summary(finished, setting.baseline, finals)
-        write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-        write_report(folder)
-    return summary
+        before, _ = candidates.current(problem.judge, policy)
+        best = judged(problem.judge, best, before)
+        finished = finish(setting, bench, [best], candidates, folder, progress, again=True)
+    if finished is None:
+        return Outcome(folder, Winner(agent, best, _final_accuracy(summary)), (), summary)
+    images, labels = setting.problem.splits.final()
+    judge, base = problem.judge, problem.judge.candidate(problem.space.base())
+    networks = {"base": base, policy.id: before, FINISHED: finished.candidate}
+    finals = {name: graded(judge.logits(network, images), labels) for name, network in networks.items()}
+    summary |= finished_summary(finished, setting.baseline, finals)
+    summary["winner"] = {"agent": agent, "policy": finished.evaluation.policy.to_json()}
+    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_report(folder)
+    return Outcome(folder, Winner(agent, finished.evaluation, finals[FINISHED].accuracy), (), summary)
+
+
+def _final_accuracy(summary: Mapping[str, Any]) -> float:
+    found = winning(summary)
+    return math.nan if found is None else float(found[1]["final_accuracy"])
+
+
+def _recorded(journal: Journal, kind: str) -> dict[str, Any]:
+    """What the first record of a kind says; a journal without one is a `BadInput`."""
+    for record in journal.records():
+        if record.kind == kind:
+            return record.data
+    raise BadInput(f"{journal.path} has no {kind}: its run has not come so far")
 
 
 def _evaluated(journal: Journal, policy: Policy) -> Evaluation:
-    """The evaluation of a policy that a journal remembers."""
-    return next(
-        found
-        for record in journal.records()
-        if record.kind == "verified" and (found := Evaluation.from_json(record.data["evaluation"])).policy == policy
-    )
+    """The evaluation of a policy that a journal remembers; one that it does not is a `BadInput`."""
+    for record in journal.records():
+        if record.kind == "verified":
+            found = Evaluation.from_json(record.data["evaluation"])
+            if found.policy == policy:
+                return found
+    raise BadInput(f"{journal.path} has no verified network of the policy {policy.id}")
 
 
 def _search(
@@ -235,17 +256,19 @@ class _Finisher:
         return Outcome(self.folder, best, findings.front, summary, interrupted)
 
     def _finished(self, found: Sequence[Evaluation]) -> Finished | None:
-        """Train the best of what was found; None where that is not asked for, or took it over a budget."""
+        """Train the best of what was found; None where that is not asked for, failed, or made nothing better."""
         best, asked = preferred(found), self.problem.config.finish
-        if best is None or not asked:
+        if best is None:
             return None
-        contenders = self._contenders(best, asked.candidates)
+        contenders = self._contenders(best, asked.candidates if asked.enabled else 1)
         try:
             return finish(self.setting, self.bench, contenders, self.experiment.candidates, self.folder, self.progress)
         except KeyboardInterrupt:
             self.progress.line(f"interrupted: trimtab finish {self.folder} --resume goes on with the training")
             self.interrupted = True
-            return None
+        except TrimtabError as error:
+            self.progress.line(f"the winner stays untrained: {error}")
+        return None
 
     def _who_found(self, policy: Policy) -> str:
         return next(run.agent for run in self.runs for e in run.evaluations if e.policy == policy)

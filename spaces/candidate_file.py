@@ -33,7 +33,8 @@ _KEY = "trimtab.candidate"
 
 @dataclass(frozen=True)
 class Provenance:
-    """The making of a candidate: `stage` is "repaired", or "finished" after training; `recipe` says how, in JSON."""
+    """The making of a candidate: `stage` is "repaired", or "finished" after training, or, of a finishing that has not
+    ended, "tried" or "trained"; `recipe` says how, in JSON."""
 
     stage: str = "repaired"
     recipe: Mapping[str, Any] = field(default_factory=dict)

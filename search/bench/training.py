@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,6 +29,9 @@ __all__ = ["bench_training"]
 
 #: Forward, and backward to inputs and to weights.
 PASSES = 3
+
+#: How far the trainings pretend to be.
+HALFWAY = 0.5
 
 #: Steps of each training in a turn, and turns that are not counted.
 STEPS, UNCOUNTED = 4, 1
@@ -56,7 +60,7 @@ def bench_training(config: Config, policy: Policy | None, count: int) -> list[di
         batches = list(islice(trainings["fp32"].batches(), STEPS))
         found["teacher"].append(_seconds(trainings["fp32"].taught, batches))
         for name, training in trainings.items():
-            found[name].append(_seconds(training.step, batches))
+            found[name].append(_seconds(partial(training.step, share=HALFWAY), batches))
     each = {name: np.array(seconds[UNCOUNTED:]) / (STEPS * Recipe.batch) for name, seconds in found.items()}
     model, peak = CostModel(space, LatencyTable(engine_of(problem), space)), measure_roofline().float_peak
     rows = []

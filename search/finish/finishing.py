@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,11 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import Judge, graded
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.files import write_text
 from trimtab.kernels import stored_bytes
 from trimtab.search.finish.export import IN_WORDS, ExportCheck, export_candidate
 from trimtab.search.finish.run_link import PATIENCE
@@ -78,38 +81,69 @@ def finish(
 
     Contenders were verified; the first one is the best so far. None where training made nothing better within the
     budgets: the run then stays as it was, and what was trained lies in the folder `finishing` to be measured again.
-    What has been trained of an interrupted finishing is not trained again, nor, unless `again` asks for that, a
-    contender that was finished before.
+    A finishing of the same best contender that was interrupted is gone on with, as it was ordered then. A contender
+    that was finished before is not trained, unless `again` asks for that; nor is anything where finishing is off.
     """
     return _Finishing(setting, bench, candidates, folder, progress).run(contenders, again)
 
 
+@dataclass(frozen=True)
+class _Order:
+    """The order of a finishing: what is trained, and how."""
+
+    contenders: tuple[Evaluation, ...]
+    asked: FinishConfig
+
+    def to_json(self) -> dict[str, Any]:
+        return {"contenders": [each.to_json() for each in self.contenders], "asked": self.asked.model_dump()}
+
+    @classmethod
+    def recorded(cls, file: Path) -> _Order | None:
+        """The order in a file, where there is one."""
+        if not file.is_file():
+            return None
+        data = json.loads(file.read_text(encoding="utf-8"))
+        contenders = tuple(Evaluation.from_json(each) for each in data["contenders"])
+        return cls(contenders, FinishConfig.model_validate(data["asked"]))
+
+
 class _Finishing:
-    """One finishing, in a folder of its own in the run's: a file for each network that was trained, and checkpoints."""
+    """One finishing, in a folder of its own in the run's: its order, a file for each network that was trained, and
+    checkpoints."""
 
     def __init__(
         self, setting: Setting, bench: LatencyBench, candidates: CandidateFolder, folder: Path, progress: Progress
     ) -> None:
         self.setting, self.problem, self.bench = setting, setting.problem, bench
         self.candidates, self.run_folder, self.progress = candidates, folder, progress
-        self.asked = self.problem.config.finish or FinishConfig()
+        self.asked = self.problem.config.finish
         self.folder = folder / "finishing"
-        self.processes = self.asked.processes or len(os.sched_getaffinity(0))
 
     def run(self, contenders: Sequence[Evaluation], again: bool) -> Finished | None:
-        if not again and contenders[0].loss <= NOTHING_TO_LEARN:
-            self.progress.line("the winner predicts what the network as given does: there is nothing to train")
-            return None
         known = None if again else self._known(contenders)
-        trained = self._trained_now(contenders) if known is None else known
-        finished = self._accepted(trained, contenders[0])
-        if finished is not None and known is None:
-            policy, provenance = finished.evaluation.policy, Provenance("finished", trained.found)
-            self.candidates.finish(policy, finished.candidate, provenance, self.problem.space)
-        if finished is not None:
-            write_policy(self.run_folder, finished.evaluation.policy)
+        if known is None:
+            if not again and not self._worth_it(contenders[0]):
+                return None
+            contenders = self._ordered(contenders)
+        finished = self._accepted(self._trained_now(contenders) if known is None else known, contenders[0])
+        return None if finished is None else self._published(finished, known is None)
+
+    def _worth_it(self, best: Evaluation) -> bool:
+        if self.asked.enabled and best.loss <= NOTHING_TO_LEARN:
+            self.progress.line("the winner predicts what the network as given does: there is nothing to train")
+        return self.asked.enabled and best.loss > NOTHING_TO_LEARN
+
+    def _ordered(self, contenders: Sequence[Evaluation]) -> Sequence[Evaluation]:
+        """The contenders of the finishing that was interrupted, if its best one is the best one still; else these."""
+        file = self.folder / "order.json"
+        order = _Order.recorded(file)
+        if order is None or order.contenders[0].policy != contenders[0].policy:
             rmtree(self.folder, ignore_errors=True)
-        return finished
+            self.folder.mkdir(parents=True)
+            order = _Order(tuple(contenders), self.asked)
+            write_text(file, json.dumps(order.to_json()) + "\n")
+        self.asked = order.asked
+        return order.contenders
 
     def _known(self, contenders: Sequence[Evaluation]) -> Finished | None:
         """The first contender that was finished before."""
@@ -119,18 +153,32 @@ class _Finishing:
                 return Finished(judged(self.problem.judge, each, candidate), candidate, provenance.recipe)
         return None
 
+    def _published(self, finished: Finished, is_new: bool) -> Finished:
+        """Put the network, its exports and its policy in the places of the run's."""
+        policy, target = finished.evaluation.policy, self.run_folder / "export"
+        if is_new:
+            provenance = Provenance("finished", finished.found)
+            self.candidates.finish(policy, finished.candidate, provenance, self.problem.space)
+        rmtree(target, ignore_errors=True)
+        (self.folder / "export").rename(target)
+        write_policy(self.run_folder, policy)
+        rmtree(self.folder, ignore_errors=True)
+        moved = [replace(check, path=str(target / Path(check.path).name)) for check in finished.checks]
+        return replace(finished, checks=moved)
+
     def _trained_now(self, contenders: Sequence[Evaluation]) -> Finished:
         """Train; what was found then says of the whole finishing how it went."""
         started = time.perf_counter()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        trained, begun = self._best_trained(contenders)
+        trained, tried = self._best_trained(contenders)
         before = next(each for each in contenders if each.policy == trained.evaluation.policy)
+        own = [each for each in (*tried, trained) if each.evaluation.policy == before.policy]
         found = {
             **trained.found,
+            "epochs": sum(each.found["epochs"] for each in own),
             "accuracy_before": before.accuracy,
             "loss_before": before.loss,
             "seconds": time.perf_counter() - started,
-            "begun": [{**each.found, "policy": each.evaluation.policy.id} for each in begun],
+            "tried": [{**each.found, "policy": each.evaluation.policy.id} for each in tried],
         }
         return replace(trained, found=found)
 
@@ -139,10 +187,10 @@ class _Finishing:
         if len(contenders) == 1:
             return self._trained(contenders[0], 1.0, "trained"), []
         share = self.asked.first / len(contenders)
-        begun = [self._trained(each, share, "begun") for each in contenders]
-        chosen = preferred(each.evaluation for each in begun)
-        best = next(each for each in begun if each.evaluation is chosen)
-        return self._trained(best.evaluation, 1 - self.asked.first, "trained", best.candidate), begun
+        tried = [self._trained(each, share, "tried") for each in contenders]
+        chosen = preferred(each.evaluation for each in tried)
+        best = next(each for each in tried if each.evaluation is chosen)
+        return self._trained(best.evaluation, 1 - self.asked.first, "trained", best.candidate), tried
 
     def _accepted(self, trained: Finished, best: Evaluation) -> Finished | None:
         """Return the network measured and exported, if it is better than the best so far, within every budget."""
@@ -158,7 +206,11 @@ class _Finishing:
         teacher = judge.candidate(space.int8())
         if judge.loss(judge.logits(teacher, judge.images)) > AS_GIVEN:
             teacher = judge.candidate(space.base())
-        return Lessons(*splits.train(), splits.augmentation, lower(teacher))
+        images, labels = splits.train()
+        outputs = space.network.shapes[space.network.output][0]
+        if labels.max(initial=0) >= outputs:
+            raise BadInput(f"training images have labels up to {labels.max()}, the network has {outputs} outputs")
+        return Lessons(images, labels, splits.augmentation, lower(teacher))
 
     @property
     def _kept(self) -> str:
@@ -192,11 +244,7 @@ class _Finishing:
             if not evaluation.feasible:
                 self.progress.line(f"the trained network's file is {IN_WORDS[exported.verdict]}: {self._kept}")
                 return None
-        target = self.run_folder / "export"
-        rmtree(target, ignore_errors=True)
-        place.rename(target)
-        moved = [replace(check, path=str(target / Path(check.path).name)) for check in checks]
-        return replace(trained, evaluation=evaluation, checks=moved)
+        return replace(trained, evaluation=evaluation, checks=checks)
 
     def _trained(self, of: Evaluation, share: float, stage: str, start: Candidate | None = None) -> Finished:
         """Train a candidate for a share of all that may be, or open what an interrupted finishing left of it."""
@@ -220,7 +268,7 @@ class _Finishing:
                 self.problem.space.normalised,
                 self._lessons,
                 recipe,
-                processes=self.processes,
+                processes=self.asked.processes or len(os.sched_getaffinity(0)),
                 seconds=share * self.asked.time,
                 checkpoint=self.folder / f"{of.policy.id}.{stage}.checkpoint",
                 tell=tell,
@@ -231,11 +279,11 @@ class _Finishing:
             "steps": last.done,
             "epochs": last.done * recipe.batch / len(self._lessons.images),
             "images_per_second": last.rate,
-            "processes": self.processes,
+            "processes": self.asked.processes or len(os.sched_getaffinity(0)),
             "training": time.perf_counter() - begun,
             "accuracy": now.accuracy,
         }
-        save_candidate(file, candidate, Provenance("begun", found), self.problem.space)
+        save_candidate(file, candidate, Provenance(stage, found), self.problem.space)
         return Finished(now, candidate, found)
 
     def _recipe(self, of: Evaluation, share: float) -> Recipe:

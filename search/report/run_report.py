@@ -113,7 +113,7 @@ def training_line(finished: Values) -> str:
         + (f"{before:.2%} → {final}" if before is not None else final)
         + f", in {training['epochs']:.1f} epochs ({training['images_per_second']:.0f} images/s by "
         f"{training['processes']} process(es)); {duration(training['seconds'])}, "
-        f"{len(training['begun'])} others tried for a while"
+        f"{max(0, len(training['tried']) - 1)} others tried for a while"
     )
 
 

@@ -178,13 +178,14 @@ class MeasureConfig(_Section):
 
 
 class FinishConfig(_Section):
-    """Training of the best networks that were found, the last stage of a run.
+    """Training of the best networks that were found, the last stage of a run, where it is `enabled`.
 
-    It takes at most `time`, and `epochs` where they are given; `candidates` of them are trained for `first` of that,
-    and the best of these for the rest. `processes` of one thread each, by default one for every core. The others are
-    of the recipe (`trimtab.search.training.recipe.Recipe`), which has values of its own for them.
+    It trains for at most `time`, and `epochs` where they are given; `candidates` of them are trained for `first` of
+    that, and the best of these for the rest. `processes` of one thread each, by default one for every core. The others
+    are of the recipe (`trimtab.search.training.recipe.Recipe`), which has values of its own for them.
     """
 
+    enabled: bool = True
     time: float = Field(1200.0, gt=0)
     epochs: float | None = Field(None, gt=0)
     candidates: int = Field(3, ge=1)
@@ -231,7 +232,7 @@ class Config(_Section):
     accuracy_engine: str = "native"
     proxy: Literal["sequence", "layers"] = "sequence"
     measure: MeasureConfig = MeasureConfig()
-    finish: FinishConfig | Literal[False] = FinishConfig()
+    finish: FinishConfig = FinishConfig()
     seed: int = Field(0, ge=0)
     storage: str | None = None
 
@@ -268,7 +269,11 @@ class Config(_Section):
     @field_validator("finish", mode="before")
     @classmethod
     def _switched(cls, value: object) -> object:
-        return {True: {}, False: False, "on": {}, "off": False, None: {}}[value] if _is_switch(value) else value
+        if value is None or isinstance(value, bool) or value in ("on", "off"):
+            return {"enabled": value not in (False, "off")}
+        if not isinstance(value, Mapping | FinishConfig):
+            raise ValueError(f"write true, false, or keys like {{time: 20m}}, not {value!r}")
+        return value
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -307,10 +312,6 @@ class Config(_Section):
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         text: str = yaml.safe_dump(data, sort_keys=False)
         return text
-
-
-def _is_switch(value: object) -> bool:
-    return value is None or isinstance(value, bool) or value in ("on", "off")
 
 
 def check_storage(url: str) -> str:

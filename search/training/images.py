@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,10 +14,14 @@ from trimtab.evaluators.data import Augmentation, Images
 
 __all__ = ["Batch", "Epoch"]
 
+#: Images whose least values are black.
+EDGE = 256
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A batch of varied images `x` (N, C, H, W); `indices` (N,) say which of the data set's they are."""
+    """A batch of varied images `x` (N, C, H, W), or vectors (N, F); `indices` (N,) say which of the data set's they
+    are."""
 
     x: Tensor
     indices: np.ndarray
@@ -36,7 +41,6 @@ class Epoch:
         self.shifts = rng.integers(2 * augmentation.shift + 1, size=(len(images), 2))
         coin = np.random.default_rng(seed).integers(2, size=len(images))
         self.mirrored = (coin + number) % 2 == 1 if augmentation.mirror else np.zeros(len(images), bool)
-        self.edge = images[:256].min((0, 2, 3), keepdims=True)
 
     def steps(self, batch: int) -> int:
         """Return the number of whole batches."""
@@ -51,17 +55,21 @@ class Epoch:
     def _varied(self, chosen: np.ndarray) -> Tensor:
         """The images, shifted and mirrored; what comes in at the edges is black, as networks are trained to see it."""
         x, shift = torch.from_numpy(self.images[chosen]), self.augmentation.shift
-        height, width = x.shape[2:]
-        if shift:
-            padded = torch.from_numpy(self.edge).expand(*x.shape[:2], height + 2 * shift, width + 2 * shift).clone()
-            padded[:, :, shift : shift + height, shift : shift + width] = x
-            x = padded
+        if x.ndim != 4:
+            return x
         if not shift and not self.augmentation.mirror:
             return x.contiguous(memory_format=torch.channels_last)
+        height, width = x.shape[2:]
+        padded = torch.from_numpy(self._edge).expand(*x.shape[:2], height + 2 * shift, width + 2 * shift).clone()
+        padded[:, :, shift : shift + height, shift : shift + width] = x
         rows = np.arange(height) + self.shifts[chosen, :1]
         columns = np.where(self.mirrored[chosen, None], np.arange(width)[::-1], np.arange(width))
         columns = columns + self.shifts[chosen, 1:]
         each = torch.arange(len(x))[:, None, None]
+        down, across = torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]
         # Channels last, as convolutions take them.
-        moved = x.permute(0, 2, 3, 1)[each, torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None, :]]
-        return moved.permute(0, 3, 1, 2)
+        return padded.permute(0, 2, 3, 1)[each, down, across].permute(0, 3, 1, 2)
+
+    @cached_property
+    def _edge(self) -> Images:
+        return np.asarray(self.images[:EDGE].min((0, 2, 3), keepdims=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,7 +57,8 @@ def _take_part(folder: Path, part: int, parts: int, pipe: Connection) -> None:
     except (BrokenPipeError, EOFError):
         sys.exit(1)  # whoever listened is gone
     except Exception:
-        pipe.send(RuntimeError(f"in a process of the training:\n{traceback.format_exc()}"))
+        with suppress(BrokenPipeError):
+            pipe.send(RuntimeError(f"in a process of the training:\n{traceback.format_exc()}"))
 
 
 if __name__ == "__main__":

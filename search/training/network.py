@@ -68,13 +68,11 @@ class TrainedNetwork(nn.Module):
 
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
         """Return the weights, the steps of quantisers, and all other parameters that are learned."""
-        weights = [layer.weight for layer in self._layers]
-        steps = [each.growth for each in self.modules() if isinstance(each, TensorQuantiser | WeightQuantiser)]
-        told = {id(parameter) for parameter in (*weights, *steps)}
-        others = [each for each in self.parameters() if id(each) not in told]
-        learned = ([each for each in some if each.requires_grad] for some in (weights, steps, others))
-        first, second, third = learned
-        return first, second, third
+        weights = _learned(layer.weight for layer in self._layers)
+        quantisers = [each for each in self.modules() if isinstance(each, TensorQuantiser | WeightQuantiser)]
+        steps = _learned(each.growth for each in quantisers)
+        listed = {id(each) for each in (*weights, *steps)}
+        return weights, steps, [each for each in _learned(self.parameters()) if id(each) not in listed]
 
     def statistics(self) -> list[Tensor]:
         """Return the means and variances of all norms."""
@@ -285,14 +283,18 @@ class _Layer(nn.Module):
         return op.with_weights(weight=stored, bias=shift.numpy().copy())
 
 
+def _learned(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [each for each in parameters if each.requires_grad]
+
+
 def _straight(x: Tensor, stored: Tensor) -> Tensor:
     """What is stored of values, with their own gradients (Bengio et al. 2013, arXiv:1308.3432)."""
     return x + (stored - x).detach()
 
 
 def _key(name: str) -> str:
-    """A name that a module may have."""
-    return name.replace(".", "|")
+    """A name that a module may have, whatever methods it has."""
+    return "_" + name.replace(".", "|")
 
 
 def _size(values: Tensor) -> Tensor:

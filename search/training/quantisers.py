@@ -100,6 +100,7 @@ class _ToSteps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        x = _dense(x)
         y = torch.empty_like(x)
         ctx.numbers = float(step), low, high
         ctx.save_for_backward(x)
@@ -114,11 +115,17 @@ class _ToSteps(torch.autograd.Function):
         return dx, torch.tensor(owed), None, None
 
 
+def _dense(x: Tensor) -> Tensor:
+    """The values without gaps, in one of the two orders that `_flat` knows."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if last else x.contiguous()
+
+
 def _flat(tensor: Tensor, like: Tensor) -> Any:
     """The values of a tensor in the order of those of `like` in memory, (n,), without a copy where they lie so."""
     if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.reshape(-1).detach().numpy()
+    return tensor.reshape(-1).contiguous().detach().numpy()
 
 
 class _ToLevels(torch.autograd.Function):

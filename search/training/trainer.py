@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -26,6 +27,9 @@ from trimtab.spaces.candidate import Candidate
 
 __all__ = ["train"]
 
+#: Seconds that a process may take to end.
+DYING = 1.0
+
 
 def train(
     candidate: Candidate,
@@ -40,7 +44,7 @@ def train(
 ) -> Candidate:
     """Return the candidate as it is after a training, from the checkpoint where there is one.
 
-    `seconds` limit the training; `checkpoint` is written after every epoch, into a folder that exists. The result
+    `seconds` limit the training; `checkpoint` is written now and then, into a folder that exists. The result
     depends on the number of processes, and on nothing else that is not given.
     """
     given = Assignment(candidate, tuple(normalised), lessons, recipe, seconds, checkpoint)
@@ -73,7 +77,7 @@ def _together(folder: Path, processes: int, given: Assignment, tell: Callable[[P
             pipes.append(ours)
         for pipe in pipes:
             pipe.send(shared)
-        return _listen(pipes, tell)
+        return _listen(members, pipes, tell)
     finally:
         for member in members:
             member.terminate()
@@ -83,22 +87,34 @@ def _together(folder: Path, processes: int, given: Assignment, tell: Callable[[P
             pipe.close()
 
 
-def _listen(pipes: list[Connection], tell: Callable[[Progress], None]) -> Candidate:
+def _listen(
+    members: list[subprocess.Popen[bytes]], pipes: list[Connection], tell: Callable[[Progress], None]
+) -> Candidate:
     """Pass on what the processes say, until the first one has the result; what goes wrong in one ends all."""
+    listening = list(pipes)
     while True:
-        for pipe in cast("list[Connection]", wait(pipes)):
+        for pipe in cast("list[Connection]", wait(listening)):
             try:
                 said = pipe.recv()
             except EOFError:
-                raise TrimtabError(
-                    "a process of the training ended without a word: was it killed for memory?"
-                ) from None
+                said = RuntimeError("it ended without a word")
             if isinstance(said, Progress):
                 tell(said)
-            elif isinstance(said, BaseException):
+            elif isinstance(said, TrimtabError):
                 raise said
+            elif isinstance(said, BaseException):
+                raise _explained(said, members)
             elif said is not None:
                 found: Candidate = said
                 return found
             else:
-                pipes.remove(pipe)
+                listening.remove(pipe)
+
+
+def _explained(error: BaseException, members: list[subprocess.Popen[bytes]]) -> BaseException:
+    """What ended a process: where one was killed, that, and not what the others make of it."""
+    with suppress(subprocess.TimeoutExpired):
+        for member in members:
+            if member.wait(DYING) < 0:
+                return TrimtabError("a process of the training was killed: was there too little memory?")
+    return error

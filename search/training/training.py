@@ -34,8 +34,11 @@ MEASURED = 256
 #: Batches that norms are measured on before they are held still, and the number of the epoch that they are of.
 NORM_BATCHES, NORM_EPOCH = 32, 2**31
 
-#: Steps whose speed says how many fit a time limit; the first ones are slower.
-TIMED, UNTIMED = 24, 4
+#: The first steps are slower.
+UNTIMED = 4
+
+#: Seconds after which there is a checkpoint within an epoch, too.
+BETWEEN_CHECKPOINTS = 300.0
 
 #: AdamW's decay of the moments. Trainings are short: the second moment forgets faster than is usual.
 BETAS = (0.9, 0.99)
@@ -66,9 +69,9 @@ class Progress:
 class Training:
     """One process's part of a training of a candidate.
 
-    `normalised` names the layers that had a batch norm (`Space.normalised`); `seconds` limit the training by taking
-    fewer steps than the recipe says. What a process does follows from candidate, recipe, lessons and team alone, and,
-    where they bind, from the seconds.
+    `normalised` names the layers that had a batch norm (`Space.normalised`). `seconds` limit the training: how far it
+    is, and so its rate, then follows from the time, where that is ahead of the steps. Where it is not, what a process
+    does follows from candidate, recipe, lessons and team alone.
     """
 
     def __init__(
@@ -85,26 +88,41 @@ class Training:
         self.network = TrainedNetwork(candidate, normalised, self.first)
         self.teacher = NativeEngine().compile(lessons.teacher, recipe.batch)
         self.optimiser = torch.optim.AdamW(self._groups(), betas=BETAS)
-        self.per_epoch = max(1, len(lessons.images) // recipe.batch)
+        self.per_epoch = self._epoch(0).steps(recipe.batch)
         self.done, self.steps = 0, round(recipe.epochs * self.per_epoch)
+        #: Seconds that were spent by earlier processes, and when this one began.
+        self.spent, self.began = 0.0, time.perf_counter()
         self.frozen = False
 
     def run(self, tell: Callable[[Progress], None], checkpoint: Path | None = None) -> None:
-        """Train to the end; every epoch ends in a checkpoint, in the first process."""
+        """Train to the end; the first process writes checkpoints, after every epoch and every few minutes."""
         self.network.train()
         clock = _Clock(self.recipe.batch)
-        for batch in self.batches():
-            if not self.frozen and self.done >= (1 - self.recipe.frozen) * self.steps:
-                self._freeze()
-            clock.step(self.step(batch))
-            if self.seconds is not None and clock.steps == TIMED:
-                # No more steps than fit the time that is given.
-                most = self.done + max(1.0, self.seconds * clock.rate / self.recipe.batch - TIMED)
-                self.steps = int(self.team.agreed(min(self.steps, most)))
-            if clock.due or self.done == self.steps:
-                tell(Progress(self.done, self.steps, clock.loss, clock.rate))
-            if checkpoint is not None and self.done % self.per_epoch == 0 and self.team.part == 0:
-                self.save(checkpoint)
+        while (share := self.share()) < 1:
+            for batch in self.batches():
+                if not self.frozen and share >= 1 - self.recipe.frozen:
+                    self._freeze()
+                clock.step(self.step(batch, share))
+                share = self.share()
+                if clock.due or share >= 1:
+                    steps = self.done if share >= 1 else max(self.done + 1, round(self.done / share))
+                    tell(Progress(self.done, steps, clock.taken(), clock.rate))
+                ends = self.done % self.per_epoch == 0
+                if checkpoint is not None and self.team.part == 0 and (ends or clock.unsaved > BETWEEN_CHECKPOINTS):
+                    self.save(checkpoint)
+                    clock.saved = time.perf_counter()
+                if share >= 1:
+                    break
+
+    def share(self) -> float:
+        """Return how far the training is, from 0 to 1, by its steps or by its time."""
+        by_steps = self.done / self.steps if self.steps else 1.0
+        if self.seconds is None:
+            return by_steps
+        return max(by_steps, self.team.agreed(self._elapsed() / self.seconds))
+
+    def _elapsed(self) -> float:
+        return self.spent + time.perf_counter() - self.began
 
     def candidate(self) -> Candidate:
         """Return the candidate as it is now."""
@@ -115,7 +133,7 @@ class Training:
         state = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         for i, moments in self.optimiser.state_dict()["state"].items():
             state |= {f"optimiser.{i}.{name}": tensor for name, tensor in moments.items()}
-        about = {"done": self.done, "steps": self.steps, "frozen": self.frozen, "recipe": asdict(self.recipe)}
+        about = {"done": self.done, "spent": self._elapsed(), "frozen": self.frozen, "recipe": asdict(self.recipe)}
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
         write_bytes(path, to_bytes(tensors, metadata={_KEY: json.dumps(about)}))
 
@@ -126,15 +144,15 @@ class Training:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
         if about is None or about["recipe"] != asdict(self.recipe):
             raise BadInput(f"the checkpoint {path} is of another training: take it away to start again")
-        of_network = {name.removeprefix("network."): each for name, each in tensors.items() if name.startswith("net")}
+        own = "network."
+        of_network = {name.removeprefix(own): each for name, each in tensors.items() if name.startswith(own)}
         self.network.load_state_dict(of_network)
         state: dict[int, dict[str, Tensor]] = {}
-        for name in tensors.keys() - {f"network.{each}" for each in of_network}:
+        for name in tensors.keys() - {own + each for each in of_network}:
             _, place, moment = name.split(".")
             state.setdefault(int(place), {})[moment] = tensors[name]
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-        self.done, self.steps, self.frozen = about["done"], about["steps"], about["frozen"]
-        self.seconds = None
+        self.done, self.spent, self.frozen = about["done"], about["spent"], about["frozen"]
 
     def _groups(self) -> list[dict[str, Any]]:
         weights, steps, others = self.network.groups()
@@ -145,15 +163,9 @@ class Training:
         ]
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches of the steps that are left, one for every step that is taken."""
-        while self.done < self.steps:
-            number, first = divmod(self.done, self.per_epoch)
-            left = self.steps - self.done
-            batches = self._epoch(number).batches(self.recipe.batch, self.team.part, self.team.parts, first)
-            for _, batch in zip(range(left), batches, strict=False):
-                if self.done >= self.steps:  # a time limit was found to bind
-                    return
-                yield batch
+        """Yield the batches that are left of the epoch that the training is in."""
+        number, first = divmod(self.done, self.per_epoch)
+        yield from self._epoch(number).batches(self.recipe.batch, self.team.part, self.team.parts, first)
 
     def _epoch(self, number: int) -> Epoch:
         return Epoch(self.lessons.images, self.lessons.augmentation, self.recipe.seed, number)
@@ -162,9 +174,9 @@ class Training:
         """Return what the teacher makes of a batch, (N, classes)."""
         return torch.from_numpy(self.teacher.run(batch.x.numpy()))
 
-    def step(self, batch: Batch) -> float:
-        """Take a step; return its loss."""
-        rate = self.recipe.rate(self.done / self.steps)
+    def step(self, batch: Batch, share: float) -> float:
+        """Take a step of a training that is so far, from 0 to 1; return its loss."""
+        rate = self.recipe.rate(share)
         for group in self.optimiser.param_groups:
             group["lr"] = group["share"] * rate
         labels = torch.from_numpy(self.lessons.labels[batch.indices])
@@ -198,11 +210,11 @@ def distance(outputs: Tensor, wanted: Tensor, labels: Tensor, recipe: Recipe) ->
 
 
 class _Clock:
-    """The speed of a training, and when to say something of it."""
+    """The speed of a training in this process, and when to say or to save something of it."""
 
     def __init__(self, batch: int) -> None:
         self.batch, self.steps, self.losses = batch, 0, list[float]()
-        self.started = self.said = time.perf_counter()
+        self.started = self.said = self.saved = time.perf_counter()
 
     def step(self, loss: float) -> None:
         self.steps += 1
@@ -210,18 +222,22 @@ class _Clock:
         if self.steps == UNTIMED:
             self.started = time.perf_counter()
 
+    def taken(self) -> float:
+        """Return the mean loss of the steps since this was last called."""
+        losses, self.losses, self.said = self.losses, [], time.perf_counter()
+        return sum(losses) / max(1, len(losses))
+
     @property
     def due(self) -> bool:
         """Whether something has not been said for a second."""
         return time.perf_counter() - self.said > 1
 
     @property
+    def unsaved(self) -> float:
+        """Seconds since something was saved."""
+        return time.perf_counter() - self.saved
+
+    @property
     def rate(self) -> float:
         """Images per second."""
         return max(1, self.steps - UNTIMED) * self.batch / max(1e-9, time.perf_counter() - self.started)
-
-    @property
-    def loss(self) -> float:
-        """The mean loss since it was last asked for."""
-        losses, self.losses, self.said = self.losses, [], time.perf_counter()
-        return sum(losses) / max(1, len(losses))

@@ -99,6 +99,30 @@ def test_a_network_of_signals_takes_them_as_they_are(tmp_path: Path) -> None:
     assert all(check.agreement == 1.0 for check in result.export(tmp_path / "out")[:1])
 
 
+def test_a_network_of_vectors_is_trained_in_the_end(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3))
+    parts = [(rng.normal(size=(n, 6)).astype(np.float32), np.arange(n) % 3) for n in (128, 60, 60)]
+    training = {"epochs": 20, "candidates": 1, "processes": 1, "batch": 16}
+    space = {"bits": [[2, 8], [8, 8]], "ranks": [], "channels": 1}
+    result = search(model, Task(*parts), out=tmp_path / "run", finish=training, space=space, budgets={"size": "0.12x"})
+    assert result.best is not None
+    before, best = result.summary["finished"]["training"]["loss_before"], result.best
+    assert best.loss < before
+    result.finish(epochs=10)
+    assert result.best is not None
+    assert result.best.loss == result.summary["finished"]["loss"]
+
+
+def test_what_can_be_read_once_is_trained_on_whole() -> None:
+    images, labels = arrays(64)
+    batches = ((images[i : i + 16], labels[i : i + 16]) for i in range(0, 64, 16))
+    splits = Task(batches, arrays(16), calibration=8).splits()
+    assert len(splits.calibration) == 8
+    for _ in range(2):
+        np.testing.assert_array_equal(splits.train()[0], images)
+
+
 def test_parts_of_other_shapes_are_named(model: nn.Module) -> None:
     images, labels = arrays(16)
     for name in ("selection", "final"):

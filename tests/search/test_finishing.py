@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from trimtab.evaluators.lowering import lower
 from trimtab.search.loop.candidates import CandidateFolder, candidate_of
 from trimtab.search.progress import Progress
 from trimtab.search.run import Outcome, finish_run, run_search
-from trimtab.search.setup.config import Config, FinishConfig
+from trimtab.search.setup.config import Config, FinishConfig, make_config
 from trimtab.search.setup.problem import Problem, load_problem
 from trimtab.spaces import Policy
 from trimtab.spaces.candidate_file import load_candidate
@@ -65,7 +66,7 @@ def test_the_winner_is_the_trained_network(given: Problem, outcome: Outcome) -> 
     assert finished["size"] == kernels.stored_bytes(lower(candidate))
     assert all(violation <= 0 for violation in finished["violations"].values())
     assert finished["training"]["accuracy_before"] <= finished["accuracy"]
-    assert len(finished["training"]["begun"]) == 2
+    assert len(finished["training"]["tried"]) == 2
 
 
 def test_the_exported_file_is_the_trained_network(given: Problem, outcome: Outcome) -> None:
@@ -99,29 +100,46 @@ def test_the_report_says_what_training_made(outcome: Outcome) -> None:
 def test_an_ended_run_is_trained_on(given: Problem, outcome: Outcome) -> None:
     assert outcome.winner is not None
     before = outcome.summary["finished"]
-    summary = finish_run(given, outcome.folder, Progress())
+    summary = finish_run(given, outcome.folder, Progress()).summary
     before, after = json.loads(json.dumps([before, summary["finished"]]))
     assert after["policy"] == before["policy"]
-    assert after["training"]["begun"] == []
+    assert after["training"]["tried"] == []
     # Trained on from where it was: or, where that made it no better, as it was.
     assert after == before or after["training"]["accuracy_before"] == before["accuracy"]
     assert json.loads((outcome.folder / "summary.json").read_text())["finished"] == after
 
 
 def test_off_means_that_nothing_is_trained(with_shared_cache: None, tmp_path: Path) -> None:
-    problem = load_problem(trained().model_copy(update={"finish": False}), Progress())
+    problem = load_problem(trained(enabled=False), Progress())
     outcome = run_search(problem, tmp_path / "run", Progress())
     assert outcome.summary["finished"] is None
     assert outcome.winner is not None
-    summary = finish_run(replace(problem, config=trained()), tmp_path / "run", Progress())
+    summary = finish_run(replace(problem, config=trained()), tmp_path / "run", Progress()).summary
     assert summary["finished"]["training"]["accuracy_before"] == outcome.winner.evaluation.accuracy
 
 
 @pytest.mark.parametrize("text", [False, "off", True, "on", None, {"time": "5m"}])
 def test_one_key_switches_it(text: object) -> None:
     found = tiny(finish=text).finish
-    assert found == (False if text in (False, "off") else FinishConfig(**(text if isinstance(text, dict) else {})))
-    assert Config.model_validate(tiny(finish=text).model_dump(mode="json", by_alias=True)).finish == found
+    assert found == FinishConfig(enabled=text not in (False, "off"), **(text if isinstance(text, dict) else {}))
+    assert make_config(tiny(finish=text).model_dump(mode="json", by_alias=True, exclude_none=True)).finish == found
+
+
+@pytest.mark.parametrize(
+    ("finish", "said"),
+    [
+        ("maybe", "finish: write true, false, or keys"),
+        ({"time": "-1"}, "finish.time: '-1' is not a duration"),
+        ({"epochs": 0}, "finish.epochs: Input should be greater than 0"),
+        ({"first": 1}, "finish.first: Input should be less than 1"),
+        ({"bogus": 1}, "finish.bogus"),
+        ({"candidates": 0}, "finish.candidates"),
+    ],
+)
+def test_wrong_keys_are_named(finish: object, said: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(said)) as caught:
+        tiny(finish=finish)
+    assert "FinishConfig" not in str(caught.value)
 
 
 def over_size(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +161,7 @@ def test_what_training_takes_over_a_budget_is_not_kept(
     # It is not lost: measured again, and now within, it is taken without another training.
     monkeypatch.undo()
     monkeypatch.setattr("trimtab.search.finish.finishing.train", None)
-    assert finish_run(given, tmp_path / "run", Progress(), resume=True)["finished"] is not None
+    assert finish_run(given, tmp_path / "run", Progress(), resume=True).summary["finished"] is not None
 
 
 def test_what_training_makes_worse_is_not_kept(given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,3 +228,48 @@ def test_a_run_without_a_winner_cannot_be_finished(given: Problem, outcome: Outc
         finish_run(given, tmp_path, Progress())
     with pytest.raises(BadInput, match="holds no finished run"):
         finish_run(given, tmp_path / "nowhere", Progress())
+
+
+def test_what_a_search_began_the_command_goes_on_with(
+    given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trimtab.search.finish.finishing as module
+
+    real, trainings = module.train, list[str]()
+
+    def interrupted(*arguments: object, **settings: object) -> object:
+        trainings.append(Path(str(settings["checkpoint"])).name)
+        if len(trainings) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "train", interrupted)
+    run_search(given, tmp_path / "run", Progress())
+    # Whatever is asked for now, the training is the one that was ordered.
+    other = replace(given, config=trained(epochs=1, learning_rate=0.1))
+    summary = finish_run(other, tmp_path / "run", Progress(), resume=True).summary
+    assert trainings[3:] == trainings[2:3]
+    assert len(summary["finished"]["training"]["tried"]) == 2
+    assert summary["finished"]["training"]["recipe"]["learning_rate"] == 0.003
+
+
+def test_a_training_that_fails_leaves_a_run_that_is_reported(
+    given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = given.splits.train()
+    broken = replace(given, splits=replace(given.splits, train=lambda: (images, labels + 1)))
+    said = Lines()
+    outcome = run_search(broken, tmp_path / "run", said)
+    assert outcome.winner is not None
+    assert outcome.summary["finished"] is None
+    assert "the winner stays untrained: training images have labels up to 10, the network has 10 outputs" in said.said
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_finished_run_that_is_gone_on_with_stays_finished(given: Problem, tmp_path: Path) -> None:
+    problem = load_problem(trained(enabled=False), Progress())
+    run_search(problem, tmp_path / "run", Progress())
+    finished = finish_run(given, tmp_path / "run", Progress()).summary["finished"]
+    again = run_search(problem, tmp_path / "run", Progress(), resume=True)
+    assert again.summary["finished"] is not None
+    assert again.summary["finished"]["loss"] == finished["loss"]

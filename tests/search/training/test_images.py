@@ -80,3 +80,9 @@ def test_half_are_mirrored_and_then_the_other_half(images: np.ndarray) -> None:
         mirrored.append(found)
     assert (mirrored[0] != mirrored[1]).all()
     assert 10 < mirrored[0].sum() < 30
+
+
+def test_vectors_are_taken_as_they_are(rng: np.random.Generator) -> None:
+    vectors = rng.standard_normal((20, 7)).astype(np.float32)
+    for batch in Epoch(vectors, Augmentation(2, mirror=True), 0, 0).batches(5):
+        np.testing.assert_array_equal(batch.x.numpy(), vectors[batch.indices])

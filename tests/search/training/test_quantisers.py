@@ -82,3 +82,17 @@ def test_tensors_in_any_memory_format(quant: Quant, memory: torch.memory_format,
     owed = (dy * (ratio.clamp(low, high).round() - ratio * inside)).sum() * quant.scale
     torch.testing.assert_close(quantiser.growth.grad, owed, rtol=1e-3, atol=1e-4)
     assert quantiser.quant() == Quant(float(np.float32(quant.scale)), quant.zero_point, quant.bits)
+
+
+def test_tensors_with_gaps_are_rounded_too(rng: np.random.Generator) -> None:
+    whole = torch.from_numpy(rng.standard_normal((2, 8, 6, 6)).astype(np.float32))
+    last = whole.contiguous(memory_format=torch.channels_last)
+    views = [last[:, :3], whole[:, :, ::2, ::2], last[:, :, 1:4, 2:], whole.mT, whole[0, 0].T, whole.transpose(0, 1)]
+    for view in views:
+        x = view.detach().requires_grad_()
+        y = TensorQuantiser(Quant(0.1, 20, 8))(x)
+        torch.testing.assert_close(y.detach(), (view / 0.1).clamp(-20, 235).round() * 0.1)
+        y.sum().backward()
+        ratio = view / 0.1
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad, ((ratio >= -20) & (ratio <= 235)).float())

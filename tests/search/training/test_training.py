@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 from tests.search.runs import tiny
+from torch import nn
 
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.accuracy import accuracy_of, judging_session, torch_logits
@@ -24,6 +25,8 @@ from trimtab.search.training.training import Progress as Steps
 from trimtab.spaces import Candidate, Policy
 from trimtab.spaces.candidate_file import Provenance, load_candidate, save_candidate
 from trimtab.spaces.numbers.formats import INT8, LayerFormat
+from trimtab.spaces.repairs.repair import Calibration, compress
+from trimtab.spaces.space import Options, build_space
 
 SHORT = Recipe(epochs=1.0, batch=64, learning_rate=3e-3)
 
@@ -228,3 +231,20 @@ def test_ranges_are_those_of_the_trained_network(problem: Problem, lessons: Less
         assert low <= high
         if op.attrs.get("activation") == "relu":
             assert low == 0
+
+
+def test_layers_may_have_the_names_of_methods(rng: np.random.Generator) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.keys, self.values, self.pop = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.pop(torch.relu(self.values(torch.relu(self.keys(x)))))
+            return y
+
+    x = rng.standard_normal((64, 5)).astype(np.float32)
+    space = build_space(Net(), torch.from_numpy(x[:1]), Options(channels=1, ranks=()), x)
+    candidate = compress(space, space.int8(), Calibration.of(space, x))
+    network = TrainedNetwork(candidate, space.normalised, torch.from_numpy(x))
+    assert close(torch_logits(candidate, x), network.eval()(torch.from_numpy(x)).detach().numpy())
