@@ -47,7 +47,7 @@ EPOCHS, STEPS = 15.0, 1500
 #: network as given.
 AS_GIVEN = 0.01
 
-#: What is within so many nats of the network as given has nothing to learn from it.
+#: What has lost no more has nothing to learn.
 NOTHING_TO_LEARN = 1e-3
 
 #: A batch is so small that an epoch has at least so many steps.
@@ -129,9 +129,16 @@ class _Finishing:
         return None if finished is None else self._published(finished, known is None)
 
     def _worth_it(self, best: Evaluation) -> bool:
-        if self.asked.enabled and best.loss <= NOTHING_TO_LEARN:
+        if not self.asked.enabled:
+            return False
+        if self._damage(best) <= NOTHING_TO_LEARN:
             self.progress.line("the winner predicts what the network as given does: there is nothing to train")
-        return self.asked.enabled and best.loss > NOTHING_TO_LEARN
+            return False
+        return True
+
+    def _damage(self, of: Evaluation) -> float:
+        """What a network has lost: in nats or, where that is more, as a share of the images."""
+        return max(of.loss, self.setting.baseline.base_accuracy - of.accuracy)
 
     def _ordered(self, contenders: Sequence[Evaluation]) -> Sequence[Evaluation]:
         """The contenders of the finishing that was interrupted, if its best one is the best one still; else these."""
@@ -287,12 +294,13 @@ class _Finishing:
         return Finished(now, candidate, found)
 
     def _recipe(self, of: Evaluation, share: float) -> Recipe:
-        """The recipe for a network of this loss: what lost much learns fast."""
+        """The recipe for a network: what has lost much learns fast."""
         images = len(self._lessons.images)
         given = self.asked.model_dump(include=set(Recipe.__dataclass_fields__), exclude_none=True)
         batch = min(given.get("batch", Recipe.batch), max(2, images // STEPS_AT_LEAST))
         epochs = max(EPOCHS, STEPS * batch / images) if self.asked.epochs is None else self.asked.epochs
-        usual = {"learning_rate": Recipe.learning_rate * min(1.0, of.loss) ** 0.5, "seed": self.problem.config.seed}
+        rate = Recipe.learning_rate * min(1.0, max(NOTHING_TO_LEARN, self._damage(of))) ** 0.5
+        usual = {"learning_rate": rate, "seed": self.problem.config.seed}
         return Recipe(**{**usual, **given, "batch": batch, "epochs": share * epochs})
 
 

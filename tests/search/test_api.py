@@ -102,10 +102,15 @@ def test_a_network_of_signals_takes_them_as_they_are(tmp_path: Path) -> None:
 def test_a_network_of_vectors_is_trained_in_the_end(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3))
-    parts = [(rng.normal(size=(n, 6)).astype(np.float32), np.arange(n) % 3) for n in (128, 60, 60)]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # predictions that say something
+            parameter.normal_()
+    inputs = [rng.normal(size=(n, 6)).astype(np.float32) for n in (256, 100, 100)]
+    parts = [(x, model(torch.from_numpy(x)).argmax(1).numpy()) for x in inputs]
     training = {"epochs": 20, "candidates": 1, "processes": 1, "batch": 16}
     space = {"bits": [[2, 8], [8, 8]], "ranks": [], "channels": 1}
-    result = search(model, Task(*parts), out=tmp_path / "run", finish=training, space=space, budgets={"size": "0.12x"})
+    result = search(model, Task(*parts), out=tmp_path / "run", finish=training, space=space, budgets={"size": "0.2x"})
     assert result.best is not None
     before, best = result.summary["finished"]["training"]["loss_before"], result.best
     assert best.loss < before
