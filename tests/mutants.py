@@ -75,6 +75,20 @@ MUTANTS = (
         ("kernels/test_integers", "kernels/test_depthwise"),
     ),
     Mutant(
+        "sums of depthwise layers in 16 bits may be one weight too large, at avx2 only",
+        "kernels/native/conv.cpp",
+        "32767 / in.top",
+        "32767 / in.top + 1",
+        ("kernels/test_depthwise",),
+    ),
+    Mutant(
+        "sums of depthwise layers in 16 bits are widened at the end of a row only, at avx2 only",
+        "kernels/native/depthwise.h",
+        "k % kShortColumns == kShortColumns - 1 || k == KW - 1",
+        "k == KW - 1",
+        ("kernels/test_depthwise",),
+    ),
+    Mutant(
         "the first row of the padding below the image is what lies behind the image",
         "kernels/native/depthwise.h",
         "at < g.ih",

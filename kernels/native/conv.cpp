@@ -215,6 +215,33 @@ bool can_run(const ConvSpec& s, const Kernels& k, const Operand& in, Method meth
   }
 }
 
+// Whether the sums of kShortColumns columns of a depthwise filter by any two neighbouring rows fit 16 bits whatever the
+// inputs are.
+bool fits_short_columns(const ConvSpec& s, const Operand& in) {
+  const int limit = 32767 / in.top;
+  for (int i = 0; i < s.oc * s.kh; ++i) {
+    const int8_t* const row = s.int_weights + static_cast<size_t>(i) * s.kw;
+    const int rows = i % s.kh + 1 < s.kh ? 2 : 1;
+    for (int first = 0; first < s.kw; first += kShortColumns) {
+      int positive = 0, negative = 0;
+      for (int k = first; k < std::min(first + kShortColumns, s.kw); ++k) {
+        for (int r = 0; r < rows; ++r) {
+          const int w = row[r * s.kw + k];
+          (w > 0 ? positive : negative) += std::abs(w);
+        }
+      }
+      if (std::max(positive, negative) > limit) return false;
+    }
+  }
+  return true;
+}
+
+// Measured at the avx2 level, 3x3 filters of 32 to 960 channels: kShort is 1.14x to 1.19x with stride 1, 1.01x to 1.13x with 2.
+Method choose_depthwise(const ConvSpec& s, const Kernels& k, const Operand& in) {
+  const bool fits = s.int_weights != nullptr && k.has_short && fits_short_columns(s, in);
+  return fits && s.wanted != Method::kRows ? Method::kShort : Method::kRows;
+}
+
 // Whether the rows of a depthwise filter can begin at the second row of a group.
 int phases(const ConvSpec& s, const PackedConv& p) { return p.integer && s.stride_h % 2 == 1 ? 2 : 1; }
 
@@ -286,7 +313,7 @@ void plan_segments(const ConvSpec& s, PackedConv& p) {
 void plan_depthwise(const ConvSpec& s, PackedConv& p, const Kernels& k, int threads) {
   Conv& g = p.conv;
   g.block_rows = (s.oh + threads - 1) / threads;
-  const size_t slots = p.integer ? (g.segments - 1) * k.dot / 2 + 1 : g.reach_h;
+  const size_t slots = p.integer ? (g.segments - 1) * p.dot / 2 + 1 : g.reach_h;
   const size_t ring = slots * (static_cast<size_t>(g.scratch_w) * s.ic + k.lanes) * sizeof(int32_t);
   const size_t border = static_cast<size_t>(s.iw) * s.ic * p.element;
   p.scratch_bytes = round_up(g.segments * sizeof(void*), kLine) + round_up(border + kSlack, kLine) +
@@ -562,7 +589,7 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
   g.groups = p.depthwise ? 1 : s.groups;
   g.pointwise = !p.depthwise && s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && !s.pads;
   if (p.depthwise)
-    g.method = Method::kRows;
+    g.method = choose_depthwise(s, k, in);
   else if (s.wanted && can_run(s, k, in, *s.wanted))
     g.method = *s.wanted;
   else
@@ -612,7 +639,7 @@ PackedConv pack_conv(const ConvSpec& s, const Kernels& k, const Operand& in, con
 
 std::string describe(const PackedConv& p) {
   const std::string bits = p.integer ? "w8a8" : "fp32";
-  if (p.depthwise) return bits + " depthwise";
+  if (p.depthwise) return bits + (p.conv.method == Method::kShort ? " depthwise short sums" : " depthwise");
   switch (p.conv.method) {
     case Method::kRows:
       return bits;

@@ -4,6 +4,7 @@
 // of one channel, interleaved once so that no filter tap has to gather them. Such a group of rows starts at every
 // second row; since the rows of a filter may begin at an odd one, there are weights for both cases ("phases").
 // The groups under one row of output lie in a ring that is stays in cache.
+// Where the weights allow it, a lane holds bytes, and a few columns are summed up in 16 bits (Method::kShort).
 #pragma once
 
 #include "blocks.h"
@@ -40,6 +41,23 @@ struct DepthwiseRow {
   size_t first_pixel;
 };
 
+// Whether the products P are sums in 16 bits, which `widen` adds to the accumulators.
+template <class P, class = void>
+constexpr bool kSumsShort = false;
+template <class P>
+constexpr bool kSumsShort<P, std::void_t<decltype(&P::widen)>> = true;
+
+// Adds the products with column k of a filter of KW; `sum` holds those of the columns before it that are not yet in `acc`.
+template <class P, int KW, class V>
+TRIMTAB_INLINE void add_column(V& acc, [[maybe_unused]] V& sum, V inputs, V weights, [[maybe_unused]] int k) {
+  if constexpr (kSumsShort<P>) {
+    sum = P::dot(k % kShortColumns == 0 ? V{} : sum, inputs, weights);
+    if (k % kShortColumns == kShortColumns - 1 || k == KW - 1) acc = P::widen(acc, sum);
+  } else {
+    acc = P::dot(acc, inputs, weights);
+  }
+}
+
 // N neighbouring pixels of one row, from pixel x. KW and STRIDE are the filter's width and the stride where they are
 // known to be the layer's and the filter is not dilated, else 0.
 template <class S, class P, int KW, int STRIDE, int N>
@@ -59,7 +77,7 @@ static void depthwise_strip(const Conv& g, const Store& store, const DepthwiseRo
     for (int s = 0; s < segments; ++s) {
       const auto* const a = row.group[s] + from;
       if constexpr (KW > 0) {
-        V w[KW];
+        V w[KW], sum[N];
 #pragma GCC unroll 8
         for (int k = 0; k < KW; ++k, weights += kStep) w[k] = P::weights(weights);
         // Column by column: neighbouring pixels share what they load.
@@ -69,14 +87,16 @@ static void depthwise_strip(const Conv& g, const Store& store, const DepthwiseRo
 #pragma GCC unroll 8
           for (int i = 0; i < N; ++i) {
             const int k = c - i * STRIDE;
-            if (k >= 0 && k < KW) acc[i] = P::dot(acc[i], inputs, w[k]);
+            if (k >= 0 && k < KW) add_column<P, KW>(acc[i], sum[i], inputs, w[k], k);
           }
         }
       } else {
         for (int k = 0; k < steps; ++k, weights += kStep) {
           const V w = P::weights(weights);
+          V sum;
 #pragma GCC unroll 8
-          for (int i = 0; i < N; ++i) acc[i] = P::dot(acc[i], S::template load<V>(a + i * stride + k * spacing), w);
+          for (int i = 0; i < N; ++i)
+            add_column<P, 1>(acc[i], sum, S::template load<V>(a + i * stride + k * spacing), w, 0);
         }
       }
     }
@@ -119,6 +139,16 @@ TRIMTAB_INLINE typename P::V lanes_of(const T* const* row, size_t i) {
   }
 }
 
+// `count` lanes of one group, from element `at` of its rows on; writes whole vectors.
+template <class S, class P, class T>
+TRIMTAB_INLINE void fill_lanes(const T* const* row, size_t at, size_t count, typename P::Acc* to) {
+  size_t i = 0;
+  if constexpr (S::kInterleaved > 0 && P::kDot > 1) {
+    for (; i + S::kInterleaved <= count; i += S::kInterleaved) S::template interleave<P::kDot>(row, at + i, to + i);
+  }
+  for (; i < count; i += S::kLanes) S::store(to + i, lanes_of<S, P>(row, at + i));
+}
+
 // Interleaves the rows of one group, with padding at both ends.
 template <class S, class P, class T>
 static void fill_group(const Conv& g, const T* const* row, T zero, int channels, typename P::Acc* to) {
@@ -132,9 +162,7 @@ static void fill_group(const Conv& g, const T* const* row, T zero, int channels,
   const bool whole = channels == g.ic;  // all pixels are one run
   const size_t runs = whole ? 1 : inside, run = whole ? static_cast<size_t>(inside) * channels : channels;
   const size_t pixel = g.ic;
-  for (size_t x = 0; x < runs; ++x, to += run) {
-    for (size_t i = 0; i < run; i += S::kLanes) S::store(to + i, lanes_of<S, P>(row, x * pixel + i));
-  }
+  for (size_t x = 0; x < runs; ++x, to += run) fill_lanes<S, P>(row, x * pixel, run, to);
   for (int i = 0; i < (g.scratch_w - left - inside) * channels; ++i) *to++ = padding;
 }
 

@@ -95,6 +95,24 @@ struct Avx2 : Vector<Lanes8> {
     }
   };
 
+  // From element i of DOT rows: each of 16 lanes takes one element of every row, widened where they are two.
+  static constexpr int kInterleaved = 16;
+  template <int DOT>
+  TRIMTAB_INLINE void interleave(const uint8_t* const* row, size_t i, int32_t* to) {
+    const auto bytes = [&](int t) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row[t] + i)); };
+    const __m128i low = _mm_unpacklo_epi8(bytes(0), bytes(1)), high = _mm_unpackhi_epi8(bytes(0), bytes(1));
+    if constexpr (DOT == 2) {
+      store(to, _mm256_cvtepu8_epi16(low));
+      store(to + 8, _mm256_cvtepu8_epi16(high));
+    } else {
+      const __m128i next_low = _mm_unpacklo_epi8(bytes(2), bytes(3)), next_high = _mm_unpackhi_epi8(bytes(2), bytes(3));
+      store(to, _mm_unpacklo_epi16(low, next_low));
+      store(to + 4, _mm_unpackhi_epi16(low, next_low));
+      store(to + 8, _mm_unpacklo_epi16(high, next_high));
+      store(to + 12, _mm_unpackhi_epi16(high, next_high));
+    }
+  }
+
   // table[i] for i < 16, in every 16 bytes.
   TRIMTAB_INLINE U8 lookup(U8 table, U8 i) { return (U8)_mm256_shuffle_epi8((__m256i)table, (__m256i)i); }
 };

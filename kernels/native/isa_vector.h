@@ -61,6 +61,7 @@ struct Lanes16 {
 
 template <class Types>
 struct Vector : Types {
+  static constexpr int kInterleaved = 0;  // lanes that `interleave` makes at a time of rows of bytes; 0: there is none
   using Half = void;  // a level of half as many lanes, for what would leave half a vector empty
   using F = typename Types::F;
   using I = typename Types::I;

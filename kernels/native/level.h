@@ -19,6 +19,15 @@ namespace trimtab {
 namespace {
 
 template <class S>
+static void depthwise_int(const Conv& g, const Store& store, const Operand& in, const Task& task) {
+  if constexpr (S::kShort) {
+    static_assert(half_lanes<S>() == 0, "weights for half vectors would need short sums of their own");
+    if (g.method == Method::kShort) return depthwise<S, typename S::IntShort, uint8_t>(g, store, in, task);
+  }
+  depthwise<S, typename S::Int, uint8_t>(g, store, in, task);
+}
+
+template <class S>
 static void conv_int(const Conv& g, const Store& store, const Operand& in, const Task& task) {
   if constexpr (S::kTiles) {
     if (g.method == Method::kTiles) return conv_tiles<S, typename S::Int, uint8_t>(g, store, in, task);
@@ -85,7 +94,7 @@ constexpr Kernels make_kernels(const char* name, bool bf16 = S::kBf16) {
           bf16,
           &conv_int<S>,
           &conv_float<S>,
-          &depthwise<S, typename S::Int, uint8_t>,
+          &depthwise_int<S>,
           &depthwise<S, typename S::Float, float>,
           &convert<S>,
           &add<S>,

@@ -39,9 +39,11 @@ struct Store {
 // The kernel that a convolution runs on.
 constexpr size_t kFarWeights = 256 * 1024;  // bytes of a layer's weights that have left the cache since the last run
 
+constexpr int kShortColumns = 2;  // of a depthwise filter, whose sums by two rows fit 16 bits in kShort
+
 // kMethods (conv.h) has their names.
 enum class Method : uint8_t {
-  kRows,      // a matrix product whose left rows are filter rows, read in place
+  kRows,      // a matrix product whose left rows are filter rows, read in place; of a depthwise layer, depthwise.h
   kNarrow,    // the same, with weights that are widened as they are read: int8, or bf16 in a float layer
   kShort,     // the same, with sums in 16 bits of operands that are small enough
   kTiles,     // the same, on AMX tiles: of integers, or of bf16 numbers in a float layer
@@ -94,7 +96,7 @@ struct Conv {
   const int32_t* segment_offset;  // in elements, from the pixel's first input
   int32_t segment_length;         // in elements, before padding to whole steps
   int32_t steps;                  // per segment
-  int32_t depth;                  // kShort: steps whose sums fit 16 bits
+  int32_t depth;                  // kShort: steps whose sums fit 16 bits; not of depthwise layers
   const void* weights;
   const void* start;   // per output channel, padded: the accumulators' first value (int32 or float)
   size_t group_bytes;  // of packed weights, of one group or one phase

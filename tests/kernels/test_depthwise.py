@@ -34,6 +34,8 @@ def depthwise_layer(draw: st.DrawFn, integer: bool) -> tuple[Graph, int, int]:
     node = build.conv(rng, "x", channels, channels, kernel, integer=integer, **attrs)
     quant = {}
     if integer:
+        if draw(st.booleans()):  # few enough bits for sums in 16 bits
+            np.clip(node.weights["weight"], -31, 31, out=node.weights["weight"])
         quant["x"] = Quant(draw(st.floats(0.005, 0.1)), draw(st.integers(0, 255)))
         if draw(st.booleans()):
             quant["conv"] = Quant(draw(st.floats(0.005, 0.1)), draw(st.integers(0, 255)))
@@ -78,3 +80,25 @@ def test_largest_sums(level: str, rng: np.random.Generator) -> None:
             for value in (-1e9, 1e9):
                 x = np.full((1, 9, 11, 12), value, np.float32)
                 np.testing.assert_array_equal(Session(graph, level=level).run(x), reference.output(graph, x))
+
+
+@pytest.mark.parametrize(("bits", "columns"), [(8, (32, 32)), (7, (64, 65))])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (4, 2)])
+@pytest.mark.parametrize("one_more", [None, 0, -1])
+def test_sums_that_just_fit_16_bits(
+    level: str, bits: int, columns: tuple[int, int], kernel: tuple[int, int], one_more: int | None
+) -> None:
+    rng = np.random.default_rng(bits)
+    node = build.conv(rng, "x", 35, 35, kernel, groups=35, padding=(2, 2, 2, 2))
+    node.weights["weight"][:] = np.resize(columns, kernel[1])
+    node.weights["weight"][::3] *= -1
+    if one_more is not None:  # in one row of one channel, whose neighbour is the row before it or behind it
+        node.weights["weight"][34, 0, one_more, 0] += 1
+    graph = build.graph((35, 11, 13), node, quant={"x": Quant(0.02, 9, bits)})
+    session = Session(graph, level=level)
+    assert ("short" in session.kernels["conv"]) == (level == "avx2" and one_more is None)
+    assert Session(graph, level=level, method="rows").kernels["conv"] == "w8a8 depthwise"
+    for x in (np.full((1, 35, 11, 13), 1e9, np.float32), rng.uniform(-1, 6, (1, 35, 11, 13)).astype(np.float32)):
+        wanted = reference.output(graph, x)
+        np.testing.assert_array_equal(session.run(x), wanted)
+        np.testing.assert_array_equal(Session(graph, level=level, method="rows").run(x), wanted)
