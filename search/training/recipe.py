@@ -16,10 +16,9 @@ class Recipe:
     `epochs`: over all training images, not necessarily whole ones. The learning rate rises over `warm_up` of all steps
     to `learning_rate` and falls to 0 along a line; it is AdamW's (Loshchilov and Hutter 2019, arXiv:1711.05101), of
     weights of length 1 or mean square 1, and of everything else in units of what it was at first. Steps of quantisers
-    learn at `step_rate` times that: weights would outgrow slower ones, on finer grids that take more bytes. The loss is
-    the divergence from the given network's softened predictions at `temperature` (Hinton et al. 2015, arXiv:1503.02531,
-    section 2), and, `labels` of it, the cross-entropy with the labels. Norms are held still for the last `frozen` of
-    all steps.
+    learn at `step_rate` times that. The loss is the divergence from the given network's softened predictions at
+    `temperature` (Hinton et al. 2015, arXiv:1503.02531, section 2), and, `labels` of it, the cross-entropy with the
+    labels. Norms are held still for the last `frozen` of all steps.
     """
 
     epochs: float = 10.0
