@@ -281,8 +281,8 @@ static std::vector<ChannelRun> runs_of(const std::vector<int32_t>& index) {
   std::vector<ChannelRun> runs;
   for (int32_t c = 0; c < static_cast<int32_t>(index.size()); ++c) {
     const int32_t from = std::max(index[c], -1);
-    const bool on = !runs.empty() && from == (from < 0 ? runs.back().from : runs.back().from + runs.back().count);
-    if (on)
+    const bool is_zero = from < 0, same = !runs.empty() && (runs.back().from < 0) == is_zero;
+    if (same && (is_zero || from == runs.back().from + runs.back().count))
       ++runs.back().count;
     else
       runs.push_back({from, c, 1});

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
 from tests.kernels.curves import PYTORCH
@@ -46,6 +48,29 @@ WEIGHTS = {"prelu": ("slope",), "channel_affine": ("weight", "bias")}
 #: Operators that sum floats, in an order that depends on the level.
 SUMS = ("avg_pool2d", "global_avg_pool2d", "adaptive_avg_pool2d")
 STORAGES = [None, IN, OUT, Quant(0.5, 2, 3)]
+
+
+#: Channels in runs: of zeros, and of an input's channels from any on.
+RUNS = st.lists(st.tuples(st.integers(-1, 10), st.integers(1, 11)), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize("quant", [None, Quant(0.05, 9)])
+@settings(max_examples=150)
+@given(runs=RUNS)
+def test_channels_are_mapped_run_by_run(quant: Quant | None, runs: list[tuple[int, int]]) -> None:
+    """Any mixture of zeros and stretches of the input's channels: what copies them takes stretches at a time."""
+    index = tuple(
+        c for first, count in runs for c in ([-1] * count if first < 0 else range(first, min(first + count, 11)))
+    )
+    x = np.random.default_rng(len(index)).standard_normal((2, 11, 3, 2)).astype(np.float32)
+    stored = {} if quant is None else {"x": quant, "out": quant}
+    graph = Graph("x", (11, 3, 2), (Node("channel_map", "out", ("x",), {"index": index}),), "out", stored)
+    if quant is not None:
+        x = (np.clip(np.rint(x / quant.scale), -quant.zero_point, quant.top - quant.zero_point) * quant.scale).astype(
+            np.float32
+        )
+    wanted = np.stack([np.zeros_like(x[:, 0]) if c < 0 else x[:, c] for c in index], 1)
+    np.testing.assert_allclose(Session(graph).run(x), wanted, rtol=1e-6)
 
 
 @pairwise(op=OPERATORS, source=STORAGES, level=LEVELS)
