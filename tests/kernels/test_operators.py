@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as functional
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.kernels import build, reference
 from tests.kernels.build import IN, OUT
@@ -57,6 +57,7 @@ RUNS = st.lists(st.tuples(st.integers(-1, 10), st.integers(1, 11)), min_size=1, 
 @pytest.mark.parametrize("quant", [None, Quant(0.05, 9)])
 @settings(max_examples=150)
 @given(runs=RUNS)
+@example(runs=[(-1, 1), (0, 11)])  # where zeros end, channel 0 is not the next of them
 def test_channels_are_mapped_run_by_run(quant: Quant | None, runs: list[tuple[int, int]]) -> None:
     """Any mixture of zeros and stretches of the input's channels: what copies them takes stretches at a time."""
     index = tuple(
