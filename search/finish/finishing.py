@@ -203,7 +203,6 @@ class _Finishing:
         """Return the network measured and exported, if it is better than the best so far, within every budget."""
         if preferred([best, trained.evaluation]) is best:
             self.progress.line("training made nothing that is preferred to what was found: it stays as it was")
-            rmtree(self.folder, ignore_errors=True)
             return None
         return self._exported(replace(trained, evaluation=self._measured(trained)))
 
