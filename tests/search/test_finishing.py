@@ -103,9 +103,9 @@ def test_an_ended_run_is_trained_on(given: Problem, outcome: Outcome) -> None:
     summary = finish_run(given, outcome.folder, Progress()).summary
     before, after = json.loads(json.dumps([before, summary["finished"]]))
     assert after["policy"] == before["policy"]
-    assert after["training"]["tried"] == []
-    # Trained on from where it was: or, where that made it no better, as it was.
-    assert after == before or after["training"]["accuracy_before"] == before["accuracy"]
+    if after != before:  # where another training made it no better, it is as it was
+        assert after["training"]["tried"] == []
+        assert after["training"]["accuracy_before"] == before["accuracy"]
     assert json.loads((outcome.folder / "summary.json").read_text())["finished"] == after
 
 
