@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
@@ -44,6 +44,7 @@ from trimtab.search.setup.budgets import BudgetLimits, describe
 from trimtab.search.setup.config import Config, load_config
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting, bench_of, recall_setting
+from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy
 
 __all__ = ["Outcome", "default_folder", "finish_run", "open_run", "run_search"]
@@ -113,10 +114,8 @@ def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool 
         raise BadInput(f"{folder} has no winner to train: nothing met the budgets")
     if not resume:
         rmtree(folder / "finishing", ignore_errors=True)
-    policy, agent = (
-        Policy.from_json(summary["winner"]["policy"], str(folder / "summary.json")),
-        summary["winner"]["agent"],
-    )
+    agent = summary["winner"]["agent"]
+    policy = Policy.from_json(summary["winner"]["policy"], str(folder / "summary.json"))
     with Journal(folder / "journal") as journal:
         setting, candidates = recall_setting(problem, _recorded(journal, "setting")), CandidateFolder(folder)
         bench = bench_of(problem)
@@ -128,15 +127,19 @@ def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool 
         finished = finish(setting, bench, [best], candidates, folder, progress, again=True)
     if finished is None:
         return Outcome(folder, Winner(agent, best, _final_accuracy(summary)), (), summary)
-    images, labels = setting.problem.splits.final()
-    judge, base = problem.judge, problem.judge.candidate(problem.space.base())
-    networks = {"base": base, policy.id: before, FINISHED: finished.candidate}
-    finals = {name: graded(judge.logits(network, images), labels) for name, network in networks.items()}
+    base = problem.judge.candidate(problem.space.base())
+    finals = _final_answers(problem, {"base": base, policy.id: before, FINISHED: finished.candidate})
     summary |= finished_summary(finished, setting.baseline, finals)
     summary["winner"] = {"agent": agent, "policy": finished.evaluation.policy.to_json()}
     write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_report(folder)
     return Outcome(folder, Winner(agent, finished.evaluation, finals[FINISHED].accuracy), (), summary)
+
+
+def _final_answers(problem: Problem, networks: Mapping[str, Candidate]) -> dict[str, Answers]:
+    """The answers of networks to the final images."""
+    images, labels = problem.splits.final()
+    return {name: graded(problem.judge.logits(network, images), labels) for name, network in networks.items()}
 
 
 def _final_accuracy(summary: Mapping[str, Any]) -> float:
@@ -273,19 +276,20 @@ class _Finisher:
     def _who_found(self, policy: Policy) -> str:
         return next(run.agent for run in self.runs for e in run.evaluations if e.policy == policy)
 
-    def _contenders(self, best: Evaluation, count: int) -> list[Evaluation]:
+    def _contenders(self, best: Evaluation, count: int) -> Iterator[Evaluation]:
         """The best evaluation, and after it the best others whose networks were measured within the budgets too."""
         feasible = {
             e.policy.id: e for run in self.runs for e in run.evaluations if e.feasible and e.policy != best.policy
         }
-        contenders = [best]
+        yield best
+        verify, left = self.experiment.verifier.verify, count - 1
         for evaluation in islice(ranked(feasible.values()), 2 * count):
-            if len(contenders) == count:
-                break
-            verified = self.experiment.verifier.verify(self.setting, self.bench, evaluation)
+            if not left:
+                return
+            verified = verify(self.setting, self.bench, evaluation)
             if verified.feasible:
-                contenders.append(verified)
-        return contenders
+                left -= 1
+                yield verified
 
     def _choose(self) -> tuple[dict[str, Evaluation | None], list[ExportCheck]]:
         """Return every agent's verified winner, and the checks of the best one's exports.
@@ -329,7 +333,6 @@ class _Finisher:
     def _read_final(self, chosen: Sequence[Evaluation], finished: Finished | None) -> dict[str, Answers]:
         """Read the final images, once: the answers of the base, of its int8 form, of every winner, and of the network
         that was finished."""
-        images, labels = self.problem.splits.final()
         space, judge = self.problem.space, self.problem.judge
         forms = {"base": space.base(), "int8": space.int8()}
         networks = {name: judge.candidate(policy) for name, policy in forms.items()}
@@ -337,7 +340,7 @@ class _Finisher:
             networks[evaluation.policy.id] = self.experiment.candidates.repaired(judge, evaluation.policy)
         if finished is not None:
             networks[FINISHED] = finished.candidate
-        return {name: graded(judge.logits(candidate, images), labels) for name, candidate in networks.items()}
+        return _final_answers(self.problem, networks)
 
     def _table_error(self) -> TableError:
         base = self.baseline.base.latency

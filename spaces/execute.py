@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trimtab.graph import Array, Graph, Node
 
-__all__ = ["LayerGradient", "apply_layer", "apply_op", "layer_gradients", "run"]
+__all__ = ["LayerGradient", "apply_layer", "apply_op", "layer_gradients", "per_channel", "per_output", "run"]
 
 
 def run(
@@ -89,6 +89,16 @@ def apply_layer(op: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     return F.conv2d(x, weight, bias, op.attrs["stride"], ends, op.attrs["dilation"], op.attrs["groups"])
 
 
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """Return values (C,) so that they meet the channels of a tensor (N, C, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 2))
+
+
+def per_output(values: Tensor, like: Tensor) -> Tensor:
+    """Return values (O,) so that they meet the outputs of a weight (O, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def _layer(op: Node, x: Tensor) -> Tensor:
     y = apply_layer(op, x, _tensor(op.weight), _tensor(op.bias))
     if op.norm is not None:
@@ -111,7 +121,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 def _affine(op: Node, x: Tensor) -> Tensor:
-    numbers = {name: _tensor(array).reshape(-1, *[1] * (x.ndim - 2)) for name, array in op.weights.items()}
+    numbers = {name: per_channel(_tensor(array), x) for name, array in op.weights.items()}
     return x * numbers.get("weight", 1) + numbers.get("bias", 0)
 
 

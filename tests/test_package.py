@@ -29,7 +29,7 @@ FLOORS = {
     "progress": set[str](),
     "options": {"setup"},
     "training": set(),
-    "setup": {"progress", "training"},
+    "setup": {"progress"},
     "loop": {"progress", "setup"},
     "finish": {"progress", "training", "setup", "loop"},
     "report": {"progress", "setup", "loop", "finish"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +71,7 @@ class Finished:
 def finish(
     setting: Setting,
     bench: LatencyBench,
-    contenders: Sequence[Evaluation],
+    contenders: Iterable[Evaluation],
     candidates: CandidateFolder,
     folder: Path,
     progress: Progress,
@@ -79,7 +79,8 @@ def finish(
 ) -> Finished | None:
     """Train every contender for a short while and the one that is then preferred to the end, and export that one.
 
-    Contenders were verified; the first one is the best so far. None where training made nothing better within the
+    Contenders were verified; the first one is the best so far, and the others are asked for only if there is something
+    to train. None where training made nothing better within the
     budgets: the run then stays as it was, and what was trained lies in the folder `finishing` to be measured again.
     A finishing of the same best contender that was interrupted is gone on with, as it was ordered then. A contender
     that was finished before is not trained, unless `again` asks for that; nor is anything where finishing is off.
@@ -119,13 +120,16 @@ class _Finishing:
         self.asked = self.problem.config.finish
         self.folder = folder / "finishing"
 
-    def run(self, contenders: Sequence[Evaluation], again: bool) -> Finished | None:
-        known = None if again else self._known(contenders)
+    def run(self, contenders: Iterable[Evaluation], again: bool) -> Finished | None:
+        left = iter(contenders)
+        best = next(left)
+        if not again and self._known([best]) is None and not self._worth_it(best):
+            return None
+        given: Sequence[Evaluation] = [best, *left]
+        known = None if again else self._known(given)
         if known is None:
-            if not again and not self._worth_it(contenders[0]):
-                return None
-            contenders = self._ordered(contenders)
-        finished = self._accepted(self._trained_now(contenders) if known is None else known, contenders[0])
+            given = self._ordered(given)
+        finished = self._accepted(self._trained_now(given) if known is None else known, given[0])
         return None if finished is None else self._published(finished, known is None)
 
     def _worth_it(self, best: Evaluation) -> bool:
@@ -219,6 +223,10 @@ class _Finishing:
         return Lessons(images, labels, splits.augmentation, lower(teacher))
 
     @property
+    def _processes(self) -> int:
+        return self.asked.processes or len(os.sched_getaffinity(0))
+
+    @property
     def _kept(self) -> str:
         return (
             f"the winner stays as it was, and trimtab finish {self.run_folder} --resume measures the trained one again"
@@ -274,7 +282,7 @@ class _Finishing:
                 self.problem.space.normalised,
                 self._lessons,
                 recipe,
-                processes=self.asked.processes or len(os.sched_getaffinity(0)),
+                processes=self._processes,
                 seconds=share * self.asked.time,
                 checkpoint=self.folder / f"{of.policy.id}.{stage}.checkpoint",
                 tell=tell,
@@ -285,7 +293,7 @@ class _Finishing:
             "steps": last.done,
             "epochs": last.done * recipe.batch / len(self._lessons.images),
             "images_per_second": last.rate,
-            "processes": self.asked.processes or len(os.sched_getaffinity(0)),
+            "processes": self._processes,
             "training": time.perf_counter() - begun,
             "accuracy": now.accuracy,
         }

@@ -17,7 +17,7 @@ from trimtab.evaluators.lowering import moves
 from trimtab.graph import Array, Node
 from trimtab.search.training.quantisers import TensorQuantiser, WeightQuantiser
 from trimtab.spaces.candidate import Candidate
-from trimtab.spaces.execute import apply_layer, apply_op
+from trimtab.spaces.execute import apply_layer, apply_op, per_channel, per_output
 from trimtab.spaces.numbers.quantise import dequantise
 from trimtab.spaces.numbers.ranges import whole_range
 
@@ -216,12 +216,12 @@ class _Shift(nn.Module):
     def start(self, y: Tensor, factor: Tensor, shift: Tensor) -> None:
         """Become what makes y * factor + shift of products y (N, C, ...), with factor and shift (C,)."""
         self.factor.copy_(factor)
-        self.unit.copy_(_size(y * _channels(factor, y) + _channels(shift, y)))
+        self.unit.copy_(_size(y * per_channel(factor, y) + per_channel(shift, y)))
         self.bias.copy_(shift / self.unit)
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the outputs (N, C, ...)."""
-        return torch.addcmul(_channels(self.bias * self.unit, y), y, _channels(self.factor, y))
+        return torch.addcmul(per_channel(self.bias * self.unit, y), y, per_channel(self.factor, y))
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Return the factor and the shift of every channel."""
@@ -246,7 +246,7 @@ class _Layer(nn.Module):
         size = weight.flatten(1).norm(dim=1) if normalised else _size(weight).expand(len(weight))
         self.start = torch.where(size > 0, size, 1.0), bias
         self.behind = _Norm(len(weight)) if normalised else _Shift(len(weight))
-        self.weight = nn.Parameter(weight / _column(self.start[0], weight), requires_grad=decision.sharing is None)
+        self.weight = nn.Parameter(weight / per_output(self.start[0], weight), requires_grad=decision.sharing is None)
         self.register_buffer("mask", None if decision.pattern is None else (weight != 0).float(), persistent=False)
         self.quantiser: WeightQuantiser | None = None
         if op.name in candidate.int8:
@@ -275,7 +275,7 @@ class _Layer(nn.Module):
         factor, shift = self.behind.folded()
         weight = self.weight.detach() if self.mask is None else self.weight.detach() * self.mask
         if self.quantiser is None:
-            stored = self.format.round_floats((weight * _column(factor, weight)).numpy())
+            stored = self.format.round_floats((weight * per_output(factor, weight)).numpy())
         else:
             values, step = self.quantiser.integers(weight)
             int8[op.name] = values, np.maximum(step * factor.numpy(), SMALLEST_SCALE)
@@ -301,11 +301,3 @@ def _size(values: Tensor) -> Tensor:
     """The root of the mean square; 1 of nothing but zeros."""
     size = values.square().mean().sqrt()
     return torch.where(size > 0, size, 1.0)
-
-
-def _channels(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(1, -1, *[1] * (like.ndim - 2))
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trimtab.graph import Array, Quant
 from trimtab.kernels.rounding import round_to_steps, round_to_steps_back
+from trimtab.spaces.execute import per_output
 from trimtab.spaces.numbers.formats import WeightFormat
 
 __all__ = ["TensorQuantiser", "WeightQuantiser"]
@@ -80,7 +81,7 @@ class WeightQuantiser(nn.Module):
     def integers(self, weight: Tensor) -> tuple[Array, Array]:
         """Return the int8 values of a weight, and their scales (O,)."""
         levels = self._levels.round()
-        values = levels[_nearest(weight / _column(self._step, weight), levels)]
+        values = levels[_nearest(weight / per_output(self._step, weight), levels)]
         return values.to(torch.int8).numpy(), self._step.numpy().astype(np.float32)
 
     @property
@@ -133,7 +134,7 @@ class _ToLevels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, levels: Tensor) -> Tensor:
-        column, whole = _column(step, weight), levels.round()
+        column, whole = per_output(step, weight), levels.round()
         ratio = weight / column
         at = _nearest(ratio, whole)
         ctx.save_for_backward(ratio, at, step, whole)
@@ -147,14 +148,10 @@ class _ToLevels(torch.autograd.Function):
         owed = (dy * levels[at] - dweight * ratio).flatten(1).sum(1)
         dlevels = None
         if ctx.needs_input_grad[2]:
-            dlevels = torch.zeros_like(levels).index_add_(0, at.flatten(), (dy * _column(step, dy)).flatten())
+            dlevels = torch.zeros_like(levels).index_add_(0, at.flatten(), (dy * per_output(step, dy)).flatten())
         return dweight, owed, dlevels
 
 
 def _nearest(ratio: Tensor, levels: Tensor) -> Tensor:
     """The place of the level nearest to each ratio."""
     return torch.bucketize(ratio.contiguous(), (levels[1:] + levels[:-1]) / 2)
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1))

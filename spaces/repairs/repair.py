@@ -12,7 +12,7 @@ from torch import Tensor
 from trimtab.errors import BadInput
 from trimtab.graph import Array, Node
 from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, prune_network
-from trimtab.spaces.execute import apply_op, run
+from trimtab.spaces.execute import apply_op, per_channel, run
 from trimtab.spaces.factorisation import factor_ops, layer_of, plain_factors
 from trimtab.spaces.factorisation.fit_layer import fitted_factors
 from trimtab.spaces.numbers.formats import BYTE
@@ -282,7 +282,7 @@ class _Repair:
             ratio = (wanted_std / std.clamp(min=1e-12)).clamp(1 / LARGEST_RESCALE, LARGEST_RESCALE)
             factor = torch.where(alive, ratio, factor)
         shift = wanted_mean - mean * factor
-        return self._moved(op, factor, shift), torch.addcmul(_per_channel(shift, y), y, _per_channel(factor, y))
+        return self._moved(op, factor, shift), torch.addcmul(per_channel(shift, y), y, per_channel(factor, y))
 
     def _moved(self, op: Node, factor: Tensor, shift: Tensor) -> Node:
         """The layer with the correction folded in; int8 values stay, their scales change."""
@@ -347,7 +347,3 @@ def _moments(y: Tensor) -> Moments:
     mean = planes.mean(2).double().mean(0)
     square = torch.linalg.vector_norm(planes, dim=2).double().square().mean(0) / planes.shape[2]
     return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
-
-
-def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(1, -1, *[1] * (like.ndim - 2))
