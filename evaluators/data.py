@@ -15,7 +15,7 @@ import numpy.typing as npt
 from trimtab.errors import BadInput, unknown_name
 from trimtab.files import cache_dir, write_bytes
 
-__all__ = ["DATASETS", "Augmentation", "Images", "Labels", "Splits", "load"]
+__all__ = ["DATASETS", "Augmentation", "Images", "Labels", "Splits", "data_root", "load"]
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -96,7 +96,7 @@ def load(
         raise unknown_name("data set", name, DATASETS)
     if split not in ("held-out", "test-half"):
         raise BadInput(f"data.split is 'held-out' or 'test-half', not {split!r}")
-    raw = DATASETS[name](Source(name, _root(root), download, size or 224, seed))
+    raw = DATASETS[name](Source(name, data_root(name, root), download, size or 224, seed))
     scale = _Scale(raw, mean, std)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(raw.train[1]))
@@ -171,9 +171,11 @@ class Source:
         return self.root
 
 
-def _root(root: str | Path | None) -> Path | None:
+def data_root(name: str, root: str | Path | None = None) -> Path | None:
+    """Return the absolute folder that a data set is looked for in: `root`, or `TRIMTAB_DATA`; None where there is
+    neither, and for what a package brings along."""
     given = root or os.environ.get("TRIMTAB_DATA")
-    return Path(given).expanduser() if given else None
+    return Path(given).expanduser().absolute() if given and name not in EMBEDDED else None
 
 
 def _digits(source: Source) -> Raw:
@@ -283,6 +285,9 @@ def _image_folder(source: Source) -> Raw:
     varied = Augmentation(source.size // 8, mirror=True)
     return Raw(train, final, IMAGENET_MEAN, IMAGENET_STD, augmentation=varied)
 
+
+#: Data sets that need no files.
+EMBEDDED = frozenset({"digits"})
 
 #: Name -> loader.
 DATASETS: dict[str, Callable[[Source], Raw]] = {

@@ -138,8 +138,16 @@ def _check_same(kind: Kind, problem: Problem, record: Record, folder: Path) -> N
         raise BadInput(f"the journal in {folder} is of a {record.data['of']}, not of a {kind}")
     now = _identity(kind, problem)
     for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
-        if json.dumps(now[key], sort_keys=True) != json.dumps(record.data[key], sort_keys=True):
+        new, old = (_without_places(data[key]) if key == "config" else data[key] for data in (now, record.data))
+        if json.dumps(new, sort_keys=True) != json.dumps(old, sort_keys=True):
             raise BadInput(f"the {what} is not the one that the {kind} in {folder} was started with")
+
+
+def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without where its files lie: they may have moved, and the weights are compared themselves."""
+    places = {"data": "root", "network": "checkpoint"}
+    kept = {name: {k: v for k, v in config[name].items() if k != place} for name, place in places.items()}
+    return {**config, **kept}
 
 
 def _identity(kind: Kind, problem: Problem) -> dict[str, Any]:

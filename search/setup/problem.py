@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import Judge
-from trimtab.evaluators.data import Splits, load
+from trimtab.evaluators.data import Splits, data_root, load
 from trimtab.evaluators.price.cost import count_macs
 from trimtab.evaluators.price.plan import StepPlan
 from trimtab.files import cache_dir
@@ -59,7 +60,11 @@ class Problem:
 
 
 def load_problem(config: Config, progress: Progress, download: bool = False) -> Problem:
-    """Load the data and the network that a configuration names; what is wrong with them is a `BadInput`."""
+    """Load the data and the network that a configuration names; what is wrong with them is a `BadInput`.
+
+    The problem's configuration has absolute paths, so that what is written of it is read from any folder and shell.
+    """
+    config = _located(config)
     data = config.data
     splits = load(
         data.name,
@@ -77,6 +82,15 @@ def load_problem(config: Config, progress: Progress, download: bool = False) -> 
     with progress.bar("training the network", epochs) as bar:
         model = load_network(config, splits, lambda done, _: bar.update(done))
     return make_problem(config, model, splits)
+
+
+def _located(config: Config) -> Config:
+    root, checkpoint = data_root(config.data.name, config.data.root), config.network.checkpoint
+    data = config.data.model_copy(update={"root": None if root is None else str(root)})
+    if checkpoint is None:
+        return config.model_copy(update={"data": data})
+    network = config.network.model_copy(update={"checkpoint": str(Path(checkpoint).expanduser().absolute())})
+    return config.model_copy(update={"data": data, "network": network})
 
 
 @torch_threads(1)

@@ -41,6 +41,16 @@ def test_bf16_arithmetic_is_for_engines_that_have_it(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_search_whose_files_have_moved_is_gone_on_with(problem: Problem, tmp_path: Path) -> None:
+    data = problem.config.data.model_copy(update={"root": "/somewhere/else"})
+    moved = replace(problem, config=problem.config.model_copy(update={"data": data}))
+    with ExitStack() as stack:
+        begun(stack, "search", problem, tmp_path / "run", problem.config.budgets)
+    with ExitStack() as stack:
+        again = begun(stack, "search", moved, tmp_path / "run", problem.config.budgets, resume=True)
+        assert len(again.settings) == 1
+
+
 @pytest.fixture(scope="module")
 def contest(problem: Problem, tmp_path_factory: pytest.TempPathFactory, with_shared_cache: None) -> Path:
     folder = tmp_path_factory.mktemp("experiments") / "contest"
