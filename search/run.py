@@ -129,7 +129,7 @@ def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool 
         return Outcome(folder, Winner(agent, best, _final_accuracy(summary)), (), summary)
     base = problem.judge.candidate(problem.space.base())
     finals = _final_answers(problem, {"base": base, policy.id: before, FINISHED: finished.candidate})
-    summary |= finished_summary(finished, setting.baseline, finals)
+    summary |= finished_summary(finished, setting, finals)
     summary["winner"] = {"agent": agent, "policy": finished.evaluation.policy.to_json()}
     write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_report(folder)

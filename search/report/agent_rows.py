@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.search.report.headline import change
+
 __all__ = ["HEAD", "AgentRow", "agent_rows", "form_rows", "winning"]
 
-HEAD = ("", "evaluated", "feasible", "proxy", "loss", "final", "latency / fp32", "ms", "KiB", "MMAC")
+HEAD = ("", "feasible", "proxy", "loss", "final", "change", "latency / fp32", "MACs / fp32", "ms", "KiB")
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,19 @@ def form_rows(summary: Mapping[str, Any]) -> list[AgentRow]:
     base = summary["base"]
     rows = []
     for name, form in (("as given", base), ("uniform int8", summary["int8"])):
-        accuracies = (f"{form['accuracy']:.2%}", "", f"{form['final_accuracy']:.2%}")
+        accuracies = (f"{form['accuracy']:.2%}", "", f"{form['final_accuracy']:.2%}", "")
         ratio = f"{form['latency'] / base['latency']:.4f}×"
-        rows.append(AgentRow(name, (), ("", "", *accuracies, ratio, *_costs(form, "latency"))))
+        rows.append(AgentRow(name, (), ("", *accuracies, ratio, *_costs(form, "latency", base))))
     return rows
 
 
 def agent_rows(summary: Mapping[str, Any]) -> list[AgentRow]:
     """Return the row of every agent, with the figures of the best network that it found, before any training; and of
     the one that was finished."""
-    found = winning(summary)
-    rows = [_agent_row(row, found is not None and row["best"] is found[1]) for row in summary["agents"]]
+    found, base = winning(summary), summary["base"]
+    rows = [_agent_row(row, base, found is not None and row["best"] is found[1]) for row in summary["agents"]]
     if found is not None and (finished := summary.get("finished")) is not None:
-        rows.append(AgentRow("finished", (f"{found[0]}'s, trained", "winner"), ("", "", *_measured(finished))))
+        rows.append(AgentRow("finished", (f"{found[0]}'s, trained", "winner"), ("", *_measured(finished, base))))
     return rows
 
 
@@ -50,22 +52,23 @@ def winning(summary: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     return agent, summary.get("finished") or rows[agent]["best"]
 
 
-def _agent_row(row: Mapping[str, Any], wins: bool) -> AgentRow:
+def _agent_row(row: Mapping[str, Any], base: Mapping[str, Any], wins: bool) -> AgentRow:
     best = row["best"]
     remarks = ("asked for",) * row["chosen"] + ("no winner",) * (best is None) + ("winner",) * wins
-    counts = (f"{row['evaluations']:d}", f"{row['feasible']:d}")
+    feasible = f"{row['feasible']:d} of {row['evaluations']:d}"
     if best is None:
-        return AgentRow(row["agent"], remarks, (*counts, *["–"] * (len(HEAD) - 3)))
-    return AgentRow(row["agent"], remarks, (*counts, *_measured(best)))
+        return AgentRow(row["agent"], remarks, (feasible, *["–"] * (len(HEAD) - 2)))
+    return AgentRow(row["agent"], remarks, (feasible, *_measured(best, base)))
 
 
-def _measured(network: Mapping[str, Any]) -> tuple[str, ...]:
+def _measured(network: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[str, ...]:
     """The cells of a network that was measured."""
     latency = network["latency"]
     accuracies = (f"{network['accuracy']:.2%}", f"{network['loss']:.3g}", f"{network['final_accuracy']:.2%}")
     ratio = f"{latency['ratio']:.4f}× [{latency['low']:.4f}, {latency['high']:.4f}]"
-    return (*accuracies, ratio, *_costs(network, "latency_seconds"))
+    return (*accuracies, change(network), ratio, *_costs(network, "latency_seconds", base))
 
 
-def _costs(values: Mapping[str, Any], latency: str) -> tuple[str, ...]:
-    return f"{values[latency] * 1e3:.4g}", f"{values['size'] / 1024:.4g}", f"{values['macs'] / 1e6:.4g}"
+def _costs(values: Mapping[str, Any], latency: str, base: Mapping[str, Any]) -> tuple[str, ...]:
+    macs = f"{values['macs'] / base['macs']:.3f}×"
+    return macs, f"{values[latency] * 1e3:.4g}", f"{values['size'] / 1024:.4g}"

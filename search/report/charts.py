@@ -373,11 +373,11 @@ def _layer(layer: Values) -> str:
     )
     look = _look(numbers) + (" low" if form != "dense" else "")
     return (
-        f'<li tabindex="0" {text}><span class="name">{escape(layer["layer"])}</span><span class="track">'
-        f'<span class="fill {look}" style="width:{100 * kept / before:.2f}%"></span></span>'
-        f'<span class="num">{kept} of {before}</span><span class="bits">{weight.bits}/{activation_bits}'
-        + (f" · {escape(form)}" if form != "dense" else "")
-        + "</span></li>"
+        f'<li tabindex="0" {text}><span class="name">{escape(layer["layer"])}'
+        + (f" <small>{escape(form)}</small>" if form != "dense" else "")
+        + f'</span><span class="track"><span class="fill {look}" style="width:{100 * kept / before:.2f}%"></span>'
+        f'</span><span class="num">{kept} of {before}</span>'
+        f'<span class="bits">{weight.bits}/{activation_bits}</span></li>'
     )
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from trimtab.search.finish.export import IN_WORDS
 from trimtab.search.report.agent_rows import HEAD, agent_rows, form_rows, winning
 from trimtab.search.report.contest_report import feasible_line, ranking
+from trimtab.search.report.headline import change, gains, headline
 from trimtab.search.report.markdown import markdown_table
 from trimtab.search.report.run_report import measuring_line, training_line
 from trimtab.search.setup.budgets import describe
@@ -44,6 +45,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console = _console()
     console.print(_agents(summary))
     console.print(_budgets(summary))
+    if (found := winning(summary)) is not None:
+        console.print(_winner(*found, summary))
     console.print(summary["verdict"])
     error = summary["table_error"]
     if error["networks"]:
@@ -103,9 +106,19 @@ def _agents(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def _winner(agent: str, best: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What the winner is beside the network as given, and beside its int8 form."""
+    base, trained = summary["base"], ", trained" if summary.get("finished") else ""
+    beside = gains(best, summary["int8"])
+    return (
+        f"Winner ({agent}'s{trained}) beside the network as given: {headline(best, base)}, accuracy {change(best)} "
+        f"points (paired standard error); beside its int8 form: {beside['size']}, {beside['latency_seconds']}."
+    )
+
+
 def _budgets(summary: Mapping[str, Any]) -> Table:
     table = Table(title="Budgets")
-    for column in ("", "asked", "limit", "best", "met"):
+    for column in ("", "asked", "limit", "winner", "met"):
         table.add_column(column, justify="left" if not column else "right")
     found = winning(summary)
     best = None if found is None else found[1]

@@ -18,12 +18,15 @@ from trimtab.files import write_text
 from trimtab.search.loop.preference import RULE
 from trimtab.search.report.agent_rows import HEAD, AgentRow, agent_rows, form_rows, winning
 from trimtab.search.report.charts import SERIES, pareto_figure, policy_figure, series, time_figure, trace_figure
+from trimtab.search.report.headline import Gain, change, gains, points
 from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.budgets import describe
 
 __all__ = ["duration", "measuring_line", "page", "render", "section", "table", "training_line", "write_report"]
 
 Values = Mapping[str, Any]
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 #: Why a measurement ended.
 STOPS = {
@@ -112,30 +115,41 @@ def training_line(finished: Values) -> str:
         f"{training['accuracy_before']:.2%} → {finished['accuracy']:.2%} on the selection images, "
         + (f"{before:.2%} → {final}" if before is not None else final)
         + f", in {training['epochs']:.1f} epochs ({training['images_per_second']:.0f} images/s by "
-        f"{training['processes']} process(es)); {duration(training['seconds'])}, "
+        f"{training['processes']} process{'es' * (training['processes'] != 1)}); {duration(training['seconds'])}, "
         f"{max(0, len(training['tried']) - 1)} others tried for a while"
     )
 
 
 def _cards(best: Values, base: Values, int8: Values) -> str:
-    """Accuracy, latency and size of the winner, beside the base and its int8 form."""
-    final, was, latency = best["final_accuracy"], base["final_accuracy"], best["latency"]
-    change, error = best["final_change"]["value"], best["final_change"]["error"]
+    """What the winner gained and lost of each kind, beside the base and its int8 form."""
+    of_base, of_int8 = gains(best, base), gains(best, int8)
+    time, latency = of_base["latency_seconds"], best["latency"]
+    final, interval = best["final_accuracy"], f"[{latency['low']:.4f}, {latency['high']:.4f}]"
     accuracy = (
-        f"{was:.2%} → {final:.2%} on the final images, standard error of the change {error * 100:.2f}; "
-        f"{_points(final - int8['final_accuracy'])} from int8"
+        f"{base['final_accuracy']:.2%} → {final:.2%} on the final images; {points(final - int8['final_accuracy'])} "
+        "from int8"
     )
-    interval = f"{latency['low']:.4f} to {latency['high']:.4f}, 95% interval"
-    beside = f"{interval}; {best['latency_seconds'] / int8['latency']:.3f}× int8"
-    return (
-        _card("accuracy", _points(change), accuracy)
-        + _card("latency", f"{latency['ratio']:.3f}× fp32", beside)
-        + _card("size", f"{best['size'] / base['size']:.3f}× fp32", f"{best['size'] / int8['size']:.3f}× int8")
+    took = f"{_span(time, 1e3)} ms, {latency['ratio']:.4f}× {interval}; beside int8: {of_int8['latency_seconds']}"
+    cards = (
+        (change(best), "points of accuracy", accuracy),
+        (time.factor, time.words, took),
+        *(
+            (of_base[cost].factor, of_base[cost].words, f"{_span(of_base[cost], scale)} {detail}")
+            for cost, scale, detail in (
+                ("size", 1 / 1024, f"KiB; beside int8: {of_int8['size']}"),
+                ("macs", 1e-6, f"MMAC in theory; measured: {time}"),
+                ("parameters", 1e-3, "thousand"),
+            )
+        ),
+    )
+    return "".join(
+        f'<div class="card"><strong>{figure}</strong><span>{words}</span><small>{detail}</small></div>'
+        for figure, words, detail in cards
     )
 
 
-def _card(name: str, figure: str, detail: str) -> str:
-    return f'<div class="card"><span>{name}</span><strong>{figure}</strong><small>{detail}</small></div>'
+def _span(gain: Gain, scale: float) -> str:
+    return f"{gain.before * scale:.4g} → {gain.after * scale:.4g}"
 
 
 def _budgets(summary: Values, best: Values | None) -> str:
@@ -171,15 +185,21 @@ def _budget(budget: Values, best: Values | None) -> list[str]:
 def _agents(summary: Values) -> str:
     colours = series(summary)
     rows = [[row.name, *row.cells] for row in form_rows(summary)]
-    rows += [[_agent_name(row, colours.get(row.name)), *row.cells] for row in agent_rows(summary)]
+    rows += [[_agent_name(row, colours.get(row.name)), *map(_interval, row.cells)] for row in agent_rows(summary)]
     return (
         f'<p class="verdict">{escape(summary["verdict"])}</p>{table(HEAD, rows)}<p class="note">Accuracies are of '
         "each agent's best network that met every budget, repaired, not trained: <em>proxy</em> on the selection "
         "images, <em>final</em> on images that no choice has seen; <em>loss</em> is the divergence from the "
-        "predictions as given, in nats. "
-        "Absolute milliseconds differ from run to run; the ratios are what to compare. One multiply-accumulate counts "
-        "as 1 MAC.</p>"
+        "predictions as given, in nats; <em>change</em> is in points, with the standard error of that paired "
+        "difference. MACs are the theory, latency is measured. Absolute milliseconds differ from run to run; the "
+        "ratios are what to compare. One multiply-accumulate counts as 1 MAC.</p>"
     )
+
+
+def _interval(cell: str) -> str:
+    """A cell whose interval, if it has one, is small and stays in one line."""
+    value, bracket, bounds = cell.partition(" [")
+    return f"{value} <small>[{bounds.replace(' ', NO_BREAK)}</small>" if bracket else cell
 
 
 def _agent_name(row: AgentRow, colour: int | None) -> str:
@@ -221,7 +241,7 @@ def _export(check: Values) -> list[str]:
         f"{check['agreement']:.2%}",
         f"{check['largest_difference']:.3g}",
         f"{check['accuracy']:.2%}",
-        f"{latency['ratio']:.4f}× <small>[{latency['low']:.4f}, {latency['high']:.4f}]</small>",
+        _interval(f"{latency['ratio']:.4f}× [{latency['low']:.4f}, {latency['high']:.4f}]"),
         f"{latency['seconds'] * 1e3:.4g}",
     ]
 
@@ -301,10 +321,6 @@ def _share(value: float | None) -> str:
     return "not known" if value is None or not math.isfinite(value) else f"{value:.2%}"
 
 
-def _points(change: float) -> str:
-    return f"{change * 100:+.2f} points".replace("-", "−")
-
-
 def measuring_line(measuring: Mapping[str, float], seconds: float) -> str:
     """Say how long a run measured end to end and for its latency table, and which share of its `seconds` that is."""
     whole = sum(measuring.values())
@@ -323,10 +339,14 @@ def duration(seconds: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of cells that are markup already."""
+    """Return a table of cells that are markup already; a narrow screen shows each row under its name, every cell with
+    its head."""
     heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+        f'<tr><th scope="row">{row[0]}</th>'
+        + "".join(f'<td data-head="{name}">{cell}</td>' for name, cell in zip(head[1:], row[1:], strict=True))
+        + "</tr>"
+        for row in rows
     )
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
 
@@ -348,18 +368,19 @@ _STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums;-webkit-text-size-adjust:100%}
-main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
+main{max-width:68rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
 h1{font-size:2rem;line-height:1.2;letter-spacing:-.015em;margin:0;font-weight:650;overflow-wrap:anywhere}
 h2{font-size:1.15rem;margin:0 0 .75rem;font-weight:650} section{margin-top:3.25rem} p{margin:.5rem 0;max-width:46rem}
 .lead{font-size:1.1rem;color:var(--soft);margin:.4rem 0 1.5rem} .verdict{font-size:1.05rem;margin-bottom:1rem}
 small,.note{color:var(--soft);font-size:.8125rem} p.note{margin:.6rem 0 0} code{font:.9em ui-monospace,Menlo,monospace}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:.75rem;margin-bottom:1.75rem}
-.card{background:var(--card);border-radius:10px;padding:.9rem 1.1rem;display:flex;flex-direction:column}
-.card span{color:var(--soft);font-size:.875rem} .card strong{font-size:1.7rem;line-height:1.3;letter-spacing:-.01em}
+.cards{display:grid;grid-template-columns:repeat(5,1fr);gap:.75rem;margin-bottom:1.75rem}
+.card{background:var(--card);border-radius:10px;padding:.9rem 1rem;display:flex;flex-direction:column}
+.card span{font-size:.95rem;margin-bottom:.35rem} .card small{line-height:1.4}
+.card strong{font-size:1.7rem;line-height:1.25;letter-spacing:-.015em;white-space:nowrap}
 .wide{overflow-x:auto} table{border-collapse:collapse;width:100%;font-size:.9rem}
-th,td{padding:.42rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
-th:first-child,td:first-child{text-align:left;padding-left:0} th:last-child,td:last-child{padding-right:0}
-tr>th:first-child{position:sticky;left:0;background:var(--paper)}
+th,td{padding:.42rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+th:first-child{text-align:left;padding-left:0} th:last-child,td:last-child{padding-right:0}
+tbody th{white-space:normal;overflow-wrap:anywhere;min-width:8rem}
 thead th{color:var(--soft);font-weight:400;font-size:.8125rem} tbody th{font-weight:500}
 .good{color:var(--good)} .bad{color:var(--bad)} .good:before{content:"\\2713\\a0"} .bad:before{content:"\\2717\\a0"}
 figure{margin:0} .plot{height:22rem;margin:.75rem .9rem 1.7rem 3.1rem} .plot>svg{display:block;overflow:visible}
@@ -380,11 +401,12 @@ polyline{fill:none;vector-effect:non-scaling-stroke} .front{fill:none;stroke:var
 .fig:has(.all:checked) .near,.fig:has(.all:not(:checked)) .whole{display:none}
 .swatch{display:inline-block;width:1.1rem;height:.75rem;border-radius:2px;background-color:var(--rule)}
 .rows{list-style:none;margin:.75rem 0 0;padding:0;columns:27rem;column-gap:2.5rem;font-size:.8125rem}
-.rows li{display:grid;grid-template-columns:minmax(0,9.5rem) 1fr 4.6rem 5.2rem;gap:.6rem;align-items:center;
+.rows li{display:grid;grid-template-columns:minmax(0,12rem) 1fr 5.2rem 2.6rem;gap:.6rem;align-items:center;
 break-inside:avoid;padding:.14rem 0;border-radius:3px} .rows li:hover{background:var(--card)}
-.rows .name{overflow-wrap:anywhere;line-height:1.25} .rows .num{text-align:right;white-space:nowrap}
-.rows .bits{color:var(--soft);white-space:nowrap} .track{background:var(--rule);height:.85rem;border-radius:2px}
-.times li{grid-template-columns:minmax(0,9.5rem) 1fr 8.2rem 2.8rem}
+.rows .name{overflow-wrap:anywhere;line-height:1.25} .rows small{display:block}
+.rows .num{text-align:right;white-space:nowrap} .rows .bits{color:var(--soft);white-space:nowrap}
+.track{background:var(--rule);height:.85rem;border-radius:2px}
+.times li{grid-template-columns:minmax(0,9.5rem) 1fr 9rem 2.8rem}
 .total{columns:auto} .total li{font-weight:600;grid-template-columns:minmax(0,9.5rem) 1fr 11rem 3.2rem}
 .fill{display:block;height:100%;border-radius:2px;min-width:1px} .pair .fill{height:.42rem}
 .total .pair .fill{height:.7rem}
@@ -397,16 +419,23 @@ break-inside:avoid;padding:.14rem 0;border-radius:3px} .rows li:hover{background
 dt{color:var(--soft)} dd{margin:0;overflow-wrap:anywhere}
 #tip{position:fixed;z-index:9;background:var(--ink);color:var(--paper);font-size:.8125rem;line-height:1.45;
 padding:.45rem .7rem;border-radius:6px;white-space:pre-line;pointer-events:none;max-width:22rem}
+@media screen and (max-width:64rem){.cards{grid-template-columns:repeat(auto-fit,minmax(13rem,1fr))}
+table,tbody,td{display:block} thead,td:empty{display:none}
+tbody tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.2rem,1fr));gap:.35rem 1rem;padding:.65rem 0;
+border-bottom:1px solid var(--rule)} tbody th{grid-column:1/-1;padding:0;border:0;font-weight:600}
+td{padding:0;border:0;text-align:left;white-space:normal;overflow-wrap:anywhere}
+td small{display:block;font-size:.75rem}
+td:before{content:attr(data-head);display:block;color:var(--soft);font-size:.75rem}}
 @media (max-width:40rem){main{padding-top:1.5rem} h1{font-size:1.6rem} .plot{height:18rem}
-.rows li{grid-template-columns:minmax(0,7rem) 1fr 4.3rem 4.6rem;gap:.45rem}
-.cards{grid-template-columns:1fr}
-.times li{grid-template-columns:minmax(0,7rem) 1fr 7.8rem 2.6rem}
-.total li{grid-template-columns:minmax(0,4.5rem) 1fr 10rem 2.9rem} .method{grid-template-columns:1fr;gap:0}
-dd{margin-bottom:.6rem}}
+.cards{grid-template-columns:1fr 1fr} .card:first-child{grid-column:1/-1}
+.rows li{grid-template-columns:minmax(0,8.5rem) 1fr 4.9rem 2.4rem;gap:.45rem}
+.times li{grid-template-columns:minmax(0,6.5rem) 1fr 8.6rem 2.6rem}
+.total li{grid-template-columns:1fr auto auto} .total .pair{grid-column:1/-1;grid-row:2}
+.method{grid-template-columns:1fr;gap:0} dd{margin-bottom:.6rem}}
 @media print{@page{margin:13mm} :root{font-size:11px;--paper:#fff} body{font-size:1rem} main{padding:0;max-width:none}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact} .views,input{display:none} .wide{overflow:visible}
-tr>th:first-child{position:static} section{margin-top:2rem} .cards,tr,section:has(.plot){break-inside:avoid}
-.cards{grid-template-columns:repeat(3,1fr)} h2{break-after:avoid}}
+section{margin-top:2rem} .cards,tr,section:has(.plot){break-inside:avoid}
+h2{break-after:avoid}}
 """
 
 _SCRIPT = """

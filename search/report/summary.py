@@ -12,12 +12,12 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.engines import cpu_name
 from trimtab.evaluators.price.cost import Cost, TableError
+from trimtab.evaluators.price.parameters import count_parameters
 from trimtab.search.finish.export import ExportCheck
 from trimtab.search.finish.finishing import FINISHED, Finished
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun
 from trimtab.search.loop.preference import preferred, tie
-from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting, engine_of
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 #: The form of a summary, which changes where older ones can no longer be read.
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class Findings:
 def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
     """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1]."""
     problem, baseline = setting.problem, setting.baseline
-    config, finals = problem.config, found.finals
+    config, space, finals = problem.config, problem.space, found.finals
     best = found.best
     return {
         **about(problem),
@@ -119,14 +119,14 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
             {"name": name, "asked": str(config.budgets[name]), "limit": limit}
             for name, limit in baseline.limits.items()
         ],
-        "base": _form(baseline.base, baseline.base_accuracy, finals["base"].accuracy),
-        "int8": _form(baseline.int8, baseline.int8_accuracy, finals["int8"].accuracy),
+        "base": _form(baseline.base, count_parameters(space, space.base()), baseline.base_accuracy, finals["base"]),
+        "int8": _form(baseline.int8, count_parameters(space, space.int8()), baseline.int8_accuracy, finals["int8"]),
         "link": {**baseline.link.to_json(), "int8": baseline.link.int8},
         "noise_floor": baseline.noise_floor,
         "table_error": _table_error(found.table_error),
         "margin": baseline.margin,
         "agents": [
-            _agent(run, found.winners[run.agent], run.agent == config.agent, baseline, finals) for run in found.runs
+            _agent(run, found.winners[run.agent], run.agent == config.agent, setting, finals) for run in found.runs
         ],
         "winner": None if best is None else {"agent": best.agent, "policy": best.evaluation.policy.to_json()},
         "verdict": _verdict(config.agent, found),
@@ -139,7 +139,7 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
         "layers": _layers(problem, best, found.profile.get("winner", [])),
         "points": [_point(run.agent, e) for run in found.runs for e in run.evaluations],
         "pareto": [e.policy.id for e in found.front],
-        **({} if found.finished is None else finished_summary(found.finished, baseline, finals)),
+        **({} if found.finished is None else finished_summary(found.finished, setting, finals)),
     }
 
 
@@ -172,8 +172,8 @@ def verdict_on_images(agent: str, winners: Mapping[str, Winner | None]) -> str:
     )
 
 
-def _form(cost: Cost, accuracy: float, final: float) -> dict[str, Any]:
-    return {**asdict(cost), "accuracy": accuracy, "final_accuracy": final}
+def _form(cost: Cost, parameters: int, accuracy: float, final: Answers) -> dict[str, Any]:
+    return {**asdict(cost), "parameters": parameters, "accuracy": accuracy, "final_accuracy": final.accuracy}
 
 
 def _table_error(error: TableError) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _table_error(error: TableError) -> dict[str, Any]:
 
 
 def _agent(
-    run: AgentRun, winner: Winner | None, chosen: bool, baseline: Baseline, finals: Mapping[str, Answers]
+    run: AgentRun, winner: Winner | None, chosen: bool, setting: Setting, finals: Mapping[str, Answers]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "agent": run.agent,
@@ -197,22 +197,22 @@ def _agent(
         "trace": _trace(run),
     }
     if winner is not None:
-        row["best"] = _network(winner.evaluation, finals[winner.evaluation.policy.id], baseline, finals["base"])
+        row["best"] = _network(winner.evaluation, finals[winner.evaluation.policy.id], setting, finals["base"])
     return row
 
 
-def finished_summary(finished: Finished, baseline: Baseline, finals: Mapping[str, Answers]) -> dict[str, Any]:
+def finished_summary(finished: Finished, setting: Setting, finals: Mapping[str, Answers]) -> dict[str, Any]:
     """Return what a summary says once a network was trained: what it has become, how, and its exports."""
     evaluation = finished.evaluation
-    network = _network(evaluation, finals[FINISHED], baseline, finals["base"])
+    network = _network(evaluation, finals[FINISHED], setting, finals["base"])
     before = finals.get(evaluation.policy.id)
     trained = {"training": dict(finished.found), "final_before": None if before is None else before.accuracy}
     return {"finished": {**network, **trained}, "exports": [asdict(check) for check in finished.checks]}
 
 
-def _network(evaluation: Evaluation, final: Answers, baseline: Baseline, base: Answers) -> dict[str, Any]:
+def _network(evaluation: Evaluation, final: Answers, setting: Setting, base: Answers) -> dict[str, Any]:
     """The figures of a network that was measured; `base` are the final answers of the network as given."""
-    latency = evaluation.latency
+    latency, baseline = evaluation.latency, setting.baseline
     if latency is None:
         raise ValueError(f"{evaluation.policy.id} was not measured")
     return {
@@ -228,6 +228,7 @@ def _network(evaluation: Evaluation, final: Answers, baseline: Baseline, base: A
         "size": evaluation.cost.size,
         "macs": evaluation.cost.macs,
         "memory": evaluation.cost.memory,
+        "parameters": count_parameters(setting.problem.space, evaluation.policy),
         "violations": dict(evaluation.violations),
     }
 

@@ -12,6 +12,7 @@ import pytest
 
 from trimtab.errors import BadInput
 from trimtab.search.report.charts import Axis
+from trimtab.search.report.headline import headline
 from trimtab.search.report.run_report import render, write_report
 
 VOID = {"meta", "input", "br", "hr", "img", "link", "base", "source", "embed", "track", "wbr", "col", "area", "param"}
@@ -27,8 +28,8 @@ def make_summary(
     """A summary as a run of ResNet-20 on CIFAR-10 writes it; with `layers`, of a network with so many."""
     rng = random.Random(1)
     names = [f"features.{i}.conv" for i in range(layers)] or resnet20()
-    base = {"latency": 1.2345e-3, "size": 1_079_848, "macs": 40_812_160, "memory": 131_072}
-    int8 = {"latency": 0.3951e-3, "size": 278_312, "macs": 40_812_160, "memory": 32_768}
+    base = {"latency": 1.2345e-3, "size": 1_079_848, "macs": 40_812_160, "memory": 131_072, "parameters": 269_034}
+    int8 = {**base, "latency": 0.3951e-3, "size": 278_312, "memory": 32_768}
     rows, points = [], []
     for place, agent in enumerate(agents):
         found = make_points(rng, agent, place, trials)
@@ -48,7 +49,7 @@ def make_summary(
     if won:
         profile["winner"] = make_profile(rng, names, 0.2304e-3, True)
     return {
-        "schema": 2,
+        "schema": 3,
         "network": "resnet20",
         "data": "cifar10",
         "provenance": "1000 images of one half of the test split; final: the other half, 5000 images",
@@ -133,7 +134,7 @@ def make_best(agent: str, place: int, base_seconds: float) -> dict[str, Any]:
         "latency_seconds": ratio * base_seconds,
         "limit_share": [0.971, 0.9631, 0.9788],
         "predicted_seconds": 0.2264e-3,
-        **{"size": 158_931, "macs": 17_402_112, "memory": 24_576},
+        **{"size": 158_931, "macs": 17_402_112, "memory": 24_576, "parameters": 86_214},
         "violations": {"latency": latency["high"] * base_seconds / limit - 1, "size": -0.0482, "macs": -0.1299},
     }
 
@@ -216,7 +217,7 @@ class Page(HTMLParser):
 
     @property
     def words(self) -> str:
-        return " ".join("".join(self.text).split())
+        return re.sub(r"\s+", " ", " ".join(self.text))
 
 
 def page(**options: Any) -> Page:
@@ -248,14 +249,17 @@ def test_every_figure_is_there() -> None:
     assert "Every budget is met, verified on the network that tpe found" in words
     figures = [
         *(
-            "−1.74 points",
-            "92.62% → 90.88%",
-            "−1.60 points from int8",
-            "0.187× fp32",
-            "0.1855 to 0.1879",
-            "0.583× int8",
-        ),
-        *("0.147× fp32", "0.571× int8"),  # the headline
+            "−1.74 ± 0.19 points of accuracy",
+            "92.62% → 90.88% on the final images; −1.60 from int8",
+            "5.4× faster",
+            "1.234 → 0.2304 ms, 0.1866× [0.1855, 0.1879]; beside int8: 1.7× faster",
+            "6.8× smaller",
+            "1055 → 155.2 KiB; beside int8: 1.8× smaller",
+            "2.3× fewer MACs",
+            "40.81 → 17.4 MMAC in theory; measured: 5.4× faster",
+            "3.1× fewer parameters",
+            "269 → 86.21 thousand",
+        ),  # the headline
         *(
             "0.6x int8",
             "0.2371 ms",
@@ -266,8 +270,28 @@ def test_every_figure_is_there() -> None:
             "4.8%",
             "13.0%",
         ),
-        *("within the noise", "92.50%", "92.62%", "1.234", "1055", "40.81", "0.3200×", "0.3951", "271.8", "92.48%"),
-        *("0.1866× [0.1855, 0.1879]", "0.1746× [0.1735, 0.1759]", "155.2", "17.4", "91.30%", "87.28%"),
+        *(
+            "within the noise",
+            "92.50%",
+            "92.62%",
+            "1.234",
+            "1055",
+            "1.000×",
+            "0.426×",
+            "0.3200×",
+            "0.3951",
+            "271.8",
+            "92.48%",
+        ),
+        *(
+            "0.1866× [0.1855, 0.1879]",
+            "0.1746× [0.1735, 0.1759]",
+            "155.2",
+            "56 of 60",
+            "−5.34 ± 0.19",
+            "91.30%",
+            "87.28%",
+        ),
         *("model.safetensors", "167.2", "99.90%", "0.0173", "0.2345× [0.2311, 0.2388]", "0.3217"),
         *("0.41%", "median 2.13%, largest 8.71%, over 37 networks", "3.12%", "native avx512-vnni threads=1"),
         *(
@@ -290,6 +314,22 @@ def test_every_figure_is_there() -> None:
         *("0.3200× the time of fp32 [0.3172, 0.3228], measured once for 12 s", "1 min 16 s, 10% of the run"),
     ]
     assert [figure for figure in figures if figure not in words] == []
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (100.0, "7.3× smaller"),
+        (705.0, "1.04× smaller"),
+        (730.0, "1× as large"),
+        (733.0, "1× as large"),
+        (1460.0, "2.0× larger"),
+    ],
+)
+def test_a_gain_is_said_in_words(after: float, said: str) -> None:
+    base = {"size": 730.0, "latency": 1.0, "macs": 1.0, "parameters": 1.0}
+    best = {"size": after, "latency_seconds": 0.4, "macs": 0.5, "parameters": 2.0}
+    assert headline(best, base) == f"{said}, 2.5× faster, 2.0× fewer MACs, 2.0× more parameters"
 
 
 def test_sections_come_in_order() -> None:
@@ -403,10 +443,10 @@ def test_a_table_error_that_is_not_known(error: tuple[float | None, float | None
         "{",
         "[]",
         "{}",
+        '{"schema": 3}',
         '{"schema": 2}',
-        '{"schema": 1}',
         b"\xff\xfe",
-        '{"schema": 2, "network": "a", "data": 1}',
+        '{"schema": 3, "network": "a", "data": 1}',
     ],
 )
 def test_a_summary_that_cannot_be_used_names_the_file(content: str | bytes | None, tmp_path: Path) -> None:
