@@ -32,6 +32,8 @@ Start with:
 
   trimtab search my.yaml --set trials=400 --out runs/mine
 
+  trimtab watch runs/mine   from another terminal: how it is doing
+
   trimtab report runs/mine  show the result again; the run's report.html opens in a browser
 
 A configuration names a network, data and budgets:
@@ -328,6 +330,22 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_jso
         print_json({"folder": str(run), "report": str(path), **summary})
     else:
         print_summary(summary, run)
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run directory; the run may go on, or have ended.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Show how a run is doing until it ends: stage, best so far, budgets, evaluations, time left. Reads its files only.
+
+    With --json, one document of how it is now.
+    """
+    from trimtab.search.report.console import show_states
+    from trimtab.search.report.watch import follow, read_state
+
+    print_json(read_state(run).to_json()) if as_json else show_states(follow(run, every))
 
 
 @app.command("optuna-export")

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
@@ -33,6 +34,7 @@ from trimtab.search.loop.loop import AgentRun, Ledger, Searcher
 from trimtab.search.loop.optuna_export import OptunaExport, optuna_export_for
 from trimtab.search.loop.pool import make_pool
 from trimtab.search.loop.preference import preferred, ranked
+from trimtab.search.loop.tensorboard import Scalars
 from trimtab.search.loop.verify import Verifier
 from trimtab.search.progress import Progress
 from trimtab.search.report.agent_rows import winning
@@ -93,6 +95,7 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
                 "one, and what is measured from now on is not"
             )
         _say_baseline(setting.baseline, config, progress)
+        experiment.journal.append("stage", {"stage": "search"})
         limits, ledger = setting.limits(experiment.table), Ledger(experiment.journal)
         runs = _search(experiment, setting, limits, ledger, progress)
         outcome = _Finisher(experiment, setting, limits.model, ledger, runs, progress).finish(started)
@@ -119,21 +122,25 @@ def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool 
     with Journal(folder / "journal") as journal:
         setting, candidates = recall_setting(problem, _recorded(journal, "setting")), CandidateFolder(folder)
         bench = bench_of(problem)
+        journal.append("stage", {"stage": "finishing"})
         link, limit = measured_link(problem, bench, folder, progress)
         setting = replace(setting, baseline=replace(setting.baseline, link=link, limit=limit))
         best = Verifier(journal, candidates).verify(setting, bench, _evaluated(journal, policy))
         before, _ = candidates.current(problem.judge, policy)
         best = judged(problem.judge, best, before)
         finished = finish(setting, bench, [best], candidates, folder, progress, again=True)
-    if finished is None:
-        return Outcome(folder, Winner(agent, best, _final_accuracy(summary)), (), summary)
-    base = problem.judge.candidate(problem.space.base())
-    finals = _final_answers(problem, {"base": base, policy.id: before, FINISHED: finished.candidate})
-    summary |= finished_summary(finished, setting, finals)
-    summary["winner"] = {"agent": agent, "policy": finished.evaluation.policy.to_json()}
-    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-    write_report(folder)
-    return Outcome(folder, Winner(agent, finished.evaluation, finals[FINISHED].accuracy), (), summary)
+        if finished is None:
+            winner = Winner(agent, best, _final_accuracy(summary))
+        else:
+            base = problem.judge.candidate(problem.space.base())
+            finals = _final_answers(problem, {"base": base, policy.id: before, FINISHED: finished.candidate})
+            summary |= finished_summary(finished, setting, finals)
+            summary["winner"] = {"agent": agent, "policy": finished.evaluation.policy.to_json()}
+            write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+            write_report(folder)
+            winner = Winner(agent, finished.evaluation, finals[FINISHED].accuracy)
+        journal.append("finished", {"winner": winner.evaluation.policy.id})
+    return Outcome(folder, winner, (), summary)
 
 
 def _final_answers(problem: Problem, networks: Mapping[str, Candidate]) -> dict[str, Answers]:
@@ -186,16 +193,19 @@ def _search(
 def _run_agents(searcher: Searcher, export: OptunaExport | None, folder: Path, progress: Progress) -> list[AgentRun]:
     """Run one agent after the other; what is left of a time limit is shared equally among those to come."""
     config, keep = searcher.problem.config, keep_best(folder)
+    scalars = Scalars(folder / "tensorboard", searcher.baseline)
 
     def watch(run: AgentRun) -> None:
         keep(run)
+        scalars.follow(run, progress)
         if export is not None:
             export.follow(run.agent, run.evaluations, progress)
 
     runs: list[AgentRun] = []
-    for number, name in enumerate(config.agents):
-        left = math.inf if config.time_limit is None else config.time_limit - sum(run.seconds for run in runs)
-        runs.append(searcher.run(name, progress, left / (len(config.agents) - number), watch))
+    with closing(scalars):
+        for number, name in enumerate(config.agents):
+            left = math.inf if config.time_limit is None else config.time_limit - sum(run.seconds for run in runs)
+            runs.append(searcher.run(name, progress, left / (len(config.agents) - number), watch))
     return runs
 
 
@@ -224,6 +234,7 @@ class _Finisher:
 
     def finish(self, started: float) -> Outcome:
         self.progress.line("verifying the winners on their repaired networks")
+        self.experiment.journal.append("stage", {"stage": "verification"})
         chosen, checks = self._choose()
         found = [evaluation for evaluation in chosen.values() if evaluation is not None]
         finished = self._finished(found)
@@ -264,6 +275,8 @@ class _Finisher:
         if best is None:
             return None
         contenders = self._contenders(best, asked.candidates if asked.enabled else 1)
+        if asked.enabled:
+            self.experiment.journal.append("stage", {"stage": "finishing"})
         try:
             return finish(self.setting, self.bench, contenders, self.experiment.candidates, self.folder, self.progress)
         except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import Judge, graded
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.end_to_end import LatencyBench
-from trimtab.files import write_text
+from trimtab.files import write_bytes, write_text
 from trimtab.kernels import stored_bytes
 from trimtab.search.finish.export import IN_WORDS, ExportCheck, export_candidate
 from trimtab.search.finish.run_link import PATIENCE
@@ -35,10 +35,13 @@ from trimtab.search.training.training import Progress as Steps
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.candidate_file import Provenance, load_candidate, save_candidate
 
-__all__ = ["FINISHED", "Finished", "finish", "judged"]
+__all__ = ["FINISHED", "PROGRESS", "Finished", "finish", "judged"]
 
 #: What a finished network is called among those whose final figure is read.
 FINISHED = "finished"
+
+#: The file in a finishing's folder that says how far it is.
+PROGRESS = "progress.json"
 
 #: Epochs where nothing else is asked; of data sets so small that these are fewer than STEPS steps, as many as those.
 EPOCHS, STEPS = 15.0, 1500
@@ -276,6 +279,7 @@ class _Finishing:
                 last = steps
                 bar.total(steps.steps)
                 bar.update(steps.done, f"loss {steps.loss:.3f}, {steps.rate:.0f} images/s")
+                self._say(of, stage, steps, time.perf_counter() - begun)
 
             candidate = train(
                 start,
@@ -299,6 +303,11 @@ class _Finishing:
         }
         save_candidate(file, candidate, Provenance(stage, found), self.problem.space)
         return Finished(now, candidate, found)
+
+    def _say(self, of: Evaluation, stage: str, steps: Steps, seconds: float) -> None:
+        """Leave word for whoever watches how far the training of a network is, after so many seconds of it."""
+        said = {"policy": of.policy.id, "stage": stage, **asdict(steps), "seconds": seconds}
+        write_bytes(self.folder / PROGRESS, json.dumps(said).encode(), durable=False)
 
     def _recipe(self, of: Evaluation, share: float) -> Recipe:
         """The recipe for a network: what has lost much learns fast."""

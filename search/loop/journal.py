@@ -25,7 +25,7 @@ from weakref import WeakSet
 
 from trimtab.errors import BadInput, TrimtabError
 
-__all__ = ["Journal", "Record", "read_journal"]
+__all__ = ["Journal", "Record", "is_written", "read_journal"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,24 @@ def read_journal(path: str | Path) -> list[Record]:
     except OSError as error:
         raise BadInput(f"cannot read the journal {path}: {error.strerror}") from error
     return [record for record, _ in _read(Path(path), content)]
+
+
+def is_written(path: str | Path) -> bool:
+    """Return whether a process on this machine has a journal open, by the kernel's list of locks (proc(5), locks).
+
+    To try the lock would take it for a moment, and a run that was resumed just then would be refused. Where there is no
+    such list it is taken to be open, if it is there.
+    """
+    try:
+        number = str(os.stat(path).st_ino)
+    except OSError:
+        return False
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return True
+    # The device is left out: overlays and some file systems give another one there than stat does.
+    return any("FLOCK" in line and number in (part.rpartition(":")[2] for part in line.split()) for line in lines)
 
 
 _OPEN: WeakSet[Journal] = WeakSet()

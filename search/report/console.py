@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +20,7 @@ from trimtab.search.report.contest_report import feasible_line, ranking
 from trimtab.search.report.headline import change, gains, headline
 from trimtab.search.report.markdown import markdown_table
 from trimtab.search.report.run_report import measuring_line, training_line
+from trimtab.search.report.watch import RunState, line_of, rendered
 from trimtab.search.setup.budgets import describe
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "print_rows",
     "print_space",
     "print_summary",
+    "show_states",
 ]
 
 
@@ -92,6 +96,23 @@ def print_contest(summary: Mapping[str, Any], folder: Path) -> None:
     for row in summary["failed"]:
         console.print(escape(f"Failed: {row['budget']}, {row['agent']}, seed {row['seed']}: {row['error']}"))
     console.print(f"Report: {folder / 'compare.html'}", soft_wrap=True)
+
+
+def show_states(states: Iterable[RunState]) -> None:
+    """Show one state of a run after the other in the same place; where there is no terminal, one line for each that
+    says something new, and the last one whole. Ctrl-C ends it."""
+    console, said = _console(), ""
+    with (
+        suppress(KeyboardInterrupt),
+        Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live,
+    ):
+        for state in states:
+            if live is not None:
+                live.update(rendered(state), refresh=True)
+            elif state.ended:
+                console.print(rendered(state))
+            elif said != (said := line_of(state)):
+                console.print(escape(said), soft_wrap=True)
 
 
 def _agents(summary: Mapping[str, Any]) -> Table:

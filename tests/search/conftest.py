@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from tests.search.runs import TINY, CommandLine, tiny
 
 from trimtab.search.progress import Progress
+from trimtab.search.run import run_search
 from trimtab.search.setup.problem import Problem, load_problem
 
 
@@ -41,6 +43,14 @@ def with_shared_cache(shared_cache: Path) -> Iterator[None]:
 def problem(with_shared_cache: None) -> Problem:
     """The network of `TINY`, trained, traced, with its judge."""
     return load_problem(tiny(), Progress())
+
+
+@pytest.fixture(scope="session")
+def small_run(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of four evaluations by each of two agents; not to be written to."""
+    folder = tmp_path_factory.mktemp("small") / "run"
+    run_search(replace(problem, config=tiny(trials=4, baselines=["random"])), folder, Progress())
+    return folder
 
 
 @pytest.fixture

@@ -67,11 +67,17 @@ def finished(problem: Problem, tmp_path_factory: pytest.TempPathFactory, with_sh
 
 
 def test_a_run_leaves_its_files_and_no_half_ones(finished: Finished) -> None:
-    found = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
+    files = [path for path in finished.folder.rglob("*") if path.is_file()]
+    events = [path for path in files if path.name.startswith("events.out.tfevents.")]
+    assert {str(path.parent.relative_to(finished.folder)) for path in events} == {
+        f"tensorboard/{agent}" for agent in ("milp", "random", "uniform")
+    }
+    found = {str(path.relative_to(finished.folder)) for path in files if path not in events}
     exports = {f"export/{name}" for name in ("policy.json", "model.safetensors", "model.onnx")}
     winners = {row["best"]["policy"] for row in finished.summary["agents"] if row["best"]}
     candidates = {f"candidates/{policy}.safetensors" for policy in winners}
     assert found == {"config.yaml", "journal", "policy.json", "report.html", "summary.json"} | exports | candidates
+    assert len({path.stat().st_mode for path in files}) == 1
 
 
 def test_the_configuration_in_the_folder_is_that_of_the_run(finished: Finished) -> None:
@@ -286,7 +292,7 @@ def test_resuming_a_finished_run_evaluates_nothing(finished: Finished, tmp_path:
     shutil.copytree(finished.folder, folder)
     run_search(finished.problem, folder, Progress(), resume=True)
     added = read_journal(folder / "journal")[len(finished.records) :]
-    assert {record.kind for record in added} <= {"finished", "measured", "verified"}
+    assert {record.kind for record in added} <= {"finished", "measured", "stage", "verified"}
     again = json.loads((folder / "summary.json").read_text())
     keys = ("agent", "policy", "accuracy", "size")
     points = [[{key: p[key] for key in keys} for p in s["points"]] for s in (finished.summary, again)]
