@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-__all__ = ["Bar", "ConsoleProgress", "Progress"]
+__all__ = ["LINE_EVERY", "Bar", "ConsoleProgress", "Progress"]
 
 #: Seconds between two lines of the same bar where there is no terminal.
 LINE_EVERY = 10.0

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -307,7 +308,8 @@ class _Finishing:
     def _say(self, of: Evaluation, stage: str, steps: Steps, seconds: float) -> None:
         """Leave word for whoever watches how far the training of a network is, after so many seconds of it."""
         said = {"policy": of.policy.id, "stage": stage, **asdict(steps), "seconds": seconds}
-        write_bytes(self.folder / PROGRESS, json.dumps(said).encode(), durable=False)
+        with suppress(OSError):  # no training ends for it
+            write_bytes(self.folder / PROGRESS, json.dumps(said).encode(), durable=False)
 
     def _recipe(self, of: Evaluation, share: float) -> Recipe:
         """The recipe for a network: what has lost much learns fast."""

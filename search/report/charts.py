@@ -219,11 +219,12 @@ def _reference(name: str, form: Values, unit: float, x: Axis, y: Axis) -> str:
     if not (x.shows(ratio) and y.shows(accuracy)):
         return ""
     left, top = f"{x.at(ratio):.2f}%", f"{100 - y.at(accuracy):.2f}%"
-    side = 'text-anchor="end" dx="-10"' if x.at(ratio) > 70 else 'dx="10"'
+    # Below it: what else is near has its marks on the same height, and the level's own text is above.
+    side = "end" if x.at(ratio) > 94 else "start" if x.at(ratio) < 6 else "middle"
     text = tip(name, f"proxy accuracy {accuracy:.2%}", f"measured {ratio:.4f}× fp32 = {form['latency'] * 1e3:.4g} ms")
     return (
         f'<svg class="ref" x="{left}" y="{top}" overflow="visible" {text}><path d="M0-7L7 0 0 7-7 0Z"/></svg>'
-        f'<text class="note strong" x="{left}" y="{top}" dy="4" {side}>{name}</text>'
+        f'<text class="note strong" x="{left}" y="{top}" dy="20" text-anchor="{side}">{name}</text>'
     )
 
 

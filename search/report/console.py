@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trimtab.search.finish.export import IN_WORDS
+from trimtab.search.progress import LINE_EVERY
 from trimtab.search.report.agent_rows import HEAD, agent_rows, form_rows, winning
 from trimtab.search.report.contest_report import feasible_line, ranking
 from trimtab.search.report.headline import change, gains, headline
@@ -99,20 +101,25 @@ def print_contest(summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def show_states(states: Iterable[RunState]) -> None:
-    """Show one state of a run after the other in the same place; where there is no terminal, one line for each that
-    says something new, and the last one whole. Ctrl-C ends it."""
-    console, said = _console(), ""
-    with (
-        suppress(KeyboardInterrupt),
-        Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live,
-    ):
+    """Show the states of a run in the same place, until they end or Ctrl-C does.
+
+    Where there is no terminal, a line now and then, and the last state whole.
+    """
+    console = _console()
+    with suppress(KeyboardInterrupt):
+        if console.is_terminal:
+            with Live(console=console, auto_refresh=False) as live:
+                for state in states:
+                    live.update(rendered(state), refresh=True)
+            return
+        said, at = None, 0.0
         for state in states:
-            if live is not None:
-                live.update(rendered(state), refresh=True)
-            elif state.ended:
+            now = state.stage, sum(each.done for each in state.agents)
+            if state.ended:
                 console.print(rendered(state))
-            elif said != (said := line_of(state)):
-                console.print(escape(said), soft_wrap=True)
+            elif now != said or time.monotonic() - at >= LINE_EVERY:
+                console.print(escape(line_of(state)), soft_wrap=True)
+                said, at = now, time.monotonic()
 
 
 def _agents(summary: Mapping[str, Any]) -> Table:

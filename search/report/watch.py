@@ -131,7 +131,10 @@ def read_state(folder: Path) -> RunState:
     rate = next((each.rate for each in reversed(agents) if each.rate is not None), None)
     words, left = "", None
     if goes_on and not finished:
-        words, left = _training(folder, config, since) if stage == "finishing" else ("", _left(config, agents, rate))
+        if stage == "search":
+            left = _left(config, agents, rate)
+        elif stage == "finishing":
+            words, left = _training(folder, config, since)
     elif not finished:
         words = f"no process on this machine goes on with it; trimtab search --resume --out {folder} does"
     doing = STAGES.get(stage, stage)
@@ -145,7 +148,7 @@ def read_state(folder: Path) -> RunState:
         rate=rate,
         left=left,
         best=best,
-        found_by=None if best is None else found[best.policy.id],
+        found_by=None if best is None else found.get(best.policy.id),
         result=_result(folder) if finished else None,
     )
 
@@ -169,7 +172,7 @@ def _heading(state: RunState) -> str:
 
 
 def _pace(state: RunState) -> str:
-    rate = "" if state.rate is None else f"{state.rate:.2f} evaluations per second"
+    rate = "" if state.rate is None or state.stage != STAGES["search"] else f"{state.rate:.2f} evaluations per second"
     most = "at most" if state.stage == STAGES["finishing"] else "about"
     return ", ".join(filter(None, (rate, "" if state.left is None else f"{most} {duration(state.left)} left")))
 
@@ -216,7 +219,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{folder} is not a run: its config.yaml cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{folder} is not a run: its config.yaml is not YAML") from error
-    if not isinstance(config, dict) or not config.keys() >= KEYS:
+    sections = ("network", "data", "budgets", "finish")
+    if not (isinstance(config, dict) and config.keys() >= KEYS and all(isinstance(config[s], dict) for s in sections)):
         raise BadInput(f"{folder} is not a run: its config.yaml is not one that a run has written")
     return config
 
@@ -291,7 +295,8 @@ def _training(folder: Path, config: Mapping[str, Any], since: float) -> tuple[st
         return "", left
     which = "the winner"
     if at["stage"] == "tried":
-        which = f"network {1 + len(list((folder / 'finishing').glob('*.tried.safetensors')))} of {contenders} on trial"
+        before = [file for file in (folder / "finishing").glob("*.tried.safetensors") if at["policy"] not in file.name]
+        which = f"network {1 + len(before)} of {contenders} on trial"
     elif at["done"]:
         left = min(left, at["seconds"] * (at["steps"] / at["done"] - 1))
     return (

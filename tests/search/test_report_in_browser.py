@@ -103,6 +103,9 @@ def test_a_page_is_readable(browser: Browser, name: str, scheme: str, width: int
     browser.show(tmp_path / "report.html", width, scheme)
     assert browser.evaluate("innerWidth") == width
     assert browser.evaluate(f"matchMedia('(prefers-color-scheme: {scheme})').matches")
+    browser.evaluate("document.querySelector('.all').click()")
+    assert overlapping(browser.evaluate(TEXTS)) == []
+    browser.evaluate("document.querySelector('[name=view]').click()")
     texts = browser.evaluate(TEXTS)
     assert len(texts) > 100
     assert overlapping(texts) == []

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def test_finishing_is_shown_with_the_time_that_it_may_take(small_run: Path, tmp_
         state = read_state(folder)
         assert state.stage == "finishing"
         assert 95 < (state.left or 0) <= 100
-        at = {"stage": "tried", "done": 30, "steps": 90, "loss": 0.5, "rate": 100.0, "seconds": 7.0}
+        at = {"policy": "b", "stage": "tried", "done": 30, "steps": 90, "loss": 0.5, "rate": 100.0, "seconds": 7.0}
         (folder / "finishing" / "progress.json").write_text(json.dumps(at))
         (folder / "finishing" / "a.tried.safetensors").touch()
         assert "network 2 of 3 on trial: step 30 of 90, loss 0.500" in line_of(read_state(folder))
@@ -118,10 +117,8 @@ def test_nothing_is_written_to_look_at_a_run(small_run: Path) -> None:
 def test_a_finished_run_is_shown_once_and_no_run_is_refused_in_a_line(
     small_run: Path, tmp_path: Path, trimtab: CommandLine
 ) -> None:
-    started = time.monotonic()
     ran = trimtab("watch", small_run, "--every", "1000")
     assert (ran.code, ran.err) == (0, "")
-    assert time.monotonic() - started < 900
     assert ran.out.count("resnet8 on digits: finished") == 1
     assert ran.out.count("4 of 4") == 2
     assert "smaller" in ran.out
@@ -131,7 +128,7 @@ def test_a_finished_run_is_shown_once_and_no_run_is_refused_in_a_line(
     assert ran.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("config", ["", "[1", "agent: milp", "\xff"])
+@pytest.mark.parametrize("config", ["", "[1", "agent: milp", "network: a\ndata: b", "\xff"])
 def test_what_is_not_a_run_is_bad_input(config: str, small_run: Path, tmp_path: Path) -> None:
     shutil.copy(small_run / "journal", tmp_path)
     (tmp_path / "config.yaml").write_bytes(config.encode("latin-1"))
