@@ -24,7 +24,7 @@ from trimtab.search.setup.config import Config, NetworkConfig, TrainingConfig
 from trimtab.spaces.zoo import build
 from trimtab.threads import torch_threads
 
-__all__ = ["load_checkpoint", "load_network", "make_model", "train"]
+__all__ = ["check_fits", "load_checkpoint", "load_network", "make_model", "save_checkpoint", "train"]
 
 
 def load_network(config: Config, splits: Splits, advance: Callable[[int, int], None] | None = None) -> nn.Module:
@@ -36,7 +36,7 @@ def load_network(config: Config, splits: Splits, advance: Callable[[int, int], N
     network = config.network
     torch.manual_seed(config.seed)
     model = make_model(network)
-    _check_fits(model, splits)
+    check_fits(model, splits)
     if network.checkpoint is not None:
         load_checkpoint(model, Path(network.checkpoint).expanduser())
         return model.eval()
@@ -47,12 +47,13 @@ def load_network(config: Config, splits: Splits, advance: Callable[[int, int], N
         load_checkpoint(model, cached)
         return model.eval()
     train(model, *splits.train(), network.training, config.seed, advance)
-    _save(model, cached)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(model, cached)
     return model.eval()
 
 
-def _check_fits(model: nn.Module, splits: Splits) -> None:
-    """Run one image through, before anything is trained on them."""
+def check_fits(model: nn.Module, splits: Splits) -> None:
+    """Run one image through, before anything is trained on them; a network that cannot answer it is a `BadInput`."""
     shape = tuple(splits.calibration.shape[1:])
     try:
         with torch.no_grad():
@@ -194,8 +195,9 @@ def _training_key(config: Config, model: nn.Module, splits: Splits) -> str:
     return f"{config.network.zoo or 'network'}-{config.data.name}-{digest}"
 
 
-def _save(model: nn.Module, path: Path) -> None:
+def save_checkpoint(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a state dict that `load_checkpoint` reads, whole or not at all, into a folder that exists."""
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, save({name: value.clone().contiguous() for name, value in model.state_dict().items()}))
+    state = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    write_bytes(path, save(state, None if metadata is None else dict(metadata)))
