@@ -19,7 +19,7 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.data import load
 from trimtab.files import check_folder
 from trimtab.search.progress import Progress
-from trimtab.search.setup.networks import check_fits, save_checkpoint
+from trimtab.search.setup.networks import PROVENANCE, check_fits, save_checkpoint
 from trimtab.search.training.labelled import LabelTraining, accuracy, training_device
 from trimtab.search.training.recipe import LabelRecipe, batch_for
 from trimtab.search.training.trainer import train
@@ -27,10 +27,7 @@ from trimtab.search.training.training import Lessons
 from trimtab.search.training.training import Progress as Steps
 from trimtab.spaces.zoo import build
 
-__all__ = ["PROVENANCE", "Order", "train_network", "usual_data"]
-
-#: The entry of a checkpoint's metadata that says, in JSON, how it was made.
-PROVENANCE = "trimtab.trained"
+__all__ = ["Order", "train_network", "usual_data"]
 
 #: Name -> the data set that a zoo network is for, and its recipe, where they are not the usual ones.
 USUAL_DATA, OWN_DATA = "cifar10", {"lenet5": "mnist"}
@@ -97,10 +94,8 @@ def train_network(
     Anything that cannot be used, the place of `out` included, is a `BadInput` before the training begins. Beside `out`
     lies a file to go on from, with `resume`, until the training has ended. The test images are read once, after it.
     """
-    unfinished = out.with_name(out.name + ".unfinished")
     make = partial(build, order.network, **order.options)
-    network = make()
-    _check_place(out, unfinished, resume)
+    network, unfinished = make(), _unfinished(out, resume)
     splits = load(order.data, download=download, selection=order.selection, seed=order.seed)
     check_fits(network, splits)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -143,10 +138,11 @@ def train_network(
     return {"file": str(out), **found}
 
 
-def _check_place(out: Path, unfinished: Path, resume: bool) -> None:
-    """Check that a checkpoint may be written to a place, or that there is what to go on from."""
+def _unfinished(out: Path, resume: bool) -> Path:
+    """Return the file to go on from that lies beside `out`, which may be written; where `resume`, it is there."""
     if out.suffix != ".safetensors":
-        raise BadInput(f"--out is a file like {out.with_suffix('.safetensors')}, not {out}")
+        raise BadInput(f"--out is a .safetensors file, not {out}")
+    unfinished = out.with_name(out.name + ".unfinished")
     if out.exists():
         raise BadInput(f"{out} exists already: choose another --out")
     check_folder(out.parent)
@@ -154,3 +150,4 @@ def _check_place(out: Path, unfinished: Path, resume: bool) -> None:
         raise BadInput(f"there is no training to go on with: {unfinished} does not exist")
     if unfinished.exists() and not resume:
         raise BadInput(f"{unfinished} is of a training that was interrupted: pass --resume, or take it away")
+    return unfinished

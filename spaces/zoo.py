@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trimtab.errors import BadInput, unknown_name
+from trimtab.errors import BadInput, in_one_line, unknown_name
 
 __all__ = ["VGG16", "ZOO", "ChannelPad", "CifarResNet", "LeNet5", "TinyResNet8", "build"]
 
@@ -243,5 +243,7 @@ def build(name: str, **options: Any) -> nn.Module:
         raise unknown_name("zoo network", name, ZOO)
     try:
         return ZOO[name](**options)
-    except TypeError as error:
-        raise BadInput(f"zoo network {name!r}: {error}") from error
+    except BadInput:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise BadInput(f"zoo network {name!r}: {in_one_line(error)}") from error

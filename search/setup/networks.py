@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,7 +25,10 @@ from trimtab.search.setup.config import Config, NetworkConfig, TrainingConfig
 from trimtab.spaces.zoo import build
 from trimtab.threads import torch_threads
 
-__all__ = ["check_fits", "load_checkpoint", "load_network", "make_model", "save_checkpoint", "train"]
+__all__ = ["PROVENANCE", "check_fits", "load_checkpoint", "load_network", "make_model", "save_checkpoint", "train"]
+
+#: The entry of a checkpoint's metadata in which `trimtab train` says, in JSON, how it was made.
+PROVENANCE = "trimtab.trained"
 
 
 def load_network(config: Config, splits: Splits, advance: Callable[[int, int], None] | None = None) -> nn.Module:
@@ -38,10 +42,15 @@ def load_network(config: Config, splits: Splits, advance: Callable[[int, int], N
     model = make_model(network)
     check_fits(model, splits)
     if network.checkpoint is not None:
-        load_checkpoint(model, Path(network.checkpoint).expanduser())
+        checkpoint = Path(network.checkpoint).expanduser()
+        load_checkpoint(model, checkpoint)
+        _check_held_out(checkpoint, config)
         return model.eval()
     if network.training is None:
-        raise BadInput("the network has no weights: give network.checkpoint, or network.training to train it here")
+        raise BadInput(
+            "the network has no weights: give network.checkpoint, or network.training to train it here; trimtab train "
+            "makes a checkpoint of a zoo network"
+        )
     cached = cache_dir() / "networks" / f"{_training_key(config, model, splits)}.safetensors"
     if cached.exists():
         load_checkpoint(model, cached)
@@ -147,6 +156,28 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
             + (f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else "")
         )
     model.load_state_dict(state, strict=False)
+
+
+def _check_held_out(checkpoint: Path, config: Config) -> None:
+    """Check that policies are not chosen on images that `trimtab train` trained the checkpoint on."""
+    if checkpoint.suffix != ".safetensors" or config.data.split != "held-out":
+        return
+    with safe_open(str(checkpoint), "pt") as file:
+        said = (file.metadata() or {}).get(PROVENANCE)
+    if said is None:
+        return
+    try:
+        trained = json.loads(said)
+        data, seed, most = trained["data"], trained["recipe"]["seed"], int(trained["held_out"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise BadInput(f"the checkpoint {checkpoint} does not say how it was trained: {in_one_line(error)}") from error
+    if data != config.data.name:
+        return
+    if config.seed != seed or config.data.selection > most:
+        raise BadInput(
+            f"the checkpoint {checkpoint} was trained on images that policies would be chosen on: choose on those that "
+            f"were held out, with seed: {seed} and at most {most} for data.selection"
+        )
 
 
 def train(

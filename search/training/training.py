@@ -165,7 +165,7 @@ class Training(Generic[Result_co]):
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        except SafetensorError as error:
+        except (SafetensorError, ValueError) as error:
             raise BadInput(f"the checkpoint {path} cannot be read: {error}") from error
         if any(about.get(key, {}) != value for key, value in self._about.items()):
             raise BadInput(f"the checkpoint {path} is of another training: take it away to start again")

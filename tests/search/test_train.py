@@ -15,8 +15,8 @@ from tests.search.runs import CommandLine, tiny
 from trimtab.errors import BadInput
 from trimtab.evaluators.data import load
 from trimtab.search.progress import Progress
-from trimtab.search.setup.networks import load_network
-from trimtab.search.train import PROVENANCE, Order, train_network, usual_data
+from trimtab.search.setup.networks import PROVENANCE, load_network
+from trimtab.search.train import Order, train_network, usual_data
 
 SMALL = {"width": 8, "channels": 1}
 SHORT = Order("resnet8", "digits", SMALL, selection=397, epochs=2.0, processes=1)
@@ -27,9 +27,9 @@ def test_a_configuration_takes_the_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "made" / "net.safetensors"
     found = train_network(SHORT, out, Progress())
     assert [path.name for path in out.parent.iterdir()] == ["net.safetensors"]
-    config = tiny(network={"zoo": "resnet8", "options": SMALL, "checkpoint": str(out)})
+    given: dict[str, Any] = {"network": {"zoo": "resnet8", "options": SMALL, "checkpoint": str(out)}}
     splits = load("digits", selection=397)
-    network = load_network(config, splits)
+    network = load_network(tiny(**given), splits)
     for (images, labels), key in ((splits.selection, "held_out_accuracy"), (splits.final(), "test_accuracy")):
         with torch.no_grad():
             answers = network(torch.from_numpy(images)).argmax(1).numpy()
@@ -39,6 +39,11 @@ def test_a_configuration_takes_the_checkpoint(tmp_path: Path) -> None:
     assert {"file": str(out), **said} == found
     assert (said["recipe"]["seed"], said["data"], said["held_out"], said["options"]) == (0, "digits", 397, SMALL)
     assert said["epochs"] == 2.0
+    # Other images than those that were held out were trained on.
+    for other in ({"seed": 1}, {"data": {"name": "digits", "selection": 398}}):
+        with pytest.raises(BadInput, match=r"seed: 0 and at most 397"):
+            load_network(tiny(**given, **other), splits)
+    load_network(tiny(**given, seed=1, data={"name": "digits", "split": "test-half"}), splits)
 
 
 def test_networks_have_their_usual_data() -> None:
@@ -71,7 +76,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_first(tmp_path: Path, monk
     (tmp_path / "half.safetensors.unfinished").write_text("")
     for name, resume, said in (
         ("file/net.safetensors", False, "cannot be made"),
-        ("net.pt", False, "net.safetensors"),
+        ("net.pt", False, ".safetensors file"),
         ("there.safetensors", False, "exists already"),
         ("half.safetensors", False, "pass --resume"),
         ("net.safetensors", True, "no training to go on with"),

@@ -100,6 +100,8 @@ def test_unknown_names_and_options_are_bad_input() -> None:
         build("resnet20b")
     with pytest.raises(BadInput, match=r"resnet20.*depth"):
         build("resnet20", depth=8)
+    with pytest.raises(BadInput, match=r"resnet8.*negative"):
+        build("resnet8", width=-1)
     with pytest.raises(BadInput, match="not 21"):
         CifarResNet(21)
     with pytest.raises(BadInput, match="not 'C'"):
