@@ -318,6 +318,57 @@ def finish(
 
 
 @app.command()
+def train(
+    network: Annotated[str, typer.Argument(metavar="NAME", help="A zoo network: lenet5, vgg16-bn, resnet20, ...")],
+    data: Annotated[
+        str | None, typer.Option(help="cifar10, mnist, digits, ...; what the network is for without it.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An argument of the network's constructor, like channels=1."),
+    ] = None,
+    selection: Annotated[
+        int, typer.Option(min=1, help="Training images that are held out, for searches to choose on.")
+    ] = 1000,
+    epochs: Annotated[float | None, typer.Option(help="Over the training images; 30, or 15 for lenet5.")] = None,
+    time: Annotated[str | None, typer.Option(help="Train for at most so long, like 20m.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The checkpoint; NAME-DATA.safetensors without it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --out.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, the order of images, and which are held out.")] = 0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Of one thread each; one for every core without it.")
+    ] = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network from nothing into a checkpoint, the base of later searches.
+
+    Test images are read once, at the end. Repeated with the same number of processes it gives the same weights, where
+    the time does not bind.
+    """
+    from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.setup.config import apply_setting
+    from trimtab.search.setup.durations import parse_duration
+    from trimtab.search.train import Order, train_network, usual_data
+
+    options: dict[str, Any] = {}
+    for setting in option or []:
+        apply_setting(options, setting, "--option")
+    images = usual_data(network) if data is None else data
+    seconds = None if time is None else parse_duration(time)
+    order = Order(network, images, options, selection, epochs, seconds, processes, seed)
+    file = Path(f"{network}-{images}.safetensors") if out is None else out
+    found = train_network(order, file, ConsoleProgress(), resume, download)
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(
+        f"{file}: {found['test_accuracy']:.2%} of the test images, {found['held_out_accuracy']:.2%} of "
+        f"{selection} held-out ones; {found['epochs']:.1f} epochs in {found['seconds']:.0f} s"
+    )
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
     """Write a finished run's report.html again and print its tables."""
     from trimtab.search.report.console import print_summary

@@ -1,4 +1,4 @@
-"""Networks that trimtab brings along: ResNets for small images (He et al. 2016, arXiv:1512.03385, section 4.2)."""
+"""Networks for small images that trimtab brings along."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trimtab.errors import BadInput, unknown_name
+from trimtab.errors import BadInput, in_one_line, unknown_name
 
-__all__ = ["ZOO", "ChannelPad", "CifarResNet", "TinyResNet8", "build"]
+__all__ = ["VGG16", "ZOO", "ChannelPad", "CifarResNet", "LeNet5", "TinyResNet8", "build"]
 
 DEPTHS = (8, 20, 32, 56, 110)
 
@@ -68,7 +68,8 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The 6n+2-layer ResNet for small images: three stages of n blocks, then a global mean and one linear layer.
+    """The 6n+2-layer ResNet for small images (He et al. 2016, arXiv:1512.03385, section 4.2): three stages of n blocks,
+    then a global mean and one linear layer.
 
     `depth` is one of 8, 20, 32, 56, 110; `option` is the shortcut, "A" (padding, no parameters) or "B" (1x1
     convolution); `width` is the first stage's channels, doubled in each stage; `head` names the linear layer.
@@ -159,10 +160,81 @@ class TinyResNet8(nn.Module):
         return y
 
 
+class LeNet5(nn.Module):
+    """The LeNet-5 of Caffe, which Deep Compression (Han et al. 2016, arXiv:1510.00149, table 2) and Dynamic Network
+    Surgery (Guo et al. 2016, arXiv:1608.04493, table 1) compress: 20 and 50 kernels of 5x5, each with a maximum over
+    2x2, then 500 hidden units; 431,080 parameters. LeCun's of 1998 has 61,706.
+
+    Unlike Caffe's it has a ReLU behind each convolution, without which the two are linear but for the maxima.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 20, 5)
+        self.conv2 = nn.Conv2d(20, 50, 5)
+        self.fc1 = nn.Linear(50 * 4 * 4, 500)
+        self.fc2 = nn.Linear(500, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, channels, 28, 28) to logits (N, classes)."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits
+
+
+class VGG16(nn.Module):
+    """VGG-16 (Simonyan and Zisserman 2015, arXiv:1409.1556, table 1, D) as it is used for CIFAR: a batch norm behind
+    each of its 13 convolutions, and one linear layer, 512 to the classes, instead of three.
+
+    Convolutions have no biases, since norms follow: 14,724,042 parameters with 10 classes, 313 MMAC for 32x32 pixels.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for depth, width in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
+            for _ in range(depth):
+                convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+                layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, channels, 32, 32) to logits (N, classes)."""
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
+
+
+def _cifar_mobilenet_v2(classes: int = 10, width: float = 1.0) -> nn.Module:
+    """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381, table 2) for 32x32 pixels: its first convolution and its
+    second stage keep all pixels, so that the last stage sees 4x4 of them; 2,236,682 parameters with 10 classes."""
+    from torchvision.models import MobileNetV2
+
+    # Expansion, channels, blocks, and the stride of the first of them.
+    stages = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
+    model = MobileNetV2(classes, width, stages, dropout=0.0)
+    first: nn.Conv2d = model.features[0][0]
+    first.stride = (1, 1)
+    made: nn.Module = model
+    return made
+
+
 #: Name -> constructor; keyword arguments go to the class.
 ZOO: dict[str, Callable[..., nn.Module]] = {
-    f"resnet{depth}{suffix}": _resnet(depth, option) for depth in DEPTHS for suffix, option in (("", "A"), ("-b", "B"))
-} | {"resnet8-tiny": TinyResNet8}
+    **{
+        f"resnet{depth}{suffix}": _resnet(depth, option)
+        for depth in DEPTHS
+        for suffix, option in (("", "A"), ("-b", "B"))
+    },
+    "resnet8-tiny": TinyResNet8,
+    "lenet5": LeNet5,
+    "vgg16-bn": VGG16,
+    "mobilenet-v2": _cifar_mobilenet_v2,
+}
 
 
 def build(name: str, **options: Any) -> nn.Module:
@@ -171,5 +243,7 @@ def build(name: str, **options: Any) -> nn.Module:
         raise unknown_name("zoo network", name, ZOO)
     try:
         return ZOO[name](**options)
-    except TypeError as error:
-        raise BadInput(f"zoo network {name!r}: {error}") from error
+    except BadInput:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise BadInput(f"zoo network {name!r}: {in_one_line(error)}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from trimtab.search.progress import ConsoleProgress, Progress
 from trimtab.search.setup.config import Config
 from trimtab.search.setup.problem import load_problem, with_database
 from trimtab.search.setup.processes import in_processes
+from trimtab.search.training.distillation import Distillation
 from trimtab.search.training.recipe import Recipe
 from trimtab.search.training.trainer import train
 from trimtab.search.training.training import Lessons
@@ -97,8 +99,8 @@ class _Worker:
                 for name, repairs in VARIANTS.items()
             }
         self.judges[LAYERS] = with_database(problem.judge)
-        teacher = lower(problem.judge.candidate(space.base()))
-        self.lessons = Lessons(*problem.splits.train(), problem.splits.augmentation, teacher)
+        self.teacher = lower(problem.judge.candidate(space.base()))
+        self.lessons = Lessons(*problem.splits.train(), problem.splits.augmentation)
         self.recipe = Recipe(epochs=steps * Recipe.batch / len(self.lessons.images), seed=config.seed)
         self.normalised, self.final = space.normalised, problem.splits.final()
 
@@ -109,6 +111,6 @@ class _Worker:
             figures[name] = judge(policy).accuracy
             figures[f"{name} seconds"] = time.perf_counter() - start
         repaired = self.judges["all repairs"].candidate(policy)
-        tuned = train(repaired, self.normalised, self.lessons, self.recipe)
+        tuned = train(partial(Distillation, repaired, self.normalised, self.teacher), self.lessons, self.recipe)
         figures["tuned"] = accuracy_of(judging_session(tuned), *self.final)
         return figures

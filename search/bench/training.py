@@ -19,6 +19,7 @@ from trimtab.search.progress import ConsoleProgress
 from trimtab.search.setup.config import Config
 from trimtab.search.setup.problem import load_problem
 from trimtab.search.setup.setting import engine_of
+from trimtab.search.training.distillation import Distillation
 from trimtab.search.training.images import Batch
 from trimtab.search.training.recipe import Recipe
 from trimtab.search.training.training import Lessons, Training
@@ -50,15 +51,17 @@ def bench_training(config: Config, policy: Policy | None, count: int) -> list[di
     rounded = space.uniform(0.5, config.space.bits[0]) if policy is None else policy
     space.check(rounded)
     policies = {"rounded": rounded, "fp32": replace(rounded, layers=dict.fromkeys(rounded.layers, LayerDecision()))}
-    lessons = Lessons(*problem.splits.train(), problem.splits.augmentation, lower(judge.candidate(space.int8())))
-    trainings = {
-        name: Training(judge.candidate(each), space.normalised, lessons, Recipe(seed=config.seed))
+    lessons, recipe = Lessons(*problem.splits.train(), problem.splits.augmentation), Recipe(seed=config.seed)
+    teacher = lower(judge.candidate(space.int8()))
+    learners = {
+        name: Distillation(judge.candidate(each), space.normalised, teacher, lessons, recipe)
         for name, each in policies.items()
     }
+    trainings = {name: Training(learner, lessons, recipe) for name, learner in learners.items()}
     found: dict[str, list[float]] = {name: [] for name in ("teacher", *trainings)}
     for _ in range(count + UNCOUNTED):
         batches = list(islice(trainings["fp32"].batches(), STEPS))
-        found["teacher"].append(_seconds(trainings["fp32"].taught, batches))
+        found["teacher"].append(_seconds(learners["fp32"].taught, batches))
         for name, training in trainings.items():
             found[name].append(_seconds(partial(training.step, share=HALFWAY), batches))
     each = {name: np.array(seconds[UNCOUNTED:]) / (STEPS * Recipe.batch) for name, seconds in found.items()}

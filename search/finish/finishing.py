@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -18,6 +18,7 @@ from trimtab.evaluators.accuracy import Judge, graded
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.files import write_bytes, write_text
+from trimtab.graph import Graph
 from trimtab.kernels import stored_bytes
 from trimtab.search.finish.export import IN_WORDS, ExportCheck, export_candidate
 from trimtab.search.finish.run_link import PATIENCE
@@ -29,7 +30,8 @@ from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import describe
 from trimtab.search.setup.config import FinishConfig
 from trimtab.search.setup.setting import Setting
-from trimtab.search.training.recipe import Recipe
+from trimtab.search.training.distillation import Distillation
+from trimtab.search.training.recipe import Recipe, batch_for
 from trimtab.search.training.trainer import train
 from trimtab.search.training.training import Lessons
 from trimtab.search.training.training import Progress as Steps
@@ -53,9 +55,6 @@ AS_GIVEN = 0.01
 
 #: What has lost no more has nothing to learn.
 NOTHING_TO_LEARN = 1e-3
-
-#: A batch is so small that an epoch has at least so many steps.
-STEPS_AT_LEAST = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,15 +215,20 @@ class _Finishing:
 
     @cached_property
     def _lessons(self) -> Lessons:
-        judge, space, splits = self.problem.judge, self.problem.space, self.problem.splits
-        teacher = judge.candidate(space.int8())
-        if judge.loss(judge.logits(teacher, judge.images)) > AS_GIVEN:
-            teacher = judge.candidate(space.base())
+        space, splits = self.problem.space, self.problem.splits
         images, labels = splits.train()
         outputs = space.network.shapes[space.network.output][0]
         if labels.max(initial=0) >= outputs:
             raise BadInput(f"training images have labels up to {labels.max()}, the network has {outputs} outputs")
-        return Lessons(images, labels, splits.augmentation, lower(teacher))
+        return Lessons(images, labels, splits.augmentation)
+
+    @cached_property
+    def _teacher(self) -> Graph:
+        judge, space = self.problem.judge, self.problem.space
+        teacher = judge.candidate(space.int8())
+        if judge.loss(judge.logits(teacher, judge.images)) > AS_GIVEN:
+            teacher = judge.candidate(space.base())
+        return lower(teacher)
 
     @property
     def _processes(self) -> int:
@@ -283,8 +287,7 @@ class _Finishing:
                 self._say(of, stage, steps, time.perf_counter() - begun)
 
             candidate = train(
-                start,
-                self.problem.space.normalised,
+                partial(Distillation, start, self.problem.space.normalised, self._teacher),
                 self._lessons,
                 recipe,
                 processes=self._processes,
@@ -315,7 +318,7 @@ class _Finishing:
         """The recipe for a network: what has lost much learns fast."""
         images = len(self._lessons.images)
         given = self.asked.model_dump(include=set(Recipe.__dataclass_fields__), exclude_none=True)
-        batch = min(given.get("batch", Recipe.batch), max(2, images // STEPS_AT_LEAST))
+        batch = batch_for(images, given.get("batch", Recipe.batch))
         epochs = max(EPOCHS, STEPS * batch / images) if self.asked.epochs is None else self.asked.epochs
         rate = Recipe.learning_rate * min(1.0, max(NOTHING_TO_LEARN, self._damage(of))) ** 0.5
         usual = {"learning_rate": rate, "seed": self.problem.config.seed}

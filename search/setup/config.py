@@ -42,6 +42,7 @@ __all__ = [
     "NetworkConfig",
     "SpaceConfig",
     "TrainingConfig",
+    "apply_setting",
     "check_storage",
     "default_config",
     "keys_of",
@@ -361,7 +362,7 @@ def _from_text(text: str, source: str, settings: Sequence[str]) -> Config:
     if not isinstance(data, dict):
         raise BadInput(f"{source}: expected keys and values, found {type(data).__name__}")
     for setting in settings:
-        _apply_setting(data, setting)
+        apply_setting(data, setting)
     _check_from_files(data, source)
     return make_config(data, source)
 
@@ -380,10 +381,12 @@ def _named(section: Any, key: str) -> Any:
     return section.get(key) if isinstance(section, dict) else section
 
 
-def _apply_setting(data: dict[str, Any], setting: str) -> None:
+def apply_setting(data: dict[str, Any], setting: str, option: str = "--set") -> None:
+    """Put what `option` was given, `a.b=c`, into a mapping of mappings; what it cannot be read as is a `BadInput`."""
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
-        raise BadInput(f"--set takes key=value, for example trials=50 or budgets.latency=0.5x; found {setting!r}")
+        example = "trials=50 or budgets.latency=0.5x" if option == "--set" else "width=8"
+        raise BadInput(f"{option} takes key=value, for example {example}; found {setting!r}")
     *path, last = key.strip().split(".")
     for part in path:
         if not isinstance(data.get(part), dict):
@@ -394,7 +397,7 @@ def _apply_setting(data: dict[str, Any], setting: str) -> None:
     try:
         data[last] = _read_yaml(text)
     except ValueError as error:
-        raise BadInput(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+        raise BadInput(f"{option} {key}: {text!r} is not a YAML value: {error}") from error
 
 
 def _read_yaml(text: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,7 +25,10 @@ from trimtab.search.setup.config import Config, NetworkConfig, TrainingConfig
 from trimtab.spaces.zoo import build
 from trimtab.threads import torch_threads
 
-__all__ = ["load_checkpoint", "load_network", "make_model", "train"]
+__all__ = ["PROVENANCE", "check_fits", "load_checkpoint", "load_network", "make_model", "save_checkpoint", "train"]
+
+#: The entry of a checkpoint's metadata in which `trimtab train` says, in JSON, how it was made.
+PROVENANCE = "trimtab.trained"
 
 
 def load_network(config: Config, splits: Splits, advance: Callable[[int, int], None] | None = None) -> nn.Module:
@@ -36,23 +40,29 @@ def load_network(config: Config, splits: Splits, advance: Callable[[int, int], N
     network = config.network
     torch.manual_seed(config.seed)
     model = make_model(network)
-    _check_fits(model, splits)
+    check_fits(model, splits)
     if network.checkpoint is not None:
-        load_checkpoint(model, Path(network.checkpoint).expanduser())
+        checkpoint = Path(network.checkpoint).expanduser()
+        load_checkpoint(model, checkpoint)
+        _check_held_out(checkpoint, config)
         return model.eval()
     if network.training is None:
-        raise BadInput("the network has no weights: give network.checkpoint, or network.training to train it here")
+        raise BadInput(
+            "the network has no weights: give network.checkpoint, or network.training to train it here; trimtab train "
+            "makes a checkpoint of a zoo network"
+        )
     cached = cache_dir() / "networks" / f"{_training_key(config, model, splits)}.safetensors"
     if cached.exists():
         load_checkpoint(model, cached)
         return model.eval()
     train(model, *splits.train(), network.training, config.seed, advance)
-    _save(model, cached)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(model, cached)
     return model.eval()
 
 
-def _check_fits(model: nn.Module, splits: Splits) -> None:
-    """Run one image through, before anything is trained on them."""
+def check_fits(model: nn.Module, splits: Splits) -> None:
+    """Run one image through, before anything is trained on them; a network that cannot answer it is a `BadInput`."""
     shape = tuple(splits.calibration.shape[1:])
     try:
         with torch.no_grad():
@@ -148,6 +158,28 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
+def _check_held_out(checkpoint: Path, config: Config) -> None:
+    """Check that policies are not chosen on images that `trimtab train` trained the checkpoint on."""
+    if checkpoint.suffix != ".safetensors" or config.data.split != "held-out":
+        return
+    with safe_open(str(checkpoint), "pt") as file:
+        said = (file.metadata() or {}).get(PROVENANCE)
+    if said is None:
+        return
+    try:
+        trained = json.loads(said)
+        data, seed, most = trained["data"], trained["recipe"]["seed"], int(trained["held_out"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise BadInput(f"the checkpoint {checkpoint} does not say how it was trained: {in_one_line(error)}") from error
+    if data != config.data.name:
+        return
+    if config.seed != seed or config.data.selection > most:
+        raise BadInput(
+            f"the checkpoint {checkpoint} was trained on images that policies would be chosen on: choose on those that "
+            f"were held out, with seed: {seed} and at most {most} for data.selection"
+        )
+
+
 def train(
     model: nn.Module,
     images: np.ndarray,
@@ -194,8 +226,9 @@ def _training_key(config: Config, model: nn.Module, splits: Splits) -> str:
     return f"{config.network.zoo or 'network'}-{config.data.name}-{digest}"
 
 
-def _save(model: nn.Module, path: Path) -> None:
+def save_checkpoint(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a state dict that `load_checkpoint` reads, whole or not at all, into a folder that exists."""
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, save({name: value.clone().contiguous() for name, value in model.state_dict().items()}))
+    state = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
+    write_bytes(path, save(state, None if metadata is None else dict(metadata)))

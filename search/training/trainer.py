@@ -1,4 +1,4 @@
-"""The trainer: trains a candidate in several processes of one thread each, or in this one.
+"""The trainer: trains a network in several processes of one thread each, or in this one.
 
 Threads of one process wait for each other wherever a neighbour holds a core; processes meet once a step.
 """
@@ -7,47 +7,49 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from trimtab.errors import TrimtabError
 from trimtab.search.training.member import Assignment, fulfil
-from trimtab.search.training.recipe import Recipe
+from trimtab.search.training.recipe import OneCycle
 from trimtab.search.training.team import Team
-from trimtab.search.training.training import Lessons, Progress
-from trimtab.spaces.candidate import Candidate
+from trimtab.search.training.training import Learner, Lessons, Progress
 
 __all__ = ["train"]
+
+Result = TypeVar("Result")
+RecipeType = TypeVar("RecipeType", bound=OneCycle)
 
 #: Seconds that a process may take to end.
 DYING = 1.0
 
 
 def train(
-    candidate: Candidate,
-    normalised: Collection[str],
+    learner: Callable[[Lessons, RecipeType], Learner[Result]],
     lessons: Lessons,
-    recipe: Recipe,
+    recipe: RecipeType,
     *,
     processes: int = 1,
     seconds: float | None = None,
     checkpoint: Path | None = None,
     tell: Callable[[Progress], None] = lambda progress: None,
-) -> Candidate:
-    """Return the candidate as it is after a training, from the checkpoint where there is one.
+) -> Result:
+    """Return what a learner has made of its network after a training, from the checkpoint where there is one.
 
-    `seconds` limit the training; `checkpoint` is written now and then, into a folder that exists. The result
-    depends on the number of processes, and on nothing else that is not given.
+    `learner`, which can be pickled, makes the learner of the lessons and the recipe in every process. `seconds` limit
+    the training; `checkpoint` is written now and then, into a folder that exists. The result depends on the number of
+    processes, and on nothing else that is not given.
     """
-    given = Assignment(candidate, tuple(normalised), lessons, recipe, seconds, checkpoint)
+    given = Assignment(learner, lessons, recipe, seconds, checkpoint)
     processes = max(1, min(processes, recipe.batch // 2))
     if processes == 1:
         return fulfil(given, Team(), tell)
@@ -55,7 +57,7 @@ def train(
         return _together(Path(folder), processes, given, tell)
 
 
-def _together(folder: Path, processes: int, given: Assignment, tell: Callable[[Progress], None]) -> Candidate:
+def _together(folder: Path, processes: int, given: Assignment[Result], tell: Callable[[Progress], None]) -> Result:
     """Train in processes that share the images by way of a file.
 
     They are started as programs of their own: a forked child of a process that has used threads may hang, and one that
@@ -77,7 +79,8 @@ def _together(folder: Path, processes: int, given: Assignment, tell: Callable[[P
             pipes.append(ours)
         for pipe in pipes:
             pipe.send(shared)
-        return _listen(members, pipes, tell)
+        trained: Result = _listen(members, pipes, tell)
+        return trained
     finally:
         for member in members:
             member.terminate()
@@ -87,9 +90,7 @@ def _together(folder: Path, processes: int, given: Assignment, tell: Callable[[P
             pipe.close()
 
 
-def _listen(
-    members: list[subprocess.Popen[bytes]], pipes: list[Connection], tell: Callable[[Progress], None]
-) -> Candidate:
+def _listen(members: list[subprocess.Popen[bytes]], pipes: list[Connection], tell: Callable[[Progress], None]) -> Any:
     """Pass on what the processes say, until the first one has the result; what goes wrong in one ends all."""
     listening = list(pipes)
     while True:
@@ -105,8 +106,7 @@ def _listen(
             elif isinstance(said, BaseException):
                 raise _explained(said, members)
             elif said is not None:
-                found: Candidate = said
-                return found
+                return said
             else:
                 listening.remove(pipe)
 

@@ -1,35 +1,31 @@
-"""A training: steps of one network towards what the network as given predicts, from any checkpoint on."""
+"""A training: steps of a network that learns, from any checkpoint on; what is learned, and how, its learner says."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.data import Augmentation, Images, Labels
-from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.files import write_bytes
-from trimtab.graph import Graph
 from trimtab.search.training.images import Batch, Epoch
-from trimtab.search.training.network import TrainedNetwork
-from trimtab.search.training.recipe import Recipe
+from trimtab.search.training.recipe import OneCycle
 from trimtab.search.training.team import Team
-from trimtab.spaces.candidate import Candidate
 
-__all__ = ["Lessons", "Progress", "Training", "distance"]
+__all__ = ["Learner", "Lessons", "Progress", "Training"]
 
-#: Images that norms and ranges are measured on.
-MEASURED = 256
+Result_co = TypeVar("Result_co", covariant=True)
 
 #: Batches that norms are measured on before they are held still, and the number of the epoch that they are of.
 NORM_BATCHES, NORM_EPOCH = 32, 2**31
@@ -40,54 +36,81 @@ UNTIMED = 4
 #: Seconds after which there is a checkpoint within an epoch, too.
 BETWEEN_CHECKPOINTS = 300.0
 
-#: AdamW's decay of the moments. Trainings are short: the second moment forgets faster than is usual.
-BETAS = (0.9, 0.99)
-
 _KEY = "trimtab.training"
 
 
 @dataclass(frozen=True, eq=False)
 class Lessons:
-    """Images (N, C, H, W) to learn from, their labels (N,), how they may be varied, and the program of the teacher."""
+    """Images (N, C, H, W) to learn from, their labels (N,), and how they may be varied."""
 
     images: Images
     labels: Labels
     augmentation: Augmentation
-    teacher: Graph
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The place that a training is at: steps done, of how many, the last ones' mean loss, images per second by all."""
+    """The place that a training is at: steps done, of how many, the last ones' mean loss, images per second by all,
+    and, where images are watched and an epoch has ended, the share of them that is answered rightly."""
 
     done: int
     steps: int
     loss: float
     rate: float
+    watched: float | None = None
 
 
-class Training:
-    """One process's part of a training of a candidate.
+class Learner(ABC, Generic[Result_co]):
+    """A network that is trained, with its optimiser, its loss and what comes out of it: all in which trainings differ.
 
-    `normalised` names the layers that had a batch norm (`Space.normalised`). `seconds` limit the training: how far it
-    is, and so its rate, then follows from the time, where that is ahead of the steps. Where it is not, what a process
-    does follows from candidate, recipe, lessons and team alone.
+    Every group of the optimiser has a `share`, the times of the recipe's learning rate that it learns at. `about` says,
+    in JSON, what is trained on what: a checkpoint of another one is refused. Norms are held still for the last `frozen`
+    of all steps.
+    """
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    about: Mapping[str, Any] = {}
+    frozen: float = 0.0
+
+    @abstractmethod
+    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Return the loss, of no dimension, of a batch with the labels (N,)."""
+
+    @abstractmethod
+    def result(self) -> Result_co:
+        """Return what has been trained, as it is now; it can be pickled."""
+
+    def statistics(self) -> Sequence[Tensor]:
+        """Return what forward passes change: its mean over all processes is taken after every step."""
+        return ()
+
+    def freeze(self, batches: Iterable[Batch]) -> Sequence[Tensor]:
+        """Measure norms on some batches, and hold them still from now on; return what was measured."""
+        return ()
+
+    def watched(self, team: Team) -> float | None:
+        """Return the share of some images, of which each process takes a part, that is answered rightly."""
+        return None
+
+
+class Training(Generic[Result_co]):
+    """One process's part of a training.
+
+    `seconds` limit the training: how far it is, and so its rate, then follows from the time, where that is ahead of the
+    steps. Where it is not, what a process does follows from learner, recipe, lessons and team alone.
     """
 
     def __init__(
         self,
-        candidate: Candidate,
-        normalised: Collection[str],
+        learner: Learner[Result_co],
         lessons: Lessons,
-        recipe: Recipe,
+        recipe: OneCycle,
         team: Team | None = None,
         seconds: float | None = None,
     ) -> None:
-        self.lessons, self.recipe, self.team, self.seconds = lessons, recipe, team or Team(), seconds
-        self.first = torch.from_numpy(lessons.images[:MEASURED].copy())
-        self.network = TrainedNetwork(candidate, normalised, self.first)
-        self.teacher = NativeEngine().compile(lessons.teacher, recipe.batch)
-        self.optimiser = torch.optim.AdamW(self._groups(), betas=BETAS)
+        self.learner, self.lessons, self.recipe = learner, lessons, recipe
+        self.team, self.seconds = team or Team(), seconds
         self.per_epoch = self._epoch(0).steps(recipe.batch)
         self.done, self.steps = 0, round(recipe.epochs * self.per_epoch)
         #: Seconds that were spent by earlier processes, and when this one began.
@@ -96,18 +119,21 @@ class Training:
 
     def run(self, tell: Callable[[Progress], None], checkpoint: Path | None = None) -> None:
         """Train to the end; the first process writes checkpoints, after every epoch and every few minutes."""
-        self.network.train()
+        self.learner.network.train()
         clock = _Clock(self.recipe.batch)
+        if self.share() >= 1:
+            tell(Progress(self.done, self.done, 0.0, 0.0))
         while (share := self.share()) < 1:
             for batch in self.batches():
-                if not self.frozen and share >= 1 - self.recipe.frozen:
+                if not self.frozen and share >= 1 - self.learner.frozen:
                     self._freeze()
                 clock.step(self.step(batch, share))
                 share = self.share()
-                if clock.due or share >= 1:
-                    steps = self.done if share >= 1 else max(self.done + 1, round(self.done / share))
-                    tell(Progress(self.done, steps, clock.taken(), clock.rate))
                 ends = self.done % self.per_epoch == 0
+                watched = self.learner.watched(self.team) if ends or share >= 1 else None
+                if clock.due or watched is not None or share >= 1:
+                    steps = self.done if share >= 1 else max(self.done + 1, round(self.done / share))
+                    tell(Progress(self.done, steps, clock.taken(), clock.rate, watched))
                 if checkpoint is not None and self.team.part == 0 and (ends or clock.unsaved > BETWEEN_CHECKPOINTS):
                     self.save(checkpoint)
                     clock.saved = time.perf_counter()
@@ -124,43 +150,38 @@ class Training:
     def _elapsed(self) -> float:
         return self.spent + time.perf_counter() - self.began
 
-    def candidate(self) -> Candidate:
-        """Return the candidate as it is now."""
-        return self.network.candidate(self.first)
-
     def save(self, path: Path) -> None:
         """Write what the training goes on from, whole or not at all."""
-        state = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        for i, moments in self.optimiser.state_dict()["state"].items():
+        state = {f"network.{name}": tensor for name, tensor in self.learner.network.state_dict().items()}
+        for i, moments in self.learner.optimiser.state_dict()["state"].items():
             state |= {f"optimiser.{i}.{name}": tensor for name, tensor in moments.items()}
-        about = {"done": self.done, "spent": self._elapsed(), "frozen": self.frozen, "recipe": asdict(self.recipe)}
+        about = {"done": self.done, "spent": self._elapsed(), "frozen": self.frozen, **self._about}
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
         write_bytes(path, to_bytes(tensors, metadata={_KEY: json.dumps(about)}))
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote; a checkpoint of another training is a `BadInput`."""
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        if about is None or about["recipe"] != asdict(self.recipe):
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        except (SafetensorError, ValueError) as error:
+            raise BadInput(f"the checkpoint {path} cannot be read: {error}") from error
+        if any(about.get(key, {}) != value for key, value in self._about.items()):
             raise BadInput(f"the checkpoint {path} is of another training: take it away to start again")
         own = "network."
         of_network = {name.removeprefix(own): each for name, each in tensors.items() if name.startswith(own)}
-        self.network.load_state_dict(of_network)
+        self.learner.network.load_state_dict(of_network)
         state: dict[int, dict[str, Tensor]] = {}
         for name in tensors.keys() - {own + each for each in of_network}:
             _, place, moment = name.split(".")
             state.setdefault(int(place), {})[moment] = tensors[name]
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+        self.learner.optimiser.load_state_dict({**self.learner.optimiser.state_dict(), "state": state})
         self.done, self.spent, self.frozen = about["done"], about["spent"], about["frozen"]
 
-    def _groups(self) -> list[dict[str, Any]]:
-        weights, steps, others = self.network.groups()
-        return [
-            {"params": weights, "weight_decay": self.recipe.weight_decay, "share": 1.0},
-            {"params": others, "weight_decay": 0.0, "share": 1.0},
-            {"params": steps, "weight_decay": 0.0, "share": self.recipe.step_rate},
-        ]
+    @property
+    def _about(self) -> dict[str, Any]:
+        return {"recipe": asdict(self.recipe), "learner": dict(self.learner.about)}
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches that are left of the epoch that the training is in."""
@@ -170,43 +191,24 @@ class Training:
     def _epoch(self, number: int) -> Epoch:
         return Epoch(self.lessons.images, self.lessons.augmentation, self.recipe.seed, number)
 
-    def taught(self, batch: Batch) -> Tensor:
-        """Return what the teacher makes of a batch, (N, classes)."""
-        return torch.from_numpy(self.teacher.run(batch.x.numpy()))
-
     def step(self, batch: Batch, share: float) -> float:
         """Take a step of a training that is so far, from 0 to 1; return its loss."""
-        rate = self.recipe.rate(share)
-        for group in self.optimiser.param_groups:
+        optimiser, rate = self.learner.optimiser, self.recipe.rate(share)
+        for group in optimiser.param_groups:
             group["lr"] = group["share"] * rate
-        labels = torch.from_numpy(self.lessons.labels[batch.indices])
-        loss = distance(self.network(batch.x), self.taught(batch), labels, self.recipe)
-        self.optimiser.zero_grad()
+        loss = self.learner.loss(batch, torch.from_numpy(self.lessons.labels[batch.indices]))
+        optimiser.zero_grad()
         torch.autograd.backward(loss)
-        learned = [each for group in self.optimiser.param_groups for each in group["params"]]
-        self.team.average([each.grad for each in learned if each.grad is not None])
-        self.optimiser.step()
+        gradients = [each.grad for group in optimiser.param_groups for each in group["params"] if each.grad is not None]
+        self.team.average([*gradients, *self.learner.statistics()])
+        optimiser.step()
         self.done += 1
         return float(loss.detach())
 
     def _freeze(self) -> None:
         batches = self._epoch(NORM_EPOCH).batches(self.recipe.batch, self.team.part, self.team.parts)
-        self.network.freeze_norms(batch.x for _, batch in zip(range(NORM_BATCHES), batches, strict=False))
-        self.team.average(self.network.statistics())
+        self.team.average(self.learner.freeze(islice(batches, NORM_BATCHES)))
         self.frozen = True
-
-
-def distance(outputs: Tensor, wanted: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
-    """Return the loss of outputs (N, classes) where the teacher says `wanted`, and people `labels` (N,).
-
-    Hinton et al. 2015 (arXiv:1503.02531, section 2): softened predictions, at T^2, so that their gradients do not
-    depend on the temperature T.
-    """
-    softened = F.log_softmax(outputs / recipe.temperature, 1), F.softmax(wanted / recipe.temperature, 1)
-    learned = F.kl_div(*softened, reduction="batchmean") * recipe.temperature**2
-    if not recipe.labels:
-        return learned
-    return (1 - recipe.labels) * learned + recipe.labels * F.cross_entropy(outputs, labels)
 
 
 class _Clock:

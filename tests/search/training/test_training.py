@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,11 @@ from trimtab.evaluators.accuracy import accuracy_of, judging_session, torch_logi
 from trimtab.evaluators.lowering import lower
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem, load_problem
+from trimtab.search.training.distillation import Distillation, distance
 from trimtab.search.training.network import TrainedNetwork
 from trimtab.search.training.recipe import Recipe
 from trimtab.search.training.trainer import train
-from trimtab.search.training.training import Lessons, Training, distance
+from trimtab.search.training.training import Lessons, Training
 from trimtab.search.training.training import Progress as Steps
 from trimtab.spaces import Candidate, Policy
 from trimtab.spaces.candidate_file import Provenance, load_candidate, save_candidate
@@ -40,8 +43,17 @@ def problem() -> Problem:
 
 @pytest.fixture(scope="module")
 def lessons(problem: Problem) -> Lessons:
+    return Lessons(*problem.splits.train(), problem.splits.augmentation)
+
+
+#: Makes a learner of a candidate.
+Learning = Callable[[Candidate], Callable[[Lessons, Recipe], Distillation]]
+
+
+@pytest.fixture(scope="module")
+def learning(problem: Problem) -> Learning:
     teacher = lower(problem.judge.candidate(problem.space.base()))
-    return Lessons(*problem.splits.train(), problem.splits.augmentation, teacher)
+    return lambda candidate: partial(Distillation, candidate, problem.space.normalised, teacher)
 
 
 POLICIES = {
@@ -73,26 +85,28 @@ def close(a: np.ndarray, b: np.ndarray, to: float = 0.03) -> bool:
     return bool(np.sqrt(((a - b) ** 2).mean()) < to * a.std())
 
 
-def test_without_a_step_a_candidate_stays_what_it_was(problem: Problem, lessons: Lessons, candidate: Candidate) -> None:
+def test_without_a_step_a_candidate_stays_what_it_was(
+    problem: Problem, lessons: Lessons, learning: Learning, candidate: Candidate
+) -> None:
     x = problem.judge.images[:64]
     network = TrainedNetwork(candidate, problem.space.normalised, torch.from_numpy(lessons.images[:256])).eval()
     with torch.no_grad():
         outputs = network(torch.from_numpy(x)).numpy()
     assert close(torch_logits(candidate, x), outputs)
-    same = train(candidate, problem.space.normalised, lessons, replace(SHORT, epochs=0))
+    same = train(learning(candidate), lessons, replace(SHORT, epochs=0))
     assert close(torch_logits(candidate, x), torch_logits(same, x))
     for name, (values, _) in candidate.int8.items():
         np.testing.assert_array_equal(same.int8[name][0], values)
 
 
 def test_what_was_trained_is_what_runs(
-    problem: Problem, lessons: Lessons, candidate: Candidate, tmp_path: Path
+    problem: Problem, lessons: Lessons, learning: Learning, candidate: Candidate, tmp_path: Path
 ) -> None:
-    training = Training(candidate, problem.space.normalised, lessons, SHORT)
-    training.run(lambda steps: None)
-    trained, x = training.candidate(), problem.judge.images
+    learner = learning(candidate)(lessons, SHORT)
+    Training(learner, lessons, SHORT).run(lambda steps: None)
+    trained, x = learner.result(), problem.judge.images
     with torch.no_grad():
-        outputs = training.network.eval()(torch.from_numpy(x)).numpy()
+        outputs = learner.network.eval()(torch.from_numpy(x)).numpy()
     engine = judging_session(trained).run(x)
     # With 4-bit activations a value on a tie is a sixteenth of the range off.
     narrow = any(each.format.reads_narrow for each in candidate.decisions.values())
@@ -103,8 +117,10 @@ def test_what_was_trained_is_what_runs(
     np.testing.assert_array_equal(judging_session(again).run(x), engine)
 
 
-def test_bits_and_zeros_and_shared_values_stay(problem: Problem, lessons: Lessons, candidate: Candidate) -> None:
-    trained = train(candidate, problem.space.normalised, lessons, SHORT)
+def test_bits_and_zeros_and_shared_values_stay(
+    problem: Problem, lessons: Lessons, learning: Learning, candidate: Candidate
+) -> None:
+    trained = train(learning(candidate), lessons, SHORT)
     assert trained.network.shapes == candidate.network.shapes
     moved = False
     for op in trained.network.layers:
@@ -125,11 +141,11 @@ def test_bits_and_zeros_and_shared_values_stay(problem: Problem, lessons: Lesson
     assert moved
 
 
-def test_training_gains(problem: Problem, lessons: Lessons) -> None:
+def test_training_gains(problem: Problem, lessons: Lessons, learning: Learning) -> None:
     gained = []
     for name in ("half the channels", "2 bits", "codebook", "4 bits both", "bf16 in factors"):
         candidate = problem.judge.candidate(policy_of(problem, name))
-        trained = train(candidate, problem.space.normalised, lessons, replace(SHORT, epochs=5))
+        trained = train(learning(candidate), lessons, replace(SHORT, epochs=5))
         before, after = (
             problem.judge.loss(problem.judge.logits(each, problem.judge.images)) for each in (candidate, trained)
         )
@@ -138,20 +154,20 @@ def test_training_gains(problem: Problem, lessons: Lessons) -> None:
     assert np.mean(np.array(gained) > 0) > 0.5
 
 
-def test_it_is_repeatable(problem: Problem, lessons: Lessons) -> None:
+def test_it_is_repeatable(problem: Problem, lessons: Lessons, learning: Learning) -> None:
     candidate = problem.judge.candidate(policy_of(problem, "2 bits"))
     found = [
-        train(candidate, problem.space.normalised, lessons, recipe).network.weights_hash()
+        train(learning(candidate), lessons, recipe).network.weights_hash()
         for recipe in (SHORT, SHORT, replace(SHORT, seed=1))
     ]
     assert found[0] == found[1] != found[2]
 
 
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
-    problem: Problem, lessons: Lessons, tmp_path: Path
+    problem: Problem, lessons: Lessons, learning: Learning, tmp_path: Path
 ) -> None:
     candidate, recipe = problem.judge.candidate(policy_of(problem, "2 bits")), replace(SHORT, epochs=3.0)
-    whole = train(candidate, problem.space.normalised, lessons, recipe)
+    whole = train(learning(candidate), lessons, recipe)
 
     class Stopped(Exception):
         pass
@@ -160,7 +176,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
         raise Stopped
 
     checkpoint = tmp_path / "checkpoint"
-    training = Training(candidate, problem.space.normalised, lessons, recipe)
+    training = Training(learning(candidate)(lessons, recipe), lessons, recipe)
     saves = 0
 
     def save_and_stop(path: Path) -> None:
@@ -173,16 +189,16 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
     training.save = save_and_stop  # type: ignore[method-assign]
     with pytest.raises(Stopped):
         training.run(lambda steps: None, checkpoint)
-    resumed = train(candidate, problem.space.normalised, lessons, recipe, checkpoint=checkpoint)
+    resumed = train(learning(candidate), lessons, recipe, checkpoint=checkpoint)
     assert resumed.network.weights_hash() == whole.network.weights_hash()
     with pytest.raises(BadInput, match="another training"):
-        train(candidate, problem.space.normalised, lessons, replace(recipe, seed=9), checkpoint=checkpoint)
+        train(learning(candidate), lessons, replace(recipe, seed=9), checkpoint=checkpoint)
 
 
-def test_seconds_limit_it(problem: Problem, lessons: Lessons) -> None:
+def test_seconds_limit_it(problem: Problem, lessons: Lessons, learning: Learning) -> None:
     candidate = problem.judge.candidate(policy_of(problem, "half the channels"))
     told: list[Steps] = []
-    train(candidate, problem.space.normalised, lessons, replace(SHORT, epochs=1000.0), seconds=1.0, tell=told.append)
+    train(learning(candidate), lessons, replace(SHORT, epochs=1000.0), seconds=1.0, tell=told.append)
     assert told[-1].done == told[-1].steps < 1000 * (len(lessons.images) // SHORT.batch)
 
 
@@ -202,12 +218,12 @@ def test_the_rate_rises_and_falls_to_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one_and_end_together(problem: Problem, lessons: Lessons) -> None:
+def test_two_processes_learn_as_one_and_end_together(problem: Problem, lessons: Lessons, learning: Learning) -> None:
     candidate = problem.judge.candidate(policy_of(problem, "2 bits"))
     recipe = replace(SHORT, epochs=4.0)
-    several = [train(candidate, problem.space.normalised, lessons, recipe, processes=2) for _ in range(2)]
+    several = [train(learning(candidate), lessons, recipe, processes=2) for _ in range(2)]
     assert several[0].network.weights_hash() == several[1].network.weights_hash()
-    alone = train(candidate, problem.space.normalised, lessons, recipe)
+    alone = train(learning(candidate), lessons, recipe)
     x, y = problem.splits.train()
     accuracies = [accuracy_of(judging_session(each), x, y) for each in (candidate, alone, several[0])]
     assert min(accuracies[1:]) > accuracies[0] - 0.02
@@ -215,17 +231,15 @@ def test_two_processes_learn_as_one_and_end_together(problem: Problem, lessons: 
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_process_is_told(problem: Problem, lessons: Lessons) -> None:
+def test_what_goes_wrong_in_a_process_is_told(problem: Problem, lessons: Lessons, learning: Learning) -> None:
     candidate = problem.judge.candidate(policy_of(problem, "2 bits"))
     broken = replace(lessons, labels=lessons.labels[:1])
     with pytest.raises((RuntimeError, TrimtabError), match="IndexError"):
-        train(candidate, problem.space.normalised, broken, SHORT, processes=2)
+        train(learning(candidate), broken, SHORT, processes=2)
 
 
-def test_ranges_are_those_of_the_trained_network(problem: Problem, lessons: Lessons) -> None:
-    trained = train(
-        problem.judge.candidate(policy_of(problem, "half the channels")), problem.space.normalised, lessons, SHORT
-    )
+def test_ranges_are_those_of_the_trained_network(problem: Problem, lessons: Lessons, learning: Learning) -> None:
+    trained = train(learning(problem.judge.candidate(policy_of(problem, "half the channels"))), lessons, SHORT)
     for op in trained.network:
         low, high = trained.ranges[op.name]
         assert low <= high
