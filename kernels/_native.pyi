@@ -25,6 +25,28 @@ def round_to_steps(level: str, x: Floats, y: Floats, step: float, low: float, hi
 def round_to_steps_back(
     level: str, x: Floats, dy: Floats, dx: Floats, step: float, low: float, high: float
 ) -> float: ...
+def round_in_order(
+    rows: Floats, scale: Floats, levels: npt.NDArray[np.int8], factor: Floats, rounded: Floats
+) -> None: ...
+def descend(
+    rows: Floats,
+    scale: Floats,
+    levels: npt.NDArray[np.int8],
+    gram: Floats,
+    sweeps: int,
+    rounded: Floats,
+    missing: Floats,
+) -> None: ...
+def read_fields(
+    images: Floats,
+    image: npt.NDArray[np.int64],
+    row: npt.NDArray[np.int64],
+    column: npt.NDArray[np.int64],
+    geometry: Sequence[int],
+    fields: Floats,
+) -> None: ...
+def extremes(values: Floats) -> tuple[float, float]: ...
+def storage_error(values: Floats, step: float, low: float, high: float) -> float: ...
 def stream_rate(level: str, size: int, seconds: float) -> float: ...
 
 class Program:

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from trimtab.graph import Array, Graph, Node
 
-__all__ = ["LayerGradient", "apply_layer", "apply_op", "layer_gradients", "per_channel", "per_output", "run"]
+__all__ = [
+    "LayerGradient",
+    "apply_layer",
+    "apply_op",
+    "channels_last",
+    "layer_gradients",
+    "per_channel",
+    "per_output",
+    "run",
+]
 
 
 def run(
@@ -87,6 +96,12 @@ def apply_layer(op: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     x = x if symmetric else _pad(x, op.attrs["padding"], 0.0)
     ends = (top, left) if symmetric else 0
     return F.conv2d(x, weight, bias, op.attrs["stride"], ends, op.attrs["dilation"], op.attrs["groups"])
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return images (N, C, H, W) with each position's channels side by side in memory, where PyTorch's convolutions are
+    up to ten times as fast on one core; anything else as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ EVERYBODYS = {"errors", "files", "plugins", "sharing", "threads"}
 MAY_IMPORT = {
     "graph": set[str](),
     "kernels": {"graph"},
-    "spaces": {"graph"},
+    "spaces": {"graph", "kernels"},
     "agents": {"graph", "spaces"},
     "evaluators": {"graph", "spaces", "kernels"},
 }

@@ -9,8 +9,10 @@
 #include <limits>
 #include <optional>
 
+#include "compensated.h"
 #include "cpu.h"
 #include "entropy.h"
+#include "observe.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -205,6 +207,51 @@ double round_to_steps_back(const std::string& level, const Values& x, const Valu
   return kernels.round_to_steps_back({step, low, high}, x.data(), dy.data(), dx.data(), x.size());
 }
 
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using NewMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using LevelValues = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void round_in_order_of(const Matrix& rows, const Values& scale, const LevelValues& levels, const Matrix& factor,
+                       const NewMatrix& rounded) {
+  nb::gil_scoped_release unlocked;
+  round_in_order({rows.data(), scale.data(), rows.shape(0), rows.shape(1)}, {levels.data(), levels.size()},
+                 factor.data(), rounded.data());
+}
+
+void descend_from(const Matrix& rows, const Values& scale, const LevelValues& levels, const Matrix& gram, int sweeps,
+                  const NewMatrix& rounded, const NewMatrix& missing) {
+  nb::gil_scoped_release unlocked;
+  descend({rows.data(), scale.data(), rows.shape(0), rows.shape(1)}, {levels.data(), levels.size()}, gram.data(),
+          sweeps, rounded.data(), missing.data());
+}
+
+using Pixels = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Indices = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// geometry: kernel, stride, dilation (h, w each), padding (top, left).
+void read_fields(const Pixels& images, const Indices& image, const Indices& row, const Indices& column,
+                 const Ints& geometry, const NewMatrix& fields) {
+  const auto at = [&](size_t i) { return geometry.at(i); };
+  const Window window{images.shape(1), images.shape(2), images.shape(3), at(0), at(1), at(2), at(3),
+                      at(4),           at(5),           at(6),           at(7)};
+  nb::gil_scoped_release unlocked;
+  for (size_t i = 0; i < image.size(); ++i) {
+    const Position position{image.data()[i], row.data()[i], column.data()[i]};
+    read_field(window, images.data(), position, fields.data() + i * fields.shape(1));
+  }
+}
+
+std::pair<float, float> extremes(const Values& values) {
+  nb::gil_scoped_release unlocked;
+  const Extremes found = extremes_of(values.data(), values.size());
+  return {found.low, found.high};
+}
+
+double storage_error_of(const Values& values, float step, float low, float high) {
+  nb::gil_scoped_release unlocked;
+  return storage_error(values.data(), values.size(), step, low, high);
+}
+
 using Symbols = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Words = nb::ndarray<const uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Frequencies = nb::ndarray<const uint16_t, nb::shape<256>, nb::c_contig, nb::device::cpu>;
@@ -255,6 +302,14 @@ NB_MODULE(_native, m) {
         "high"_a);
   m.def("round_to_steps_back", &round_to_steps_back, "level"_a, "x"_a.noconvert(), "dy"_a.noconvert(),
         "dx"_a.noconvert(), "step"_a, "low"_a, "high"_a);
+  m.def("round_in_order", &round_in_order_of, "rows"_a.noconvert(), "scale"_a.noconvert(), "levels"_a.noconvert(),
+        "factor"_a.noconvert(), "rounded"_a.noconvert());
+  m.def("descend", &descend_from, "rows"_a.noconvert(), "scale"_a.noconvert(), "levels"_a.noconvert(),
+        "gram"_a.noconvert(), "sweeps"_a, "rounded"_a.noconvert(), "missing"_a.noconvert());
+  m.def("read_fields", &read_fields, "images"_a.noconvert(), "image"_a.noconvert(), "row"_a.noconvert(),
+        "column"_a.noconvert(), "geometry"_a, "fields"_a.noconvert());
+  m.def("extremes", &extremes, "values"_a.noconvert());
+  m.def("storage_error", &storage_error_of, "values"_a.noconvert(), "step"_a, "low"_a, "high"_a);
   m.def("stream_rate", &stream_rate, "level"_a, "size"_a, "seconds"_a);
   nb::class_<Program>(m, "Program")
       .def("__init__", [](Program* p, const std::string& level, int threads,

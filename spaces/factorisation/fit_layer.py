@@ -38,16 +38,17 @@ def fitted_factors(
 
     `op` is the dense layer, its other arguments those of `solve`. First the dense layer is fitted to the untouched
     network on the candidate's own inputs, then the factors to that: together the least-squares optimum on those inputs
-    where the factors have one (the asymmetric reconstruction of Zhang et al. 2016, arXiv:1505.06798, section 3.3).
-    Where the layer is `rectified`, they are fitted behind the ReLU, and the sample returned holds what they reach
-    there: a later fit of one factor would undo it otherwise.
+    where the factors have one (the asymmetric reconstruction of Zhang et al. 2016, arXiv:1505.06798, section 3.3). What
+    a ReLU lets through counts when the last factor is fitted. Where the layer is `rectified`, it counts for all of
+    them, and the sample returned holds what they reach there: a later fit of one factor would undo it otherwise.
     """
     name, rank = decision.factorisation, decision.rank
     if rank is None:
         raise ValueError(f"{op.name} has no rank")
-    weight, bias, gram = solve(op, x, sample, channels, values)
+    dense_sample = sample if rectified else replace(sample, rectified=False)
+    weight, bias, statistics = solve(op, x, dense_sample, channels, values)
     op = op.with_weights(weight=weight, bias=bias)
-    dense, covariance = kernel_of(op), gram.double().numpy()
+    dense, covariance = kernel_of(op), statistics.gram.double().numpy()
     plain = plain_factors(op, name, rank)
     with one_blas_thread():
         factors = fit_outputs(name, plain, dense, covariance)

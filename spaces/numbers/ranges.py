@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trimtab.graph import Array
 from trimtab.graph.node import SMALLEST_SCALE
+from trimtab.kernels.observe import extremes, storage_error
 
 __all__ = ["RANGES", "activation_quant", "activation_range", "note_ranges", "sampled", "whole_range"]
 
@@ -33,17 +34,16 @@ VALUES = 8192
 
 def whole_range(values: Tensor) -> tuple[float, float]:
     """Return the (low, high) of a tensor (N, ...)."""
-    slices = [values[start : start + SLICE].aminmax() for start in range(0, len(values), SLICE)]
-    low = float(torch.stack([part.min for part in slices]).mean())
-    high = float(torch.stack([part.max for part in slices]).mean())
-    return low, high
+    stored = values.movedim(1, -1) if values.ndim == 4 else values  # as images lie in memory while they are repaired
+    images = stored.contiguous().numpy().reshape(len(values), -1)
+    low, high = np.mean([extremes(images[i : i + SLICE].ravel()) for i in range(0, len(images), SLICE)], axis=0)
+    return float(low), float(high)
 
 
 def sampled(values: Tensor) -> Array:
     """Return about VALUES values of a tensor at even distances, over all images and channels."""
-    flat = values.reshape(-1)
-    step = max(1, len(flat) // VALUES)
-    return flat[:: step + (step % 2 == 0)].numpy()
+    step = max(1, values.numel() // VALUES)
+    return values.take(torch.arange(0, values.numel(), step + (step % 2 == 0))).numpy()
 
 
 def activation_quant(low: float, high: float, bits: int = 8) -> tuple[float, int]:
@@ -53,7 +53,7 @@ def activation_quant(low: float, high: float, bits: int = 8) -> tuple[float, int
     scale = float(np.float32((high - low) / top))
     if scale <= SMALLEST_SCALE:
         return 1.0, 0
-    return scale, int(np.clip(np.rint(-low / scale), 0, top))
+    return scale, min(max(round(-low / scale), 0), top)
 
 
 def activation_range(values: Array, low: float, high: float, bits: int, method: str = "mse") -> tuple[float, float]:
@@ -97,8 +97,7 @@ def _mse(values: Array, low: float, high: float, bits: int) -> tuple[float, floa
     errors = []
     for share in SHARES:
         scale, zero = activation_quant(low * share, high * share, bits)
-        stored = np.clip(np.rint(values / np.float32(scale)), -zero, 2**bits - 1 - zero) * np.float32(scale)
-        errors.append(float(np.square(stored - values).sum(dtype=np.float64)))
+        errors.append(storage_error(values, scale, -zero, 2**bits - 1 - zero))
     share = float(SHARES[int(np.argmin(errors))])
     return low * share, high * share
 

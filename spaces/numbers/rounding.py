@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.graph import Array
+from trimtab.kernels.compensated import descend, round_in_order
 from trimtab.spaces.numbers.grids import nearest
 from trimtab.threads import torch_threads
 
@@ -20,9 +21,6 @@ __all__ = ["ROUNDINGS", "adaround", "descent", "gptq"]
 
 #: What a layer of fewer than 8 bits may be rounded by; "nearest" needs no covariance.
 ROUNDINGS = ("nearest", "gptq", "descent", "adaround")
-
-#: Inputs that are rounded before their errors reach all the later ones.
-BLOCK = 64
 
 #: Errors are made up for among at most so many inputs: the decomposition takes the cube of their number.
 GROUP = 2048
@@ -43,59 +41,31 @@ STRETCH = (-0.1, 1.1)
 def gptq(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
     """Round weights (O, I) to levels input by input; those still to come make up for each error as well as they can.
 
-    GPTQ (Frantar et al. 2022, arXiv:2210.17323, algorithm 1), for all channels at once, in
-    blocks of inputs. Layers of more than GROUP inputs are rounded in equal groups that know nothing of each other.
+    GPTQ (Frantar et al. 2022, arXiv:2210.17323, algorithm 1). Layers of more than GROUP inputs are rounded in equal
+    groups that know nothing of each other.
     """
     bounds = np.linspace(0, rows.shape[1], -(-rows.shape[1] // GROUP) + 1).astype(int)
     groups = [slice(start, end) for start, end in pairwise(bounds)]
-    return np.concatenate([_gptq_group(rows[:, g], scale, levels, gram[g, g]) for g in groups], axis=1)
+    parts = [round_in_order(np.ascontiguousarray(rows[:, g]), scale, levels, _factor(gram[g, g])) for g in groups]
+    return np.concatenate(parts, axis=1)
 
 
-def _gptq_group(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
-    upper = _inverse_factor(gram)
-    left, rounded = rows.copy(), np.empty_like(rows)
-    for start in range(0, rows.shape[1], BLOCK):
-        end = min(start + BLOCK, rows.shape[1])
-        errors = np.empty((len(rows), end - start), np.float32)
-        for i in range(start, end):
-            rounded[:, i] = nearest(left[:, i] / scale, levels)
-            errors[:, i - start] = (left[:, i] - rounded[:, i] * scale) / upper[i, i]
-            left[:, i + 1 : end] -= errors[:, i - start, None] * upper[i, i + 1 : end]
-        left[:, end:] -= errors @ upper[start:end, end:]
-    return rounded
-
-
-def _inverse_factor(gram: Array) -> Array:
-    """The upper triangular U with U^T U = gram^-1, float32.
-
-    Where R R^T = gram with R upper triangular, which is a Cholesky decomposition in the opposite order, U is R^-1: one
-    decomposition and one triangular inverse in place of an inverse between two decompositions.
-    """
+def _factor(gram: Array) -> Array:
+    """The upper triangular R with R R^T = gram, float32: a Cholesky decomposition in the opposite order."""
     opposite = torch.from_numpy(gram[::-1, ::-1].astype(np.float64))
-    lower = torch.linalg.cholesky(opposite)
-    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(gram), dtype=torch.float64), upper=False)
-    return np.asarray(inverse.flip(0, 1).numpy(), np.float32)
+    return np.ascontiguousarray(torch.linalg.cholesky(opposite).flip(0, 1).numpy(), np.float32)
 
 
 def descent(rows: Array, scale: Array, levels: Array, gram: Array) -> Array:
     """Round weights (O, I) to levels by `gptq`, then, input by input, to the best level given all the others'.
 
-    QuantEase (Behdin et al. 2023, arXiv:2309.01885, algorithm 1), in blocks of inputs: the output's error only falls.
+    QuantEase (Behdin et al. 2023, arXiv:2309.01885, algorithm 1): the output's error only falls.
     """
-    gram = gram.astype(np.float32)
+    gram = np.ascontiguousarray(gram, np.float32)
     rounded = gptq(rows, scale, levels, gram)
-    for _ in range(SWEEPS):
-        # What each weight is off by times its input's variance, as far as the others' errors do not make up for it.
-        missing = (rows - rounded * scale[:, None]) @ gram
-        for start in range(0, rows.shape[1], BLOCK):
-            end = min(start + BLOCK, rows.shape[1])
-            changes = np.empty((len(rows), end - start), np.float32)
-            for i in range(start, end):
-                best = nearest(rounded[:, i] + missing[:, i] / (gram[i, i] * scale), levels)
-                changes[:, i - start] = (best - rounded[:, i]) * scale
-                rounded[:, i] = best
-                missing[:, i + 1 : end] -= changes[:, i - start, None] * gram[i, i + 1 : end]
-            missing[:, end:] -= changes @ gram[start:end, end:]
+    errors = torch.from_numpy(rows - rounded * scale[:, None])
+    missing = (errors @ torch.from_numpy(gram)).numpy()
+    descend(np.ascontiguousarray(rows), scale, levels, gram, rounded, missing, SWEEPS)
     return rounded
 
 

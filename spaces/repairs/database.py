@@ -38,7 +38,7 @@ from trimtab.threads import torch_threads
 __all__ = ["LayerDatabase", "LayerTask"]
 
 #: Part of every address: another number where entries are computed otherwise than before.
-FORMAT = 3
+FORMAT = 4
 
 #: Entries held in memory.
 REMEMBERED = 8192

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trimtab.graph import Array, Graph, Node
+from trimtab.kernels.observe import read_fields
+from trimtab.spaces.execute import channels_last
 
 __all__ = [
     "SAMPLES_PER_INPUT",
+    "InputStatistics",
     "Positions",
     "Sample",
     "draw_positions",
@@ -43,8 +45,9 @@ LARGEST_FIT = 8192
 #: Ridge on the change of the weights, relative to the mean square of the layer's inputs.
 RIDGE = 0.01
 
-#: Steps towards the best fit in front of a ReLU: one takes a fraction of the time that the plain fit takes.
-RECTIFIED_STEPS = 10
+#: Steps towards the best fit in front of a ReLU. On 20 random policies of ResNet-20, 10 of them were 0.3 +- 0.2 points
+#: worse than 3.
+RECTIFIED_STEPS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,9 @@ class Positions:
 
     def at(self, tensor: Tensor) -> Tensor:
         """Return a tensor's (N, C, H, W) or (N, F) values at the positions, (S, C)."""
-        return tensor[self.image, :, self.row, self.column] if tensor.ndim == 4 else tensor[self.image]
+        if tensor.ndim != 4:
+            return tensor[self.image]
+        return tensor.permute(0, 2, 3, 1)[self.image, self.row, self.column]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +128,7 @@ def draw_positions(op: Node, shape: Sequence[int], seed: int, per_input: int = S
     total = math.prod(grid)
     wanted = min(total, max(LEAST_SAMPLES, per_input * inputs))
     drawn = np.sort(np.random.default_rng(seed).choice(total, wanted, replace=False))
-    return Positions(*(torch.from_numpy(index) for index in np.unravel_index(drawn, grid)))
+    return Positions(*(torch.from_numpy(index.copy()) for index in np.unravel_index(drawn, grid)))
 
 
 def sample_targets(
@@ -141,10 +146,10 @@ def sample_targets(
 
 def solve(
     op: Node, x: Tensor, sample: Sample, channels: Array, values: Mapping[str, Tensor]
-) -> tuple[Array, Array, Tensor]:
+) -> tuple[Array, Array, InputStatistics]:
     """Return the weight and bias of `op` with which its output on `x` is nearest to the sample's values.
 
-    And the covariance of the layer's inputs (I, I), ridge included: what errors of the weights cost together.
+    And the statistics of the layer's inputs that they were found with.
 
     `x` (N, C, H, W) or (N, F) is the layer's input in the candidate, `channels` the untouched layer's output channels
     that `op` still has, `values` the candidate's tensors so far. The change of the weights is penalised, so a layer
@@ -156,49 +161,70 @@ def solve(
     bias = torch.zeros(len(weight)) if op.bias is None else torch.from_numpy(op.bias.astype(np.float32))
     inputs = receptive_fields(op, x, sample)
     wanted = sample.values[:, torch.from_numpy(channels)]
-    found = inputs @ weight.T + bias
+    found = torch.addmm(bias, inputs, weight.T)
     if sample.other is not None:
-        found = found + sample.at(values[sample.other])
+        found += sample.at(values[sample.other])
     fit = _Fit(inputs)
-    change, shift = fit.to(wanted - found)
+    change, mean = fit.to(wanted - found)
     if sample.rectified:
-        change, shift = _rectified(fit, wanted, found, change, shift)
-    return (weight + change).numpy().reshape(op.weight.shape), (bias + shift).numpy(), fit.gram
+        change, mean = _rectified(fit, wanted, found, change, mean)
+    shift = mean - change @ fit.mean
+    statistics = InputStatistics(fit.mean, fit.gram, fit.ridge)
+    return (weight + change).numpy().reshape(op.weight.shape), (bias + shift).numpy(), statistics
+
+
+@dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """The mean (I,) of a layer's inputs and their covariance (I, I), whose diagonal has a `ridge` added: what errors of
+    the weights cost together."""
+
+    mean: Tensor
+    gram: Tensor
+    ridge: float
+
+    def moments(self, op: Node) -> tuple[Tensor, Tensor]:
+        """Return the mean and standard deviation (O,) of every output channel of a layer on these inputs."""
+        weight = torch.from_numpy(op.weight.reshape(len(op.weight), -1))
+        bias = 0.0 if op.bias is None else torch.from_numpy(op.bias)
+        variance = ((weight @ self.gram - self.ridge * weight) * weight).sum(1)
+        return weight @ self.mean + bias, variance.clamp(min=0).sqrt()
 
 
 class _Fit:
-    """Ridge regression on inputs (S, I), with a constant that is not penalised."""
+    """Ridge regression on inputs (S, I), which it overwrites, with a constant that is not penalised."""
 
     def __init__(self, inputs: Tensor) -> None:
-        self.inputs, self.mean = inputs, inputs.mean(0)
-        self.centred = inputs - self.mean
+        self.mean = inputs.mean(0)
+        self.centred = inputs.sub_(self.mean)
         self.gram = self.centred.T @ self.centred / len(inputs)
-        self.gram.diagonal().add_(RIDGE * self.gram.diagonal().mean().clamp(min=1e-12))
-        self.factor = torch.linalg.cholesky(self.gram)
+        self.ridge = RIDGE * max(float(self.gram.diagonal().mean()), 1e-12)
+        self.gram.diagonal().add_(self.ridge)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.gram))
 
     def to(self, missing: Tensor) -> tuple[Tensor, Tensor]:
-        """Return coefficients (O, I) and constant (O,) whose outputs are nearest to (S, O)."""
-        mean = missing.mean(0)
-        product = self.centred.T @ (missing - mean) / len(missing)
-        coefficients = torch.cholesky_solve(product, self.factor).T
-        return coefficients, mean - coefficients @ self.mean
+        """Return coefficients (O, I) of the centred inputs and constant (O,) whose outputs are nearest to (S, O)."""
+        product = missing.T @ self.centred / len(missing)  # the centred inputs' sum is zero, whatever is missing
+        return product @ self.inverse, missing.mean(0)
 
 
-def _rectified(fit: _Fit, wanted: Tensor, found: Tensor, change: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Move a plain fit (change, shift) of `wanted - found` towards the least squared error behind a ReLU.
+def _rectified(fit: _Fit, wanted: Tensor, found: Tensor, change: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Move a plain fit (change, mean) of `wanted - found` towards the least squared error behind a ReLU.
 
     Where `wanted` is positive it counts as it is, elsewhere only what is above zero is an error: a convex bound of the
     error behind the ReLU. What is below zero is taken as wanted, and the fit repeated, each step a little further
     (Nesterov's acceleration, as in Beck and Teboulle 2009).
     """
-    negative, zero = wanted <= 0, torch.zeros(())
-    before, now, pace = (change, shift), (change, shift), 1.0
+    high = wanted.clamp(min=0) - found
+    low = torch.where(wanted > 0, high, -torch.inf)
+    missing = torch.empty_like(found)
+    before, now, pace = (change, mean), (change, mean), 1.0
     for _ in range(RECTIFIED_STEPS):
         next_pace = (1 + math.sqrt(1 + 4 * pace * pace)) / 2
         ahead = (pace - 1) / next_pace
-        change, shift = (b + ahead * (b - a) for a, b in zip(before, now, strict=True))
-        guess = found + fit.inputs @ change.T + shift
-        before, now, pace = now, fit.to(torch.where(negative, torch.minimum(guess, zero), wanted) - found), next_pace
+        change, mean = (b + ahead * (b - a) for a, b in zip(before, now, strict=True))
+        torch.addmm(mean, fit.centred, change.T, out=missing)
+        torch.clamp(missing, low, high, out=missing)
+        before, now, pace = now, fit.to(missing), next_pace
     return now
 
 
@@ -206,13 +232,8 @@ def receptive_fields(op: Node, x: Tensor, sample: Positions) -> Tensor:
     """Return the receptive field of every sampled output position, (S, C * kh * kw)."""
     if op.kind == "linear":
         return x[sample.image]
-    top, left, bottom, right = op.attrs["padding"]
-    padded = F.pad(x, (left, right, top, bottom)) if any((top, left, bottom, right)) else x
-    (stride_h, stride_w), (dilation_h, dilation_w) = op.attrs["stride"], op.attrs["dilation"]
-    height, width = op.weight.shape[2:]
-    rows = sample.row[:, None] * stride_h + torch.arange(height) * dilation_h
-    columns = sample.column[:, None] * stride_w + torch.arange(width) * dilation_w
-    # Indexing pixels of channels-last images reads whole channel vectors at once.
-    pixels = padded.permute(0, 2, 3, 1).contiguous()
-    fields = pixels[sample.image[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return fields.permute(0, 3, 1, 2).reshape(len(sample.image), -1)
+    top, left, _, _ = op.attrs["padding"]
+    geometry = (*op.weight.shape[2:], *op.attrs["stride"], *op.attrs["dilation"], top, left)
+    pixels = channels_last(x).movedim(1, -1).numpy()
+    image, row, column = (index.numpy() for index in (sample.image, sample.row, sample.column))
+    return torch.from_numpy(read_fields(pixels, image, row, column, geometry))

@@ -12,7 +12,7 @@ from torch import Tensor
 from trimtab.errors import BadInput
 from trimtab.graph import Array, Node
 from trimtab.spaces.candidate import Candidate, layer_decisions, narrowed, prune_network
-from trimtab.spaces.execute import apply_op, per_channel, run
+from trimtab.spaces.execute import apply_op, channels_last, per_channel, run
 from trimtab.spaces.factorisation import factor_ops, layer_of, plain_factors
 from trimtab.spaces.factorisation.fit_layer import fitted_factors
 from trimtab.spaces.numbers.formats import BYTE
@@ -110,7 +110,7 @@ class Calibration:
                 if other is not None and repairs.block_steps:
                     sums[name] = y
 
-        x = torch.from_numpy(np.array(images, dtype=np.float32))
+        x = channels_last(torch.from_numpy(np.array(images, dtype=np.float32)))
         run(network, x, observe)
         return cls(x, repairs, moments, samples, sums, quantisation or Quantisation())
 
@@ -177,8 +177,8 @@ class _Repair:
         return Candidate(self.policy, network, decisions, self.int8, self.ranges, self.stored)
 
     def _keep(self, op: Node, y: Tensor) -> None:
-        self.nodes[op.name], self.values[op.name] = op, y
-        self._measure(op.name, y)
+        self.nodes[op.name], self.values[op.name] = op, channels_last(y)
+        self._measure(op.name, self.values[op.name])
 
     def _float_blocks(self) -> dict[str, tuple[Node, ...]]:
         """By their last layers, the residual blocks of which every weight may still move."""
@@ -251,12 +251,12 @@ class _Repair:
             op = narrowed(op, decision, self.int8, None, rounding)
             y = apply_op(op, [x])
             return (op, y) if self.untouched else self._settled(op, y)
-        weight, bias, gram = solve(op, x, sample, self.channels[op.name], self.values)
+        weight, bias, inputs = solve(op, x, sample, self.channels[op.name], self.values)
         fitted = op.with_weights(weight=weight, bias=bias)
-        op = narrowed(fitted, decision, self.int8, gram.numpy(), rounding)
-        y = apply_op(op, [x])
+        op = narrowed(fitted, decision, self.int8, inputs.gram.numpy(), rounding)
         # What a fitted layer owes is what the fit gave: before a sum or a ReLU it has to differ from what it was.
-        return (op, y) if op is fitted else self._corrected(op, y, _moments(apply_op(fitted, [x])))
+        op = self._moved(op, *self._correction(op, inputs.moments(op), inputs.moments(fitted)))
+        return op, apply_op(op, [x])
 
     def _settled(self, op: Node, y: Tensor) -> tuple[Node, Tensor]:
         """A layer and its output with the moments that it used to have; inner factors have none to compare with."""
@@ -264,28 +264,30 @@ class _Repair:
             return op, y
         kept = torch.from_numpy(self.channels[op.name])
         mean, std = self.calibration.moments[op.name]
-        return self._corrected(op, y, (mean[kept], std[kept]))
+        return self._corrected(op, y, _moments(y), (mean[kept], std[kept]))
 
-    def _corrected(self, op: Node, y: Tensor, wanted: Moments) -> tuple[Node, Tensor]:
-        """A layer and its output with each channel's mean, and standard deviation behind a batch norm, as wanted."""
-        return self._matched(op, y, _moments(y), wanted)
-
-    def _matched(self, op: Node, y: Tensor, found: Moments, wanted: Moments) -> tuple[Node, Tensor]:
+    def _corrected(self, op: Node, y: Tensor, found: Moments, wanted: Moments) -> tuple[Node, Tensor]:
         """A layer and its output, scaled and shifted so that moments `found` in it become those that are wanted."""
+        factor, shift = self._correction(op, found, wanted)
+        return self._moved(op, factor, shift), torch.addcmul(per_channel(shift, y), y, per_channel(factor, y))
+
+    def _correction(self, op: Node, found: Moments, wanted: Moments) -> tuple[Tensor, Tensor]:
+        """The factor and shift (O,) that give a layer's channels the mean, and behind a batch norm the standard
+        deviation, that is wanted, as far as the repairs ask for it."""
         repairs, (mean, std), (wanted_mean, wanted_std) = self.calibration.repairs, found, wanted
-        normalised = op.name in self.space.normalised
-        if not (repairs.batch_norm and normalised) and not repairs.bias:
-            return op, y
         factor = torch.ones_like(mean)
-        if repairs.batch_norm and normalised:
+        normalised = repairs.batch_norm and op.name in self.space.normalised
+        if normalised:
             alive = (std > 1e-6) & (wanted_std > 1e-6)
             ratio = (wanted_std / std.clamp(min=1e-12)).clamp(1 / LARGEST_RESCALE, LARGEST_RESCALE)
             factor = torch.where(alive, ratio, factor)
-        shift = wanted_mean - mean * factor
-        return self._moved(op, factor, shift), torch.addcmul(per_channel(shift, y), y, per_channel(factor, y))
+        shift = wanted_mean - mean * factor if normalised or repairs.bias else torch.zeros_like(mean)
+        return factor, shift
 
     def _moved(self, op: Node, factor: Tensor, shift: Tensor) -> Node:
         """The layer with the correction folded in; int8 values stay, their scales change."""
+        if bool((factor == 1).all()) and not bool(shift.any()):
+            return op
         scale = factor.numpy()
         bias = shift.numpy() if op.bias is None else op.bias * scale + shift.numpy()
         if op.name in self.int8:
@@ -326,7 +328,7 @@ class _Settling(_Repair):
         wanted = sample.values[:, torch.from_numpy(self.channels[op.name])]
         if sample.other is not None:
             wanted = wanted - sample.at(self.values[sample.other])
-        return self._matched(op, y, *_partly(sample.at(y), wanted))
+        return self._corrected(op, y, *_partly(sample.at(y), wanted))
 
 
 def _partly(found: Tensor, wanted: Tensor) -> tuple[Moments, Moments]:

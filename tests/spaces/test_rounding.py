@@ -7,13 +7,17 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.spaces import plain_rounding
 
 from trimtab.graph import Array
 from trimtab.spaces.numbers import rounding
-from trimtab.spaces.numbers.formats import WeightFormat
-from trimtab.spaces.numbers.grids import nearest
+from trimtab.spaces.numbers.formats import BYTE, WeightFormat
+from trimtab.spaces.numbers.grids import GRIDS, nearest
 from trimtab.spaces.numbers.quantise import dequantise, quantise_weight
 from trimtab.spaces.numbers.rounding import adaround, descent, gptq
+from trimtab.spaces.repairs.reconstruct import RIDGE
 
 
 def covariance(inputs: int) -> Array:
@@ -83,6 +87,41 @@ def test_gptq_is_obq_in_fixed_order_on_every_grid(grid: str) -> None:
             assert rounded[i] == choice
             left -= (left[i] - choice * s) / inverse[i, i] * inverse[i]
             inverse -= np.outer(inverse[:, i], inverse[i]) / inverse[i, i]
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[Array, Array, Array, Array]:
+    """Weights of any format, channels of any size, and inputs of which some are always zero, or follow from others."""
+    bits, grid = draw(st.sampled_from([(w.bits, w.grid) for w in NARROW]))
+    outputs, inputs = draw(st.integers(1, 20)), draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rank = draw(st.integers(1, inputs))
+    x = rng.normal(size=(80, rank)) @ rng.normal(size=(rank, inputs))
+    x[:, rng.random(inputs) < draw(st.sampled_from([0.0, 0.3]))] = 0
+    gram = x.T @ x / len(x)
+    gram += RIDGE * max(gram.diagonal().mean(), 1e-12) * np.eye(inputs)
+    rows = (rng.normal(size=(outputs, inputs)) * np.exp(rng.normal(size=(outputs, 1)))).astype(np.float32)
+    rows[rng.random(outputs) < 0.1] = 0
+    levels, scale = WeightFormat(bits, grid).fit(rows)
+    return rows, np.maximum(scale, 1e-3 * scale.max() + 1e-6).astype(np.float32), levels, gram.astype(np.float32)
+
+
+NARROW = [WeightFormat(bits, name) for name, grid in GRIDS.items() for bits in grid.offered if bits < BYTE]
+
+
+@pytest.mark.parametrize("method", ["gptq", "descent"])
+@settings(max_examples=60, deadline=None)
+@given(layer=layers())
+def test_the_levels_are_those_of_the_plain_loop(method: str, layer: tuple[Array, Array, Array, Array]) -> None:
+    if method == "gptq":
+        expected, margin = plain_rounding.gptq(*layer)
+        found = gptq(*layer)
+    else:
+        expected, margin = plain_rounding.descent(*layer, rounding.SWEEPS)
+        found = descent(*layer)
+    clear = margin > 1e-5 * np.abs(layer[2]).max()
+    assert (found == expected)[clear].all()
+    assert np.isin(found, layer[2]).all()
 
 
 def test_large_layers_are_rounded_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
