@@ -35,19 +35,25 @@ constexpr int kShortInputs = 8;  // of one output: 4 inputs 1.0x, 8 inputs 1.1x,
 // 1.1x, 24 channels 1.1x (1x1: 1.15x), 64 channels and more 1.0x; at avx2 1.03x to 1.1x of 1x1 layers up to 32 channels
 // (`trimtab bench choices`). Beyond, 64 channels: a tenth 1.09x, three tenths 1.4x, half 1.85x, seven tenths 2.9x. Where
 // reading the weights is what costs, they are twice as wide as those of kNarrow.
-constexpr double kSparseOverRows = 0.07, kSparseOverShort = 0.4, kSparseOverWinograd = 0.5, kSparseOverNarrow = 0.6;
-constexpr double kSparseOverTile4 = 0.65;
+// With stride 2 Winograd saves little: an eighth 1.1x to 1.2x; and its larger tiles save little of few inputs: half of 8 channels
+// 1.2x to 1.7x, of 12 channels 1.2x. A quarter of the blocks of 512 channels at 7x7 that are streamed 1.25x to 1.35x.
+constexpr double kSparseOverRows = 0.07, kSparseOverShort = 0.4, kSparseOverWinograd = 0.5, kSparseOverNarrow = 0.2;
+constexpr double kSparseOverStrided = 0.1, kSparseOverTile4 = 0.65, kSparseOverFewTile4 = 0.4;
+constexpr int kFewInputs = 16;
 constexpr double kWinogradSaving = 1.4;  // direct products over Winograd's
 // With stride 2, likewise: 16 channels 1.02x, 24 channels 1.09x (float), 32 channels 1.2x, 64 and 128 channels 1.25x (float:
 // 1.2x), 256 channels from 14x14 to 7x7, where tiles hang over the edge, 1.1x.
-constexpr int kStridedInputs = 24;
-constexpr double kStridedSaving = 1.1;
+// At the AVX-512 levels, where direct products are quicker, tiles that hang over the edge do not pay in float: 64, 128 and 256
+// channels from 14x14 to 7x7 0.9x, 0.85x and 0.75x; from 28x28 to 14x14 1.15x.
+constexpr int kStridedInputs = 24, kWideLanes = 16;
+constexpr double kStridedSaving = 1.1, kStridedWideSaving = 1.3;
 constexpr int kWinogradTiles = 8;  // fewer, of large filters: 512 channels at 7x7 to 4x4 0.5x (float)
 // Widening bf16 weights costs more than reading float ones from cache (0.8x of 1024 x 1024 that stay in L3), and less than
 // reading them from memory: 1.4x of 4096 x 4096, 1.9x of a chain of 1024 x 1024, of 4 images 1.9x, 8 1.1x, 16 1.0x.
 constexpr size_t kBf16From = size_t{4} << 20;  // weights: too many to stay in a cache
 constexpr int kBf16Pixels = 8;
 constexpr int kTileSteps = 16, kTileRows = 16;
+constexpr int kGatheredOutputs = 64, kStridedProducts = 4096;
 constexpr double kTileWaste = 1.4;  // positions over pixels, from which copying them next to each other pays
 constexpr int kPair = 2;  // bf16 inputs of a step
 constexpr size_t kNarrowFrom = 128 * 1024;  // bytes of int8 weights: from there on reading them is what costs,
@@ -109,11 +115,12 @@ bool can_winograd(const ConvSpec& s, const Kernels& k, const Operand& in, Method
 }
 
 // Whether it pays where it can compute a layer.
-bool winograd_pays(const ConvSpec& s) {
+bool winograd_pays(const ConvSpec& s, const Kernels& k) {
   const double tiles = winograd_tiles(s, 2), direct = 9.0 * s.oh * s.ow;
   if (s.stride_h == 2) {
     const bool read_for_few = tiles < kWinogradTiles && size_t{100} * s.ic * s.oc >= kLargeFilters;
-    return s.ic >= kStridedInputs && direct >= kStridedSaving * 25 * tiles && !read_for_few;
+    const double needed = k.lanes >= kWideLanes ? kStridedWideSaving : kStridedSaving;
+    return s.ic >= kStridedInputs && direct >= needed * 25 * tiles && !read_for_few;
   }
   return s.ic >= (s.int_weights != nullptr ? kWinogradInputs : kWinogradFloatInputs) && direct >= kWinogradSaving * 16 * tiles;
 }
@@ -160,12 +167,15 @@ std::vector<uint16_t> upper_halves(const ConvSpec& s) {
   return halves;
 }
 
-// Whether tiles hold enough pixels, and their rows enough inputs of which `dot` are a step. Measured at the amx level: 3x3 layers of
-// 3 to 4 channels 0.7x to 0.9x of direct kernels, 8 channels 1.1x, 16 channels 1.8x; 7x7 of 3 channels 1.5x; 1x1 of 16 to 48
-// inputs 0.8x to 1.0x, of 64 1.05x, of 96 1.5x.
+// Whether tiles hold enough pixels, and their rows enough inputs of which `dot` are a step. Measured at the amx level, over the direct
+// kernels: 3x3 layers of 3 and 4 channels 0.7x to 0.9x, 8 channels 1.1x, 16 channels 1.8x; 7x7 of 3 channels 1.5x; 1x1 of 16 to 48
+// inputs 0.8x to 1.0x, of 64 1.05x, of 96 1.5x. With stride 2, from 32x32: 12 channels 0.88x, 16 to 32 channels 1.1x; from 16x16, where
+// inputs are gathered: 24 and 32 channels 0.82x, 32 to 64 1.05x.
 bool tiles_pay(const ConvSpec& s, const Kernels& k, int dot) {
   const bool flat = s.kh * s.kw == 1 && s.stride_h * s.stride_w == 1 && !s.pads;
-  return k.has_tiles && (flat || s.oh * s.ow >= 8) && s.kh * s.kw * (s.ic / s.groups) >= kTileSteps * dot;
+  const int inputs = s.kh * s.kw * (s.ic / s.groups), outputs = s.oc / s.groups;
+  const bool few = s.stride_w > 1 && (s.ow < kTileRows ? outputs < kGatheredOutputs : inputs * outputs < kStridedProducts);
+  return k.has_tiles && (flat || s.oh * s.ow >= 8) && inputs >= kTileSteps * dot && !few;
 }
 
 Method choose_bf16(const ConvSpec& s, const Kernels& k) {
@@ -182,7 +192,7 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   const bool wide = s.ic / s.groups * s.kh * s.kw >= kShortInputs;
   const int depth = integer && k.has_short && wide ? short_depth(s, in) : 0, pixels = s.oh * s.ow;
   if (large_tiles_pay(s) && can_winograd(s, k, in, Method::kWinograd4)) return Method::kWinograd4;
-  if (winograd_pays(s) && (depth < kShortDepth || winograd_beats_short(s, depth)) &&
+  if (winograd_pays(s, k) && (depth < kShortDepth || winograd_beats_short(s, depth)) &&
       can_winograd(s, k, in, Method::kWinograd))
     return Method::kWinograd;
   if (!integer) return Method::kRows;
@@ -277,8 +287,10 @@ Method choose_sparse(const ConvSpec& s, const Kernels& k, Method dense) {
   if (s.bf16 || dense == Method::kTiles || dense == Method::kPacked || dense == Method::kLookup) return dense;
   const size_t element = s.int_weights == nullptr ? 4 : k.wide_inputs ? 2 : 1;
   if (dense == Method::kRows && weight_count(s) * element < kFarWeights) return Method::kSparse;
-  const double needed = dense == Method::kWinograd4  ? kSparseOverTile4
-                        : dense == Method::kWinograd ? kSparseOverWinograd
+  const double over_tile4 = s.ic < kFewInputs ? kSparseOverFewTile4 : kSparseOverTile4;
+  const double over_winograd = s.stride_h > 1 ? kSparseOverStrided : kSparseOverWinograd;
+  const double needed = dense == Method::kWinograd4  ? over_tile4
+                        : dense == Method::kWinograd ? over_winograd
                         : dense == Method::kShort  ? kSparseOverShort
                         : dense == Method::kNarrow ? kSparseOverNarrow
                                                    : kSparseOverRows;
