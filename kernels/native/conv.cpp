@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "codebook.h"
+#include "cpu.h"
 
 namespace trimtab {
 namespace {
@@ -34,19 +35,26 @@ constexpr int kShortInputs = 8;  // of one output: 4 inputs 1.0x, 8 inputs 1.1x,
 // 1.1x, 24 channels 1.1x (1x1: 1.15x), 64 channels and more 1.0x; at avx2 1.03x to 1.1x of 1x1 layers up to 32 channels
 // (`trimtab bench choices`). Beyond, 64 channels: a tenth 1.09x, three tenths 1.4x, half 1.85x, seven tenths 2.9x. Where
 // reading the weights is what costs, they are twice as wide as those of kNarrow.
-constexpr double kSparseOverRows = 0.07, kSparseOverShort = 0.4, kSparseOverWinograd = 0.5, kSparseOverNarrow = 0.6;
-constexpr double kSparseOverTile4 = 0.65;
+// With stride 2 Winograd saves little: an eighth 1.1x to 1.2x; and its larger tiles save little of few inputs: half of 8 channels
+// 1.2x to 1.7x, of 12 channels 1.2x. A quarter of the blocks of 512 channels at 7x7 that are streamed 1.25x to 1.35x.
+constexpr double kSparseOverRows = 0.07, kSparseOverShort = 0.4, kSparseOverWinograd = 0.5, kSparseOverNarrow = 0.2;
+constexpr double kSparseOverStrided = 0.1, kSparseOverTile4 = 0.65, kSparseOverFewTile4 = 0.4;
+constexpr int kFewInputs = 16;
 constexpr double kWinogradSaving = 1.4;  // direct products over Winograd's
 // With stride 2, likewise: 16 channels 1.02x, 24 channels 1.09x (float), 32 channels 1.2x, 64 and 128 channels 1.25x (float:
 // 1.2x), 256 channels from 14x14 to 7x7, where tiles hang over the edge, 1.1x.
-constexpr int kStridedInputs = 24;
-constexpr double kStridedSaving = 1.1;
+// At the AVX-512 levels, where direct products are quicker, tiles that hang over the edge do not pay in float: 64, 128 and 256
+// channels from 14x14 to 7x7 0.9x, 0.85x and 0.75x; from 28x28 to 14x14 1.15x.
+constexpr int kStridedInputs = 24, kWideLanes = 16;
+constexpr double kStridedSaving = 1.1, kStridedWideSaving = 1.3;
 constexpr int kWinogradTiles = 8;  // fewer, of large filters: 512 channels at 7x7 to 4x4 0.5x (float)
 // Widening bf16 weights costs more than reading float ones from cache (0.8x of 1024 x 1024 that stay in L3), and less than
 // reading them from memory: 1.4x of 4096 x 4096, 1.9x of a chain of 1024 x 1024, of 4 images 1.9x, 8 1.1x, 16 1.0x.
 constexpr size_t kBf16From = size_t{4} << 20;  // weights: too many to stay in a cache
 constexpr int kBf16Pixels = 8;
-constexpr int kTileSteps = 16;
+constexpr int kTileSteps = 16, kTileRows = 16;
+constexpr int kGatheredOutputs = 64, kStridedProducts = 4096;
+constexpr double kTileWaste = 1.4;  // positions over pixels, from which copying them next to each other pays
 constexpr int kPair = 2;  // bf16 inputs of a step
 constexpr size_t kNarrowFrom = 128 * 1024;  // bytes of int8 weights: from there on reading them is what costs,
 constexpr int kNarrowPixels = 64;             // where no more pixels than these share one reading,
@@ -107,11 +115,12 @@ bool can_winograd(const ConvSpec& s, const Kernels& k, const Operand& in, Method
 }
 
 // Whether it pays where it can compute a layer.
-bool winograd_pays(const ConvSpec& s) {
+bool winograd_pays(const ConvSpec& s, const Kernels& k) {
   const double tiles = winograd_tiles(s, 2), direct = 9.0 * s.oh * s.ow;
   if (s.stride_h == 2) {
     const bool read_for_few = tiles < kWinogradTiles && size_t{100} * s.ic * s.oc >= kLargeFilters;
-    return s.ic >= kStridedInputs && direct >= kStridedSaving * 25 * tiles && !read_for_few;
+    const double needed = k.lanes >= kWideLanes ? kStridedWideSaving : kStridedSaving;
+    return s.ic >= kStridedInputs && direct >= needed * 25 * tiles && !read_for_few;
   }
   return s.ic >= (s.int_weights != nullptr ? kWinogradInputs : kWinogradFloatInputs) && direct >= kWinogradSaving * 16 * tiles;
 }
@@ -158,11 +167,15 @@ std::vector<uint16_t> upper_halves(const ConvSpec& s) {
   return halves;
 }
 
-// Whether tiles hold enough pixels, and segments of inputs enough of which `dot` are a step.
+// Whether tiles hold enough pixels, and their rows enough inputs of which `dot` are a step. Measured at the amx level, over the direct
+// kernels: 3x3 layers of 3 and 4 channels 0.7x to 0.9x, 8 channels 1.1x, 16 channels 1.8x; 7x7 of 3 channels 1.5x; 1x1 of 16 to 48
+// inputs 0.8x to 1.0x, of 64 1.05x, of 96 1.5x. With stride 2, from 32x32: 12 channels 0.88x, 16 to 32 channels 1.1x; from 16x16, where
+// inputs are gathered: 24 and 32 channels 0.82x, 32 to 64 1.05x.
 bool tiles_pay(const ConvSpec& s, const Kernels& k, int dot) {
   const bool flat = s.kh * s.kw == 1 && s.stride_h * s.stride_w == 1 && !s.pads;
-  const int segment = s.groups == 1 ? s.kw * s.ic : s.ic / s.groups;
-  return k.has_tiles && (flat || s.oh * s.ow >= 8) && 2 * segment >= kTileSteps * dot;
+  const int inputs = s.kh * s.kw * (s.ic / s.groups), outputs = s.oc / s.groups;
+  const bool few = s.stride_w > 1 && (s.ow < kTileRows ? outputs < kGatheredOutputs : inputs * outputs < kStridedProducts);
+  return k.has_tiles && (flat || s.oh * s.ow >= 8) && inputs >= kTileSteps * dot && !few;
 }
 
 Method choose_bf16(const ConvSpec& s, const Kernels& k) {
@@ -179,7 +192,7 @@ Method choose_method(const ConvSpec& s, const Kernels& k, const Operand& in, int
   const bool wide = s.ic / s.groups * s.kh * s.kw >= kShortInputs;
   const int depth = integer && k.has_short && wide ? short_depth(s, in) : 0, pixels = s.oh * s.ow;
   if (large_tiles_pay(s) && can_winograd(s, k, in, Method::kWinograd4)) return Method::kWinograd4;
-  if (winograd_pays(s) && (depth < kShortDepth || winograd_beats_short(s, depth)) &&
+  if (winograd_pays(s, k) && (depth < kShortDepth || winograd_beats_short(s, depth)) &&
       can_winograd(s, k, in, Method::kWinograd))
     return Method::kWinograd;
   if (!integer) return Method::kRows;
@@ -274,12 +287,26 @@ Method choose_sparse(const ConvSpec& s, const Kernels& k, Method dense) {
   if (s.bf16 || dense == Method::kTiles || dense == Method::kPacked || dense == Method::kLookup) return dense;
   const size_t element = s.int_weights == nullptr ? 4 : k.wide_inputs ? 2 : 1;
   if (dense == Method::kRows && weight_count(s) * element < kFarWeights) return Method::kSparse;
-  const double needed = dense == Method::kWinograd4  ? kSparseOverTile4
-                        : dense == Method::kWinograd ? kSparseOverWinograd
+  const double over_tile4 = s.ic < kFewInputs ? kSparseOverFewTile4 : kSparseOverTile4;
+  const double over_winograd = s.stride_h > 1 ? kSparseOverStrided : kSparseOverWinograd;
+  const double needed = dense == Method::kWinograd4  ? over_tile4
+                        : dense == Method::kWinograd ? over_winograd
                         : dense == Method::kShort  ? kSparseOverShort
                         : dense == Method::kNarrow ? kSparseOverNarrow
                                                    : kSparseOverRows;
   return zero_blocks(s, k) >= needed ? Method::kSparse : dense;
+}
+
+// Tiles read sixteen neighbours of a row in place, one row of the filter after the other. Where rows of the image are so short, or
+// those of the filter, that much would be computed in vain (`filled`: steps over those that are needed), or where what is stored has no
+// room for that, all that the filter covers is copied next to each other first.
+bool gathering_pays(const ConvSpec& s, const PackedConv& p, double filled) {
+  const Conv& g = p.conv;
+  if (g.pointwise) return false;
+  const size_t through = s.stride_h * s.stride_w > 1 ? SIZE_MAX : static_cast<size_t>(s.oh) * g.scratch_w;
+  const auto positions = static_cast<double>(std::min(through, s.oh * round_up(s.ow, kTileRows)));
+  const auto pixels = static_cast<double>(round_up(static_cast<size_t>(s.oh) * s.ow, kTileRows));
+  return g.direct || positions >= kTileWaste * pixels || filled >= 2;
 }
 
 void plan_segments(const ConvSpec& s, PackedConv& p) {
@@ -304,9 +331,16 @@ void plan_segments(const ConvSpec& s, PackedConv& p) {
   g.segment_length = whole_rows ? s.kw * s.ic : s.ic / s.groups;
   g.steps = (g.segment_length + dot - 1) / dot;
   if (g.method == Method::kLookup) g.steps = (g.segment_length / inputs * g.codes.quads + 1) / 2;
-  if (g.method == Method::kTiles) g.steps = static_cast<int>(round_up(g.steps, kTileSteps));
   for (int i = 0; i < g.segments; ++i)
     p.segment_offset.push_back(i / taps * s.dilation_h * row + i % taps * s.dilation_w * g.ic);
+  if (g.method != Method::kTiles) return;
+  const int covered = (g.segments * g.segment_length + dot - 1) / dot;
+  if (gathering_pays(s, p, static_cast<double>(g.segments * round_up(g.steps, kTileSteps)) / round_up(covered, kTileSteps))) {
+    g.gathered = g.segments;
+    g.segments = 1;
+    g.steps = covered;
+  }
+  g.steps = static_cast<int>(round_up(g.steps, kTileSteps));
 }
 
 // A depthwise kernel keeps no more rows than its filter covers, so a block is as large as a thread's share.
@@ -325,14 +359,22 @@ int32_t staggered(size_t elements, size_t element) {
   return static_cast<int32_t>(((elements * element + kLine - 1) / kLine | 1) * kLine / element);
 }
 
+// Whether the weights do not stay in the second cache, but are read anew for every block of pixels.
+bool reads_far(const ConvSpec& s, const PackedConv& p, const Kernels& k) {
+  const size_t taps = p.conv.tile_side > 0 ? winograd_of(s, p.conv.method).products : s.kh * s.kw;
+  return taps * s.ic / s.groups * round_up(s.oc, k.lanes) * p.element > second_cache() / 2;
+}
+
 // How many tiles pass through all panels together: few enough that they stay in cache, in even shares.
 size_t plan_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k) {
   Conv& g = p.conv;
   const Winograd form = winograd_of(s, g.method);
   g.tile_channels = static_cast<int32_t>(round_up(g.ic, 4 * k.lanes / p.element));
   const int all = (g.block_rows + form.side - 1) / form.side * ((g.ow + form.side - 1) / form.side);
-  const int fit = static_cast<int>(kTransformedTarget / (form.products * g.tile_channels * p.element));
-  const int most = std::clamp(fit, 12, 48), passes = (all + most - 1) / most;
+  const size_t each = static_cast<size_t>(form.products) * g.tile_channels * p.element;
+  const int most = reads_far(s, p, k) ? std::max(12, static_cast<int>(second_cache() / 2 / each))
+                                        : std::clamp(static_cast<int>(kTransformedTarget / each), 12, 48);
+  const int passes = (all + most - 1) / most;
   g.tiles = std::min(all, static_cast<int>(round_up((all + passes - 1) / passes, k.rows)));
   const size_t width = static_cast<size_t>(k.vectors) * k.lanes;
   g.inputs_plane = staggered(static_cast<size_t>(g.tiles) * g.tile_channels, p.element);
@@ -343,11 +385,14 @@ size_t plan_winograd(const ConvSpec& s, PackedConv& p, const Kernels& k) {
 void plan_blocks(const ConvSpec& s, PackedConv& p, const Kernels& k, int batch, int threads) {
   Conv& g = p.conv;
   const size_t element = p.element;
-  const size_t target = g.method == Method::kLookup ? kTransformedTarget / (4 * g.codes.digits) : kScratchTarget;
+  const size_t target = g.method == Method::kLookup ? kTransformedTarget / (4 * g.codes.digits)
+                        : reads_far(s, p, k)        ? second_cache() / 4
+                                                    : kScratchTarget;
   const int64_t rows = g.pointwise ? int64_t{batch} * s.oh * s.ow : s.oh;
   const int64_t width = g.pointwise ? 1 : g.scratch_w;
   const int64_t fit = static_cast<int64_t>(target / (width * s.ic * element));
   int64_t block = std::max<int64_t>(1, (fit - g.reach_h) / s.stride_h + 1);
+  if (g.gathered > 0) block = std::clamp<int64_t>(static_cast<int64_t>(target) / (int64_t{4} * s.ow * g.steps), 1, block);
   block = std::min({block, (rows + threads - 1) / threads, rows});
   const int64_t count = (rows + block - 1) / block;
   g.block_rows = static_cast<int32_t>((rows + count - 1) / count);
@@ -357,8 +402,10 @@ void plan_blocks(const ConvSpec& s, PackedConv& p, const Kernels& k, int batch, 
   p.scratch_bytes = table + (g.direct ? 0 : input_rows * width * s.ic * element) + kSlack;
   if (g.tile_side > 0) p.scratch_bytes += plan_winograd(s, p, k);
   if (g.method == Method::kTiles) {
-    const size_t gathered = static_cast<size_t>(32) * g.segments * g.steps * 4;
-    p.scratch_bytes += gathered + round_up(g.segments * 4, kLine);
+    const size_t pixels = g.gathered > 0 ? round_up(static_cast<size_t>(g.block_rows) * s.ow, kTileRows) : kTileRows;
+    g.gathered_bytes = pixels * g.steps * 4 + kLine;
+    // Positions that are no pixels, too.
+    p.scratch_bytes += g.gathered_bytes + static_cast<size_t>(kTileRows) * s.stride_w * s.ic * element;
   }
   p.scratch_bytes = round_up(p.scratch_bytes, kLine);
 }
@@ -369,23 +416,24 @@ void pack_gemm(const ConvSpec& s, PackedConv& p, const Kernels& k, const W* weig
   Conv& g = p.conv;
   const int dot = p.dot;
   const int per_group = s.oc / s.groups, inputs = s.ic / s.groups, lanes = k.lanes;
-  const int rest = per_group % lanes;
+  const int rest = per_group % lanes, widest = g.method == Method::kTiles ? kTileVectors : k.vectors;
   g.half_panel = rest > 0 && rest <= k.half_lanes && (g.method == Method::kRows || g.method == Method::kRounded);
   const int vectors = g.half_panel ? per_group / lanes : (per_group + lanes - 1) / lanes;
   g.group_width = vectors * lanes + (g.half_panel ? k.half_lanes : 0);
   const size_t steps = static_cast<size_t>(g.segments) * g.steps;
   g.group_bytes = steps * dot * g.group_width * sizeof(B);
   p.weights = Memory(g.group_bytes * s.groups);
-  const int taps = g.segments / s.kh;  // segments of a filter row
+  const int taps = std::max(g.segments, g.gathered) / s.kh;  // segments of a filter row
   for (int o = 0; o < s.oc; ++o) {
     const int group = o / per_group, vector = o % per_group / lanes, lane = o % per_group % lanes;
     const bool half = vector == vectors;
-    const int panel = vector / k.vectors, first = half ? vectors : panel * k.vectors;  // of the panel's vectors
-    const int row = half ? k.half_lanes : std::min(k.vectors, vectors - first) * lanes;
+    const int panel = vector / widest, first = half ? vectors : panel * widest;  // of the panel's vectors
+    const int row = half ? k.half_lanes : std::min(widest, vectors - first) * lanes;
     B* const own = reinterpret_cast<B*>(p.weights.data() + group * g.group_bytes) +
                    (static_cast<size_t>(first) * steps * lanes + (vector - first) * lanes + lane) * dot;
     for (int t = 0; t < s.kh * s.kw; ++t) {
-      const int segment = taps == 1 ? t / s.kw : t, start = taps == 1 ? t % s.kw * inputs : 0;
+      const int piece = taps == 1 ? t / s.kw : t, segment = g.gathered > 0 ? 0 : piece;
+      const int start = (taps == 1 ? t % s.kw * inputs : 0) + (piece - segment) * g.segment_length;
       const W* from = weights + static_cast<size_t>(o) * inputs * s.kh * s.kw + t;
       B* step = own + (static_cast<size_t>(segment) * g.steps + start / dot) * row * dot;
       for (int i = 0, d = start % dot; i < inputs; ++i, from += s.kh * s.kw) {

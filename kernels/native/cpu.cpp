@@ -3,11 +3,13 @@
 #include <cstring>
 #include <thread>
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 #endif
 
@@ -100,6 +102,15 @@ Cpu detect_cpu() {
   if (features().amx_bf16) cpu.features.push_back("amx_bf16");
 #endif
   return cpu;
+}
+
+size_t second_cache() {
+  constexpr long kUsual = 512 * 1024;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const long told = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (told > 0) return static_cast<size_t>(told);
+#endif
+  return kUsual;
 }
 
 std::vector<std::string> available_levels() {

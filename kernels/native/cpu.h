@@ -15,6 +15,7 @@ struct Cpu {
 };
 
 Cpu detect_cpu();
+size_t second_cache();  // bytes that one core has to itself, nearly: those of its second cache
 std::vector<std::string> available_levels();  // best first
 std::vector<std::string> emulated_levels();
 const Kernels* find_kernels(const std::string& level);  // null where this machine lacks it

@@ -84,5 +84,50 @@ struct Avx512 : Vector<Lanes16> {
   TRIMTAB_INLINE U8 lookup(U8 table, U8 i) { return (U8)_mm512_shuffle_epi8((__m512i)table, (__m512i)i); }
 };
 
+TRIMTAB_INLINE void store_clamped(Avx512Half, uint8_t* p, size_t step, const Avx512Half::F* x, const Clamp& c, int count) {
+  store_clamped(Avx2{}, p, step, x, c, count);
+}
+
+// As at the AVX2 level.
+TRIMTAB_INLINE __m512i clamped_bytes(const Avx512::F* x, const Clamp& c) {
+  const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(c.zero));
+  const __m512i low = _mm512_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(c.low) + c.zero));
+  const __m512 high = _mm512_set1_ps(c.high);
+  const auto pair = [&](Avx512::F a, Avx512::F b) {
+    const __m512i words = _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_min_ps(high, (__m512)a)),
+                                             _mm512_cvtps_epi32(_mm512_min_ps(high, (__m512)b)));
+    return _mm512_max_epi16(_mm512_adds_epi16(words, zero), low);
+  };
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(pair(x[0], x[1]), pair(x[2], x[3])));
+}
+
+TRIMTAB_INLINE void store_clamped(Avx512, uint8_t* p, size_t step, const Avx512::F* x, const Clamp& c, int count) {
+  const __m512i bytes = clamped_bytes(x, c);
+  const __m128i rows[4] = {_mm512_castsi512_si128(bytes), _mm512_extracti32x4_epi32(bytes, 1),
+                           _mm512_extracti32x4_epi32(bytes, 2), _mm512_extracti32x4_epi32(bytes, 3)};
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    if (count == Avx512::kLanes)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * step), rows[i]);
+    else
+      _mm_mask_storeu_epi8(p + i * step, mask, rows[i]);
+  }
+}
+
+TRIMTAB_INLINE void store_clamped_pairs(Avx512, uint8_t* p, size_t step, const Avx512::F* x, const Clamp& c, int count) {
+  const __m512i bytes = clamped_bytes(x, c);
+  const __m256i rows[2] = {_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64(bytes, 1)};
+  const auto mask = static_cast<__mmask32>((uint64_t{1} << (Avx512::kLanes + count)) - 1);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    if (count == Avx512::kLanes)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + i * step), rows[i]);
+    else
+      _mm256_mask_storeu_epi8(p + i * step, mask, rows[i]);
+  }
+}
+
 }  // namespace
 }  // namespace trimtab

@@ -37,6 +37,7 @@ struct Store {
 };
 
 // The kernel that a convolution runs on.
+constexpr int kTileVectors = 2;  // of a panel of kTiles
 constexpr size_t kFarWeights = 256 * 1024;  // bytes of a layer's weights that have left the cache since the last run
 
 constexpr int kShortColumns = 2;  // of a depthwise filter, whose sums by two rows fit 16 bits in kShort
@@ -106,6 +107,8 @@ struct Conv {
   int32_t tile_channels;   // Winograd: elements of a transformed tile in one plane
   int32_t inputs_plane, products_plane;  // Winograd: elements between planes
   const SparsePanel* sparse;             // kSparse: of every group's panels
+  int32_t gathered;        // kTiles: so many pieces of every pixel's inputs are copied side by side, as one segment; 0: none
+  size_t gathered_bytes;   // at the beginning of each thread's scratch
   bool half_panel;                       // every group ends in a panel of one vector of half as many lanes; of a
                                          // depthwise layer all vectors are such
   Codes codes;                           // kPacked, kLookup
