@@ -103,6 +103,34 @@ MUTANTS = (
         ("kernels/test_integers",),
     ),
     Mutant(
+        "positions of tiles run through the border without its width",
+        "kernels/native/tiles.h",
+        "through ? static_cast<int>(row / column) : apart",
+        "through ? g.ow : apart",
+        ("kernels/test_integers",),
+    ),
+    Mutant(
+        "the rest of a row of tiles is stored as if it were pixels",
+        "kernels/native/tiles.h",
+        "least(run, positions.width - place.x)",
+        "run",
+        ("kernels/test_integers",),
+    ),
+    Mutant(
+        "the last sixteen positions are not gathered where stored inputs end",
+        "kernels/native/tiles.h",
+        "rounded_up(count, kTileRows)",
+        "count - 1",
+        ("kernels/test_integers",),
+    ),
+    Mutant(
+        "gathered pieces lie one element further apart than their weights",
+        "kernels/native/conv.cpp",
+        "(piece - segment) * g.segment_length",
+        "(piece - segment) * (g.segment_length + 1)",
+        ("kernels/test_integers",),
+    ),
+    Mutant(
         "vectors of channels take each other's scales",
         "kernels/native/epilogue.h",
         "to.channel + j * S::kLanes",
@@ -196,8 +224,8 @@ MUTANTS = (
     Mutant(
         "the half panel's weights lie where those of one more whole panel would",
         "kernels/native/conv.cpp",
-        "half ? vectors : panel * k.vectors",
-        "panel * k.vectors",
+        "half ? vectors : panel * widest",
+        "panel * widest",
         ("kernels/test_integers", "kernels/test_operators"),
     ),
     Mutant(

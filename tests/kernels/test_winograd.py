@@ -90,3 +90,17 @@ def test_the_largest_sums(weight: int, channels: int, method: str | None, zero: 
     graph = Graph("x", (channels, 6, 6), (node,), "out", {"x": Quant(0.01, zero)})
     x = np.full((1, channels, 6, 6), 2.55 if zero == 0 else -2.55, np.float32)
     np.testing.assert_array_equal(Session(graph, level=level, method=method).run(x), reference.output(graph, x))
+
+
+@pairwise(method=["winograd", "winograd4"], size=[5, 6, 7, 10, 14], channels=[12, 32], level=LEVELS)
+def test_a_run_depends_on_none_before_it(method: str, size: int, channels: int, level: str) -> None:
+    """What hangs over the image's edge was another layer's, and as large as numbers get, a moment before."""
+    rng = np.random.default_rng(size)
+    wide = build.conv(rng, "x", channels, channels, name="wide", padding=(3, 3, 3, 3))
+    out = build.conv(rng, "wide", channels, 8, name="out", padding=(0, 0, 0, 0))
+    graph = build.graph((channels, size, size), wide, out)
+    session = Session(graph, level=level, method=method)
+    x = build.images(rng, 1, (channels, size, size))
+    wanted = session.run(x)
+    session.run(np.full_like(x, np.inf))
+    np.testing.assert_array_equal(session.run(x), wanted)
