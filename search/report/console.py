@@ -140,6 +140,7 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
             "proxy accuracy": f"{found['accuracy']:.2%}",
             "loss": f"{found['loss']:.3g} nats from the untouched network's predictions",
             "final accuracy": f"{found['final_accuracy']:.2%}",
+            **{f"{name} images": f"{kept['said']} points" for name, kept in (found["kept"] or {}).items()},
             "chosen on": found["provenance"],
             "latency": f"{latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "
             f"[{latency['low']:.4f}, {latency['high']:.4f}], {latency['blocks']} blocks in {latency['took']:.1f} s, "
