@@ -95,7 +95,7 @@ class Result:
 
     @property
     def pareto(self) -> tuple[Evaluation, ...]:
-        """The feasible evaluations that none beats in both latency and accuracy, fastest first."""
+        """The evaluations within the budgets on costs that none beats in both latency and accuracy, fastest first."""
         return self._outcome.front
 
     def finish(self, time: str | float | None = None, epochs: float | None = None) -> Mapping[str, Any]:

@@ -138,8 +138,13 @@ def _check_same(kind: Kind, problem: Problem, record: Record, folder: Path) -> N
         raise BadInput(f"the journal in {folder} is of a {record.data['of']}, not of a {kind}")
     now = _identity(kind, problem)
     for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
-        if json.dumps(now[key], sort_keys=True) != json.dumps(record.data[key], sort_keys=True):
+        if json.dumps(_asked(now[key]), sort_keys=True) != json.dumps(_asked(record.data[key]), sort_keys=True):
             raise BadInput(f"the {what} is not the one that the {kind} in {folder} was started with")
+
+
+def _asked(value: Any) -> Any:
+    """A configuration without the keys that ask for nothing: an older record lacks those that came since."""
+    return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
 
 
 def _identity(kind: Kind, problem: Problem) -> dict[str, Any]:

@@ -123,8 +123,8 @@ def kept_lines(summary: Values) -> list[str]:
     if found is not None:
         selection, final = found[1]["kept"]["selection"], found[1]["kept"]["final"]
         lines.append(f"On the selection images, on which it was chosen, the winner {selection['said']} points.")
-        held = "that holds" if final["kept"] else "that is not shown to hold"
-        lines.append(f"On the final images, which no choice has seen, it {final['said']} points: {held} there.")
+        held = "the bound holds" if final["kept"] else "the bound is not shown to hold"
+        lines.append(f"On the final images, which no choice has seen, it {final['said']} points; {held} there.")
     elif summary["nearest"] is not None:
         nearest = summary["nearest"]
         lines.append(
