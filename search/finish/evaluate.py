@@ -68,11 +68,8 @@ def _kept(problem: Problem, selection: Answers, final: Answers) -> dict[str, Any
         return None
     judge, given = problem.judge, problem.judge.candidate(problem.space.base())
     images, labels = problem.splits.final()
-    found = {}
-    for name, answers, shown, right in (
-        ("selection", selection, judge.images, judge.labels),
-        ("final", final, images, labels),
-    ):
-        kept = Kept.asked(problem.config.keep, graded(judge.logits(given, shown), right))
-        found[name] = kept.judgement(answers) if kept is not None else None
-    return found
+    shown = {"selection": (selection, judge.images, judge.labels), "final": (final, images, labels)}
+    return {
+        name: Kept.asked(problem.config.keep, graded(judge.logits(given, x), right)).judgement(answers)
+        for name, (answers, x, right) in shown.items()
+    }

@@ -49,7 +49,7 @@ class Proposer:
             self._tell(self._agent, evaluation)
         if self._levels is not None and self.minimise is not None:
             cost = self.limits.model.get(evaluation.policy, self.minimise)
-            if self._levels.told(cost, evaluation.feasible):
+            if self._levels.told(cost, max(evaluation.violations.values())):
                 self._end_level()
 
     def state(self) -> dict[str, Any]:

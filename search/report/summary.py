@@ -160,9 +160,12 @@ def _budgets(setting: Setting) -> list[dict[str, Any]]:
 def _least(baseline: Baseline, found: Findings) -> dict[str, Any]:
     """What is known of the least cost: the `certificate` in words, and, where nothing keeps the accuracy, the network
     that was `nearest` to it; None of either where no cost is minimised."""
-    evaluated = list({e.policy.id: e for run in found.runs for e in run.evaluations}.values())
     if baseline.minimise is None or baseline.kept is None:
         return {"certificate": None, "nearest": None}
+    everything = [e for run in found.runs for e in run.evaluations]
+    everything.sort(key=lambda e: e.latency is not None)  # of several of one policy, what was measured counts
+    everything += [] if found.best is None else [found.best.evaluation]
+    evaluated = list({e.policy.id: e for e in everything}.values())
     told: dict[str, Any] = {"certificate": certificate(baseline.minimise, evaluated), "nearest": None}
     seen = next(nearest(evaluated), None)
     if found.best is None and seen is not None:

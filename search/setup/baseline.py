@@ -117,8 +117,8 @@ class _Measurement:
         self.measured[self.link.yardstick] = self.link.yardstick_seconds.middle
         self.base = self._cost(self.space.base(), self.base_seconds)
         self.int8 = self._cost(self.space.int8(), self.base_seconds * self.link.int8.middle)
-        given = self.problem.judge(self.space.base()).answers
-        self.base_accuracy, self.kept = given.accuracy, Kept.asked(self.problem.config.keep, given)
+        given, keep = self.problem.judge(self.space.base()).answers, self.problem.config.keep
+        self.base_accuracy, self.kept = given.accuracy, None if keep is None else Kept.asked(keep, given)
         self.int8_accuracy = self.problem.judge(self.space.int8()).accuracy
         costs = ({name: c.get(name) for name in asdict(c)} for c in (self.base, self.int8))
         self.resolved = resolve(self.problem.config.parsed_budgets, *costs)

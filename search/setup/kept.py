@@ -23,9 +23,9 @@ class Kept:
     confidence: float
 
     @classmethod
-    def asked(cls, keep: KeepConfig | None, given: Answers) -> Kept | None:
-        """Return what a configuration asks for; None where it asks for nothing."""
-        return None if keep is None else cls(given, -keep.accuracy / 100, keep.confidence)
+    def asked(cls, keep: KeepConfig, given: Answers) -> Kept:
+        """Return what a configuration asks for of the network as given, by its answers."""
+        return cls(given, -keep.accuracy / 100, keep.confidence)
 
     def lost(self, answers: Answers) -> Lost:
         """Return what answers to the same images lose, at most, by the confidence."""

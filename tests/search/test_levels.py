@@ -85,10 +85,10 @@ def search(proposer: Proposer, toy: Toy, evaluations: int) -> list[Evaluation]:
     return found
 
 
-#: How far above the least size an agent's best may be: those that learn find it, the others come near it.
+#: How far above the least size an agent's best may be: those that plan find it, the others come near it.
 REACH = {
-    **dict.fromkeys(AGENTS, 1.02),
-    "evolution": 1.05,
+    **dict.fromkeys(AGENTS, 1.06),
+    **dict.fromkeys(("milp", "greedy", "haq"), 1.02),
     **dict.fromkeys(("random", "random-projected", "amc", "amc-td3", "amc-sac"), 1.2),
 }
 
@@ -106,7 +106,7 @@ def test_every_agent_comes_near_the_smallest_network_that_keeps_the_accuracy(
 def test_an_agent_of_bits_comes_near_the_smallest_that_bits_alone_make(toy: Toy) -> None:
     found = search(toy.proposer("haq"), toy, EVALUATIONS)
     shares = [e.objective.share.middle for e in found if e.feasible and e.objective is not None]
-    assert min(shares) <= 1.02 * toy.least(("bits",))
+    assert min(shares) <= REACH["haq"] * toy.least(("bits",))
 
 
 def test_uniform_tries_all_that_is_uniform_and_ends(toy: Toy) -> None:
@@ -147,18 +147,18 @@ def test_the_levels_close_in_on_the_least_cost(threshold: float, spare: int) -> 
         assert 0.01 <= levels.low <= levels.high <= 1.0
         assert levels.smallest <= levels.level < levels.high
         levels = Levels.from_json(json.loads(json.dumps(levels.to_json())))
-        levels.told(cost, cost >= threshold)
+        levels.told(cost, threshold - cost)
     assert threshold <= levels.high <= 1.03 * threshold or levels.high == 1.0
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 1.0), st.booleans()), max_size=60))
+@given(st.lists(st.tuples(st.floats(0.01, 1.0), st.floats(-1.0, 3.0)), max_size=60))
 def test_whatever_is_told_a_level_can_be_reached_and_is_no_more_than_the_least_found(
-    told: list[tuple[float, bool]],
+    told: list[tuple[float, float]],
 ) -> None:
     levels = Levels(0.05, 1.0)
-    for share, keeps in told:
+    for share, excess in told:
         cost = max(levels.smallest, share * levels.level)
-        levels.told(cost, keeps)
+        levels.told(cost, excess)
         assert levels.smallest <= levels.level <= levels.high
     while levels.exhausted():
         assert levels.level <= levels.high
