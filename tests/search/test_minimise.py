@@ -29,6 +29,9 @@ from trimtab.spaces import Policy
 
 POINTS = 15.0
 
+#: Bits under which every network loses much.
+NARROW = {"channels": 1, "bits": [[1, 8], [2, 8]], "ranks": []}
+
 
 def asked(**changes: Any) -> Config:
     """The smallest network that loses at most so many points, on 100 images."""
@@ -154,14 +157,13 @@ def test_a_stopped_run_goes_on_as_the_whole_one(given: Problem, ran: Ran, tmp_pa
 
 
 def test_training_brings_back_what_lost_too_much(given: Problem, tmp_path: Path) -> None:
-    """Two bits everywhere lose more than may be lost before training, and less after it."""
+    """Weights of two bits lose more than may be lost before training, and less after it."""
     brief = {"epochs": 12, "candidates": 2, "learning_rate": 0.003, "batch": 64, "processes": 1}
-    space = {"channels": 1, "bits": [[2, 8]], "ranks": []}
-    config = asked(space=space, keep={"accuracy": -8.0}, budgets={}, baselines=[], agent="uniform", trials=3)
+    config = asked(space=NARROW, keep={"accuracy": -7.0}, budgets={}, baselines=[], agent="uniform", trials=3)
     problem = load_problem(config, Progress())
     outcome = run_search(problem, tmp_path / "untrained", Progress())
     assert outcome.winner is None
-    assert outcome.summary["nearest"]["kept"]["bound"] > 0.08
+    assert outcome.summary["nearest"]["kept"]["bound"] > 0.07
     assert "No winner" in (tmp_path / "untrained" / "report.html").read_text()
     settings = {**config.model_dump(by_alias=True, exclude_none=True), "finish": brief}
     trained = replace(problem, config=make_config(settings))
@@ -205,8 +207,8 @@ def test_a_contest_refuses_the_question(given: Problem, tmp_path: Path) -> None:
 def test_nothing_that_keeps_it_ends_with_code_3_and_says_what_came_nearest(
     trimtab: CommandLine, written: Callable[..., Path]
 ) -> None:
-    changes = {"space": {"channels": 1, "bits": [[2, 8]], "ranks": []}, "keep": {"accuracy": -3.7}}
-    config = written(minimise="size", budgets={}, agent="uniform", baselines=[], trials=2, **changes)
+    question = {"minimise": "size", "keep": {"accuracy": -7.0}, "budgets": {}}
+    config = written(**question, space=NARROW, agent="uniform", baselines=[], trials=2)
     done = trimtab("search", config, "--out", "run")
     assert done.code == 3, done.err
     assert "No policy" in done.out
