@@ -98,7 +98,7 @@ class Proposer:
 
 @dataclass(frozen=True)
 class _Score:
-    """What an agent is told of a policy."""
+    """The score that an agent is told of a policy."""
 
     accuracy: float
     violations: Mapping[str, float]

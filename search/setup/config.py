@@ -207,7 +207,7 @@ class FinishConfig(_Section):
 
 
 class KeepConfig(_Section):
-    """What has to be kept where a cost is minimised: of `accuracy` at most so many points, written -1.0, are lost, by a
+    """The accuracy to keep where a cost is minimised: at most so many points of it, written -1.0, are lost, by a
     one-sided `confidence`."""
 
     accuracy: float
