@@ -20,24 +20,19 @@ class Uniform(Agent):
     One keep ratio for all channel groups, those of residual streams included, is a width multiplier. For every pair of
     bits and form the largest one that meets the limits comes first, then all smaller ones that round to other counts;
     the combinations take turns, the one nearest to the network as given first. Nothing is projected, for that would not
-    be uniform any more, and nothing is random: the seed does not matter. It ends when every uniform policy that is
-    feasible has been proposed.
+    be uniform any more, and nothing is random: neither the seed nor a proposal's number matters, and an agent that goes
+    on, under these limits or others, skips what is known. It ends when every uniform policy that is feasible has been
+    proposed.
     """
 
     name: ClassVar[str] = "uniform"
     retries: ClassVar[int] = 1_000_000  # the list is finite: skipping what is known must not end it early
 
     def _start(self) -> None:
-        self._made: list[Policy] = []
         self._rest = _distinct(_take_turns(self._lanes()))
 
     def _propose(self, number: int) -> Policy | None:
-        while len(self._made) <= number:
-            policy = next(self._rest, None)
-            if policy is None:
-                return None
-            self._made.append(policy)
-        return self._made[number]
+        return next(self._rest, None)
 
     def _lanes(self) -> list[Iterator[Policy]]:
         return [

@@ -81,7 +81,8 @@ class Task:
 
 
 class Result:
-    """The result of `compress`. `best` is None where no candidate met every budget when it was measured."""
+    """The result of `compress`. `best` is None where no candidate met every budget, or kept the accuracy, when it was
+    measured."""
 
     def __init__(self, problem: Problem, outcome: Outcome) -> None:
         self._problem = problem
@@ -94,7 +95,7 @@ class Result:
 
     @property
     def pareto(self) -> tuple[Evaluation, ...]:
-        """The feasible evaluations that none beats in both latency and accuracy, fastest first."""
+        """The evaluations within the budgets on costs that none beats in both latency and accuracy, fastest first."""
         return self._outcome.front
 
     def finish(self, time: str | float | None = None, epochs: float | None = None) -> Mapping[str, Any]:
@@ -147,19 +148,23 @@ class Result:
 def compress(
     model: nn.Module,
     task: Task | tuple[Any, Any],
-    budgets: Mapping[str, str | float],
+    budgets: Mapping[str, str | float] | None = None,
     agent: str | Mapping[str, Any] | type[Agent] = "milp",
     trials: int = 200,
     *,
+    minimise: str | None = None,
+    keep: Mapping[str, float] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
     **settings: Any,
 ) -> Result:
-    """Search for the best form of `model` within the budgets, on this machine.
+    """Search for the most accurate form of `model` within the budgets, on this machine; or for that of the least cost.
 
     `model` is any module that torch.fx can trace, with its trained weights; `task` its data, a `Task` or a pair
     (train, selection). `budgets` maps latency, size, macs and memory to values like "0.2x", "0.6x int8" or "3 ms".
+    With `minimise`, one of these costs, and `keep`, like {"accuracy": -1.0, "confidence": 0.95}, the network of the
+    least cost is looked for that loses at most so many points, within budgets on other costs, if there are any.
     `agent` decides: a name, one with parameters like `{"name": "evolution", "population": 64}`, or a class of your own.
     `settings` are further keys of the configuration (engine, space, workers, seed, measure, baselines, finish).
     The run is written to `out`, or to a temporary folder.
@@ -171,7 +176,8 @@ def compress(
         raise BadInput(f"model is a torch.nn.Module, not {type(model).__name__}")
     if resume and out is None:
         raise BadInput("resume needs out, the folder of the run to go on with")
-    config = make_config({**_GIVEN, "budgets": budgets, "agent": agent, "trials": trials, **settings}, "compress")
+    asked = {"budgets": {} if budgets is None else budgets, "minimise": minimise, "keep": keep}
+    config = make_config({**_GIVEN, **asked, "agent": agent, "trials": trials, **settings}, "compress")
     given = task if isinstance(task, Task) else _pair(task)
     if out is not None:
         prepare_folder(Path(out), resume)

@@ -44,9 +44,13 @@ A configuration names a network, data and budgets:
 
   budgets: {latency: 0.6x int8, size: 120 KiB}
 
+Or the fastest network that loses at most a point:
+
+  trimtab search my.yaml --set minimise=latency --set keep.accuracy=-1.0
+
 Budgets are hard: relative to the network as given (0.2x), to its uniform int8 form (0.6x int8), or absolute (3 ms, 120
-KiB). Exit codes: 0 done, 2 bad input, 3 a budget that cannot be met. 'network.import' in a configuration runs the code
-that it names.""",
+KiB). Exit codes: 0 done, 2 bad input, 3 a budget that cannot be met, or an accuracy that nothing keeps.
+'network.import' in a configuration runs the code that it names.""",
 )
 app.add_typer(bench)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -22,7 +22,7 @@ from trimtab.evaluators.engines import SIMULATED
 from trimtab.evaluators.price.cost import CostModel, TableError
 from trimtab.files import write_text
 from trimtab.search.finish.export import IN_WORDS, ExportCheck, export_candidate
-from trimtab.search.finish.finishing import FINISHED, Finished, finish, judged
+from trimtab.search.finish.finishing import FINISHED, Finished, finish
 from trimtab.search.finish.run_link import measured_link
 from trimtab.search.loop.best_policy import keep_best, write_policy
 from trimtab.search.loop.candidates import CandidateFolder
@@ -33,9 +33,9 @@ from trimtab.search.loop.journal import Journal
 from trimtab.search.loop.loop import AgentRun, Ledger, Searcher
 from trimtab.search.loop.optuna_export import OptunaExport, optuna_export_for
 from trimtab.search.loop.pool import make_pool
-from trimtab.search.loop.preference import preferred, ranked
+from trimtab.search.loop.preference import is_cheaper, nearest, preferred, ranked
 from trimtab.search.loop.tensorboard import Scalars
-from trimtab.search.loop.verify import Verifier
+from trimtab.search.loop.verify import Verifier, judged
 from trimtab.search.progress import Progress
 from trimtab.search.report.agent_rows import winning
 from trimtab.search.report.run_report import write_report
@@ -114,7 +114,7 @@ def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool 
     """
     summary = load_summary(folder)
     if summary["winner"] is None:
-        raise BadInput(f"{folder} has no winner to train: nothing met the budgets")
+        raise BadInput(f"{folder} has no winner to train: nothing met the budgets, or kept the accuracy")
     if not resume:
         rmtree(folder / "finishing", ignore_errors=True)
     agent = summary["winner"]["agent"]
@@ -127,7 +127,7 @@ def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool 
         setting = replace(setting, baseline=replace(setting.baseline, link=link, limit=limit))
         best = Verifier(journal, candidates).verify(setting, bench, _evaluated(journal, policy))
         before, _ = candidates.current(problem.judge, policy)
-        best = judged(problem.judge, best, before)
+        best = judged(setting, best, before)
         finished = finish(setting, bench, [best], candidates, folder, progress, again=True)
         if finished is None:
             winner = Winner(agent, best, _final_accuracy(summary))
@@ -253,7 +253,7 @@ class _Finisher:
             winners=winners,
             best=best,
             finished=finished,
-            front=tuple(pareto(e for run in self.runs for e in run.evaluations if e.feasible)),
+            front=tuple(pareto(e for run in self.runs for e in run.evaluations if e.affordable)),
             finals=finals,
             checks=checks,
             refused=self.refused,
@@ -272,13 +272,16 @@ class _Finisher:
     def _finished(self, found: Sequence[Evaluation]) -> Finished | None:
         """Train the best of what was found; None where that is not asked for, failed, or made nothing better."""
         best, asked = preferred(found), self.problem.config.finish
-        if best is None:
+        if best is None and (self.baseline.kept is None or not asked.enabled):
             return None
         contenders = self._contenders(best, asked.candidates if asked.enabled else 1)
+        if (first := next(contenders, None)) is None:
+            return None
+        given = chain([first], contenders)
         if asked.enabled:
             self.experiment.journal.append("stage", {"stage": "finishing"})
         try:
-            return finish(self.setting, self.bench, contenders, self.experiment.candidates, self.folder, self.progress)
+            return finish(self.setting, self.bench, given, self.experiment.candidates, self.folder, self.progress)
         except KeyboardInterrupt:
             self.progress.line(f"interrupted: trimtab finish {self.folder} --resume goes on with the training")
             self.interrupted = True
@@ -289,20 +292,30 @@ class _Finisher:
     def _who_found(self, policy: Policy) -> str:
         return next(run.agent for run in self.runs for e in run.evaluations if e.policy == policy)
 
-    def _contenders(self, best: Evaluation, count: int) -> Iterator[Evaluation]:
-        """The best evaluation, and after it the best others whose networks were measured within the budgets too."""
-        feasible = {
-            e.policy.id: e for run in self.runs for e in run.evaluations if e.feasible and e.policy != best.policy
-        }
-        yield best
-        verify, left = self.experiment.verifier.verify, count - 1
-        for evaluation in islice(ranked(feasible.values()), 2 * count):
+    def _contenders(self, best: Evaluation | None, count: int) -> Iterator[Evaluation]:
+        """The best evaluation, if there is one, and after it those in reach whose networks were measured within the
+        budgets on costs too."""
+        left = count
+        if best is not None:
+            left -= 1
+            yield best
+        for evaluation in islice(self._in_reach(best), 2 * count):
             if not left:
                 return
-            verified = verify(self.setting, self.bench, evaluation)
-            if verified.feasible:
+            verified = self.experiment.verifier.verify(self.setting, self.bench, evaluation)
+            if verified.affordable:
                 left -= 1
                 yield verified
+
+    def _in_reach(self, best: Evaluation | None) -> Iterator[Evaluation]:
+        """What training may make the best: where the accuracy counts, what else is feasible, the preferred ones first;
+        where it has to be kept, what is cheaper than the best and does not keep it, the nearest to that first."""
+        others = {
+            e.policy.id: e for run in self.runs for e in run.evaluations if best is None or e.policy != best.policy
+        }
+        if self.baseline.minimise is None:
+            return ranked(e for e in others.values() if e.feasible)
+        return nearest(e for e in others.values() if best is None or is_cheaper(e, best))
 
     def _choose(self) -> tuple[dict[str, Evaluation | None], list[ExportCheck]]:
         """Return every agent's verified winner, and the checks of the best one's exports.
@@ -317,7 +330,7 @@ class _Finisher:
             if found is None:
                 (self.folder / "policy.json").unlink(missing_ok=True)  # refuted by the measurement
                 rmtree(export, ignore_errors=True)
-                self.progress.line(f"no network was measured within every budget: {self._why_none()}")
+                self.progress.line(f"no network {self._asked()}: {self._why_none()}")
                 return chosen, []
             self.progress.line("exporting, and running the exports back")
             write_policy(self.folder, found.policy)
@@ -337,7 +350,13 @@ class _Finisher:
                 f"the exported file of {found.policy.id} is {IN_WORDS[exported.verdict]}: the next network is tried"
             )
 
+    def _asked(self) -> str:
+        return "was measured within every budget" if self.baseline.kept is None else "was shown to keep the accuracy"
+
     def _why_none(self) -> str:
+        kept, seen = self.baseline.kept, next(nearest(e for run in self.runs for e in run.evaluations), None)
+        if kept is not None and seen is not None:
+            return f"the nearest one takes {seen.said()} and {kept.said(seen.answers)}"
         limit, tried = self.baseline.limit, list(self.experiment.verifier.found.values())
         verdicts = Counter(e.latency.verdict(limit) for e in tried if e.latency is not None and limit is not None)
         counts = [f"{count} {IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
@@ -392,5 +411,13 @@ def _say_baseline(baseline: Baseline, config: Config, progress: Progress) -> Non
         f"noise floor {baseline.noise_floor:.2%}"
     )
     limits = baseline.limits
-    asked = ", ".join(f"{name} {text} = {describe(name, limits[name])}" for name, text in config.budgets.items())
-    progress.line(f"budgets: {asked}; {baseline.margin:.1%} kept free for what prices and measurements may be off by")
+    if config.keep is not None:
+        progress.line(
+            f"the least {config.minimise} that loses at most {-config.keep.accuracy:g} points of accuracy, by "
+            f"{100 * config.keep.confidence:.4g} %"
+        )
+    if config.budgets:
+        asked = ", ".join(f"{name} {text} = {describe(name, limits[name])}" for name, text in config.budgets.items())
+        progress.line(
+            f"budgets: {asked}; {baseline.margin:.1%} kept free for what prices and measurements may be off by"
+        )

@@ -91,6 +91,8 @@ def run_contest(
     `address` is that of a Ray cluster, whose nodes need the same processor and see the folder and the cache; without
     it one is started here, on loopback. An impossible budget is an `InfeasibleBudget` and leaves no folder.
     """
+    if problem.config.minimise is not None:
+        raise BadInput("a contest compares accuracies under budgets: leave out minimise and keep")
     folder = folder.absolute()
     agents, workers = plan.agents, plan.workers or len(os.sched_getaffinity(0))
     with begin("contest", problem, plan.budgets, agents, folder, progress, resume) as experiment:

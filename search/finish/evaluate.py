@@ -8,12 +8,14 @@ from typing import Any
 
 from trimtab import kernels
 from trimtab.evaluators.accuracy import graded
+from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.price.cost import CostModel
 from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.finish.run_link import PATIENCE, measured_link
 from trimtab.search.loop.candidates import candidate_of
 from trimtab.search.progress import Progress
+from trimtab.search.setup.kept import Kept
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import bench_of
 from trimtab.spaces.policy import Policy
@@ -35,15 +37,17 @@ def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: P
     logits = judge.logits(candidate, judge.images)
     bench = bench_of(problem)
     link, limit = measured_link(problem, bench, run, progress)
+    answers = graded(logits, judge.labels), graded(judge.logits(candidate, images), labels)
     seconds = problem.config.measure.final_seconds * (1 if limit is None else PATIENCE)
     latency = bench.measure(candidate, link, seconds, limit)
     model = CostModel(problem.space, LatencyTable(bench.engine, problem.space))
     return {
         "policy": policy.id,
         "engine": bench.engine.signature,
-        "accuracy": graded(logits, judge.labels).accuracy,
+        "accuracy": answers[0].accuracy,
         "loss": judge.loss(logits),
-        "final_accuracy": graded(judge.logits(candidate, images), labels).accuracy,
+        "final_accuracy": answers[1].accuracy,
+        "kept": _kept(problem, *answers),
         "provenance": problem.splits.provenance,
         "latency": latency.to_json(),
         "to_int8": latency.to_yardstick.times(link.to_int8),
@@ -55,4 +59,17 @@ def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: P
         "macs": model.get(policy, "macs"),
         "memory": model.get(policy, "memory"),
         "kernels": dict(Counter(name for name in map(model.table.kernel, model.steps(policy).elements()) if name)),
+    }
+
+
+def _kept(problem: Problem, selection: Answers, final: Answers) -> dict[str, Any] | None:
+    """Whether answers to both kinds of images keep the accuracy that a configuration says; None where it says none."""
+    if problem.config.keep is None:
+        return None
+    judge, given = problem.judge, problem.judge.candidate(problem.space.base())
+    images, labels = problem.splits.final()
+    shown = {"selection": (selection, judge.images, judge.labels), "final": (final, images, labels)}
+    return {
+        name: Kept.asked(problem.config.keep, graded(judge.logits(given, x), right)).judgement(answers)
+        for name, (answers, x, right) in shown.items()
     }

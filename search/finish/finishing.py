@@ -14,7 +14,6 @@ from shutil import rmtree
 from typing import Any
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.accuracy import Judge, graded
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.files import write_bytes, write_text
@@ -25,7 +24,8 @@ from trimtab.search.finish.run_link import PATIENCE
 from trimtab.search.loop.best_policy import write_policy
 from trimtab.search.loop.candidates import CandidateFolder
 from trimtab.search.loop.evaluation import Evaluation
-from trimtab.search.loop.preference import preferred
+from trimtab.search.loop.preference import best_in_reach, preferred
+from trimtab.search.loop.verify import judged
 from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import describe
 from trimtab.search.setup.config import FinishConfig
@@ -38,7 +38,7 @@ from trimtab.search.training.training import Progress as Steps
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.candidate_file import Provenance, load_candidate, save_candidate
 
-__all__ = ["FINISHED", "PROGRESS", "Finished", "finish", "judged"]
+__all__ = ["FINISHED", "PROGRESS", "Finished", "finish"]
 
 #: What a finished network is called among those whose final figure is read.
 FINISHED = "finished"
@@ -138,7 +138,8 @@ class _Finishing:
     def _worth_it(self, best: Evaluation) -> bool:
         if not self.asked.enabled:
             return False
-        if self._damage(best) <= NOTHING_TO_LEARN:
+        # Where a cost is minimised, the others are cheaper, and have lost more.
+        if self.setting.baseline.minimise is None and self._damage(best) <= NOTHING_TO_LEARN:
             self.progress.line("the winner predicts what the network as given does: there is nothing to train")
             return False
         return True
@@ -164,7 +165,7 @@ class _Finishing:
         for each in contenders:
             candidate, provenance = self.candidates.current(self.problem.judge, each.policy)
             if provenance.stage == "finished":
-                return Finished(judged(self.problem.judge, each, candidate), candidate, provenance.recipe)
+                return Finished(judged(self.setting, each, candidate), candidate, provenance.recipe)
         return None
 
     def _published(self, finished: Finished, is_new: bool) -> Finished:
@@ -202,16 +203,24 @@ class _Finishing:
             return self._trained(contenders[0], 1.0, "trained"), []
         share = self.asked.first / len(contenders)
         tried = [self._trained(each, share, "tried") for each in contenders]
-        chosen = preferred(each.evaluation for each in tried)
+        chosen = best_in_reach(each.evaluation for each in tried)
         best = next(each for each in tried if each.evaluation is chosen)
         return self._trained(best.evaluation, 1 - self.asked.first, "trained", best.candidate), tried
 
     def _accepted(self, trained: Finished, best: Evaluation) -> Finished | None:
         """Return the network measured and exported, if it is better than the best so far, within every budget."""
-        if preferred([best, trained.evaluation]) is best:
-            self.progress.line("training made nothing that is preferred to what was found: it stays as it was")
-            return None
-        return self._exported(replace(trained, evaluation=self._measured(trained)))
+        if self._wins(trained, best):
+            measured = replace(trained, evaluation=self._measured(trained))
+            # A trained network of another policy than the best one's may turn out not to be the cheaper one.
+            if not measured.evaluation.feasible or self._wins(measured, best):
+                return self._exported(measured)
+        kept = self.setting.baseline.kept
+        said = "" if kept is None else f" (the trained one {kept.said(trained.evaluation.answers)})"
+        self.progress.line(f"training made nothing that is preferred to what was found: it stays as it was{said}")
+        return None
+
+    def _wins(self, trained: Finished, best: Evaluation) -> bool:
+        return preferred(e for e in (best, trained.evaluation) if e.feasible) is trained.evaluation
 
     @cached_property
     def _lessons(self) -> Lessons:
@@ -273,7 +282,7 @@ class _Finishing:
         file = self.folder / f"{of.policy.id}.{stage}.safetensors"
         if file.is_file():
             candidate, provenance = load_candidate(file, self.problem.space)
-            return Finished(judged(self.problem.judge, of, candidate), candidate, dict(provenance.recipe))
+            return Finished(judged(self.setting, of, candidate), candidate, dict(provenance.recipe))
         if start is None:
             start, _ = self.candidates.current(self.problem.judge, of.policy)
         recipe, begun, last = self._recipe(of, share), time.perf_counter(), Steps(0, 0, 0.0, 0.0)
@@ -295,7 +304,7 @@ class _Finishing:
                 checkpoint=self.folder / f"{of.policy.id}.{stage}.checkpoint",
                 tell=tell,
             )
-        now = judged(self.problem.judge, of, candidate)
+        now = judged(self.setting, of, candidate)
         found = {
             "recipe": asdict(recipe),
             "steps": last.done,
@@ -323,9 +332,3 @@ class _Finishing:
         rate = Recipe.learning_rate * min(1.0, max(NOTHING_TO_LEARN, self._damage(of))) ** 0.5
         usual = {"learning_rate": rate, "seed": self.problem.config.seed}
         return Recipe(**{**usual, **given, "batch": batch, "epochs": share * epochs})
-
-
-def judged(judge: Judge, of: Evaluation, candidate: Candidate) -> Evaluation:
-    """Return an evaluation with what a candidate of its policy answers to the selection images now."""
-    logits = judge.logits(candidate, judge.images)
-    return replace(of, answers=graded(logits, judge.labels), loss=judge.loss(logits))

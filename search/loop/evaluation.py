@@ -11,9 +11,34 @@ from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.measure.intervals import Interval
 from trimtab.evaluators.measure.latency import Latency
 from trimtab.evaluators.price.cost import Cost
+from trimtab.search.setup.kept import Kept
 from trimtab.spaces.policy import Policy
 
-__all__ = ["Evaluation", "pareto", "violations"]
+__all__ = ["Evaluation", "Objective", "pareto", "violations"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The cost that is minimised, of one network: its name, what the network as given takes (`base`), and the `share`
+    of that, exactly, or with the 95 % interval by which it is compared with others that were measured."""
+
+    cost: str
+    base: float
+    share: Interval
+
+    @classmethod
+    def of(cls, cost: str, base: float, value: float) -> Objective:
+        """Return the objective of a cost that is known, or predicted."""
+        return cls(cost, base, Interval.exactly(value / base))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**vars(self), "share": list(self.share)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Objective:
+        """Read what `to_json` wrote."""
+        return cls(**{**data, "share": Interval(*data["share"])})
 
 
 @dataclass(frozen=True)
@@ -23,6 +48,9 @@ class Evaluation:
 
     `violations` maps every budget to cost / limit - 1; for a measured policy its latency counts by the upper end of
     the interval that decisions rest on. `seconds` says where the evaluation's time went.
+
+    `objective` is what is minimised, None where that is no cost and the accuracy is what counts. The accuracy is then a
+    budget like the others, and `violations` has an entry for it (`Kept.violation`).
     """
 
     policy: Policy
@@ -32,6 +60,7 @@ class Evaluation:
     violations: Mapping[str, float]
     seconds: Mapping[str, float]
     latency: Latency | None = None
+    objective: Objective | None = None
 
     @property
     def accuracy(self) -> float:
@@ -44,9 +73,20 @@ class Evaluation:
         return all(v <= 0 for v in self.violations.values())
 
     @property
+    def affordable(self) -> bool:
+        """Whether every budget on a cost is met, whatever the accuracy."""
+        return all(v <= 0 for name, v in self.violations.items() if name != "accuracy")
+
+    @property
     def verified(self) -> bool:
         """Whether it is feasible by an end-to-end measurement."""
         return self.latency is not None and self.feasible
+
+    def said(self) -> str:
+        """Say what counts of it, in few words."""
+        if self.objective is None:
+            return f"{self.accuracy:.2%}"
+        return f"{self.objective.share.middle:.3f}x {self.objective.cost}"
 
     def measured(self, latency: Latency, limit: Interval | None) -> Evaluation:
         """Return the evaluation with its measured latency in place of the predicted one.
@@ -56,12 +96,25 @@ class Evaluation:
         found = dict(self.violations)
         if limit is not None:
             found["latency"] = latency.excess(limit)
-        return replace(self, latency=latency, violations=found)
+        objective = self.objective
+        if objective is not None and objective.cost == "latency":
+            # Candidates are compared with each other: what ties the yardstick to the base is the same for all.
+            share = latency.to_yardstick.scaled(latency.ratio / latency.to_yardstick.middle)
+            objective = replace(objective, share=share)
+        return replace(self, latency=latency, violations=found, objective=objective)
 
     def with_size(self, size: int, limits: Mapping[str, float]) -> Evaluation:
         """Return the evaluation with the bytes of the finished network in place of predicted ones."""
         found = {**self.violations, "size": size / limits["size"] - 1} if "size" in limits else self.violations
-        return replace(self, cost=replace(self.cost, size=size), violations=found)
+        objective = self.objective
+        if objective is not None and objective.cost == "size":
+            objective = Objective.of("size", objective.base, size)
+        return replace(self, cost=replace(self.cost, size=size), violations=found, objective=objective)
+
+    def answered(self, answers: Answers, loss: float, kept: Kept | None) -> Evaluation:
+        """Return the evaluation with what another network of the policy answers; `kept` is the accuracy to keep."""
+        found = self.violations if kept is None else {**self.violations, "accuracy": kept.violation(answers)}
+        return replace(self, answers=answers, loss=loss, violations=found)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -74,6 +127,7 @@ class Evaluation:
             "violations": dict(self.violations),
             "seconds": dict(self.seconds),
             "latency": None if self.latency is None else self.latency.to_json(),
+            **({} if self.objective is None else {"objective": self.objective.to_json()}),
         }
 
     @classmethod
@@ -87,7 +141,8 @@ class Evaluation:
         latency = None if data["latency"] is None else Latency.from_json(data["latency"])
         policy = Policy.from_json(data["policy"])
         answers, cost = Answers.from_json(data["answers"]), Cost(**data["cost"])
-        return cls(policy, answers, data["loss"], cost, data["violations"], data["seconds"], latency)
+        objective = Objective.from_json(data["objective"]) if "objective" in data else None
+        return cls(policy, answers, data["loss"], cost, data["violations"], data["seconds"], latency, objective)
 
 
 def violations(cost: Cost, limits: Mapping[str, float]) -> dict[str, float]:

@@ -138,16 +138,22 @@ def _check_same(kind: Kind, problem: Problem, record: Record, folder: Path) -> N
         raise BadInput(f"the journal in {folder} is of a {record.data['of']}, not of a {kind}")
     now = _identity(kind, problem)
     for key, what in (("network", "network"), ("weights", "network's weights"), ("config", "configuration")):
-        new, old = (_without_places(data[key]) if key == "config" else data[key] for data in (now, record.data))
+        new, old = (_asked(data[key]) for data in (now, record.data))
         if json.dumps(new, sort_keys=True) != json.dumps(old, sort_keys=True):
             raise BadInput(f"the {what} is not the one that the {kind} in {folder} was started with")
 
 
-def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without where its files lie: they may have moved, and the weights are compared themselves."""
+def _asked(value: Any) -> Any:
+    """A configuration without the keys that ask for nothing, which an older record may lack, and without the places of its
+    files: they may have moved, and the weights are compared themselves."""
+    if not isinstance(value, dict):
+        return value
     places = {"data": "root", "network": "checkpoint"}
-    kept = {name: {k: v for k, v in config[name].items() if k != place} for name, place in places.items()}
-    return {**config, **kept}
+    kept = {key: each for key, each in value.items() if each is not None}
+    for name, place in places.items():
+        if isinstance(kept.get(name), dict):
+            kept[name] = {key: each for key, each in kept[name].items() if key != place}
+    return kept
 
 
 def _identity(kind: Kind, problem: Problem) -> dict[str, Any]:

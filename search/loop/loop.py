@@ -6,16 +6,17 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Literal
 
-from trimtab.agents.base import Agent
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.evaluators.measure.intervals import LOOKS, Interval
 from trimtab.evaluators.measure.latency import Latency
-from trimtab.search.loop.evaluation import Evaluation, violations
+from trimtab.search.loop.evaluation import Evaluation, Objective, violations
 from trimtab.search.loop.journal import Journal, Record
 from trimtab.search.loop.pool import Pool
 from trimtab.search.loop.preference import preferred
+from trimtab.search.loop.proposer import Proposer
 from trimtab.search.progress import Bar, Progress
 from trimtab.search.setup.agent_factory import make_agent
 from trimtab.search.setup.budgets import BudgetLimits
@@ -119,7 +120,7 @@ class Ledger(Memory):
         super().__init__(journal.records())
         self.journal = journal
 
-    def asked(self, name: str, agent: Agent, policies: Sequence[Policy]) -> None:
+    def asked(self, name: str, agent: Proposer, policies: Sequence[Policy]) -> None:
         """Remember a batch, and the agent's state after asking, before anything is dispatched."""
         state = agent.state()
         self.journal.append("ask", {"agent": name, "policies": [p.to_json() for p in policies], "state": state})
@@ -172,7 +173,7 @@ class Searcher:
         batch, and once after all that was told again.
         """
         trials = self.problem.config.trials
-        agent = make_agent(self.problem, name, self.limits)
+        agent = Proposer(partial(make_agent, self.problem, name), self.limits, self.baseline.minimise)
         run = AgentRun(name)
         with progress.bar(f"{name}: evaluations", trials) as bar:
             self._replay(agent, run, bar)
@@ -193,22 +194,21 @@ class Searcher:
                 watch(run)
         return run
 
-    def _replay(self, agent: Agent, run: AgentRun, bar: Bar) -> None:
+    def _replay(self, agent: Proposer, run: AgentRun, bar: Bar) -> None:
         """Tell what the journal holds, as often as there are trials; the last batch may have been interrupted."""
         batches, spent = self.ledger.batches.get(run.agent, []), list(self.ledger.spent.get(run.agent, []))
         for number, batch in enumerate(batches):
             if len(run.evaluations) >= self.problem.config.trials:
                 break
+            agent.resume(batch.state)
             if number < len(spent):
                 self._tell(agent, batch.policies, run, bar)
                 run.spend(len(batch.policies), spent[number])
             else:
                 self._evaluate(agent, batch.policies, run, bar, time.perf_counter())
-            if number == len(batches) - 1:
-                agent.load(batch.state)
 
     def _evaluate(
-        self, agent: Agent, policies: Sequence[Policy], run: AgentRun, bar: Bar, start: float, asking: float = 0.0
+        self, agent: Proposer, policies: Sequence[Policy], run: AgentRun, bar: Bar, start: float, asking: float = 0.0
     ) -> None:
         """Judge a batch that was asked for from `start` on, and tell the agent."""
         judging = self._judge([policy for policy in policies if policy.id not in self.ledger.judged])
@@ -217,14 +217,13 @@ class Searcher:
         self.ledger.told(run.agent, spent)
         run.spend(len(policies), spent)
 
-    def _tell(self, agent: Agent, policies: Sequence[Policy], run: AgentRun, bar: Bar) -> None:
+    def _tell(self, agent: Proposer, policies: Sequence[Policy], run: AgentRun, bar: Bar) -> None:
         """Choose anew after every result, and tell the agent everything in the order asked."""
         for policy in policies:
             run.evaluations.append(self.ledger.judged[policy.id])
             self._choose(run)
-            agent.tell(policy, run.evaluations[-1])
-            best = f"best {run.best.accuracy:.2%}" if run.best else "none feasible yet"
-            bar.update(len(run.evaluations), best)
+            agent.tell(run.evaluations[-1])
+            bar.update(len(run.evaluations), f"best {run.best.said()}" if run.best else "none feasible yet")
 
     def _choose(self, run: AgentRun) -> None:
         """Make the best what is preferred, verified: where its measurement refutes one, it is the next one's turn.
@@ -243,15 +242,22 @@ class Searcher:
         start = time.perf_counter()
         for policy, judgement in self.pool.judge(missing):
             cost = replace(self.limits.model.cost(policy), size=judgement.size)
-            found = violations(cost, self.baseline.limits)
-            self.ledger.result(Evaluation(policy, judgement.answers, judgement.loss, cost, found, judgement.seconds))
+            found, minimise = violations(cost, self.baseline.limits), self.baseline.minimise
+            answers, loss = judgement.answers, judgement.loss
+            judged = Evaluation(policy, answers, loss, cost, found, judgement.seconds)
+            if minimise is not None:
+                objective = Objective.of(minimise, self.baseline.base.get(minimise), cost.get(minimise))
+                judged = replace(judged, objective=objective).answered(answers, loss, self.baseline.kept)
+            self.ledger.result(judged)
         return time.perf_counter() - start
 
     def verify(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with its latency measured end to end, now or earlier, where there is a bench."""
         policy = evaluation.policy
         if self.bench is not None and policy.id not in self.ledger.latencies:
-            seconds, limit = self.problem.config.measure.seconds, self.baseline.limit
-            latency = self.bench.measure(policy, self.baseline.link, seconds, limit, math.inf, LOOKS[0])
+            measure, limit = self.problem.config.measure, self.baseline.limit
+            # What is only within a budget or over it is decided soon; what is compared has to be known.
+            precision = measure.precision if self.baseline.minimise == "latency" else math.inf
+            latency = self.bench.measure(policy, self.baseline.link, measure.seconds, limit, precision, LOOKS[0])
             self.ledger.measured(policy, latency)
         return self.ledger.measured_evaluation(policy.id, self.baseline.limit)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from trimtab import kernels
+from trimtab.evaluators.accuracy import graded
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.search.loop.candidates import CandidateFolder
@@ -16,7 +17,7 @@ from trimtab.search.setup.setting import Setting
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy
 
-__all__ = ["Verifier", "contenders"]
+__all__ = ["Verifier", "contenders", "judged"]
 
 #: The most networks of one agent that are finished and measured until one meets every budget.
 TRIES = 12
@@ -55,6 +56,8 @@ class Verifier:
             candidate = self.candidate(setting, policy)
             latency = bench.measure(candidate, baseline.link, seconds, baseline.limit)
             size = kernels.stored_bytes(lower(candidate))
+            if baseline.kept is not None:  # of the network itself, which a proxy only stands for
+                evaluation = judged(setting, evaluation, candidate)
             self.found[key] = evaluation.measured(latency, baseline.limit).with_size(size, baseline.limits)
             self.journal.append("verified", {"budget": setting.budget, "evaluation": self.found[key].to_json()})
         return self.found[key]
@@ -66,6 +69,13 @@ class Verifier:
     def candidate(self, setting: Setting, policy: Policy) -> Candidate:
         """Return the finished network of a policy."""
         return self.candidates.repaired(setting.problem.judge, policy)
+
+
+def judged(setting: Setting, of: Evaluation, candidate: Candidate) -> Evaluation:
+    """Return an evaluation with what a candidate of its policy answers to the selection images now."""
+    judge = setting.problem.judge
+    logits = judge.logits(candidate, judge.images)
+    return of.answered(graded(logits, judge.labels), judge.loss(logits), setting.baseline.kept)
 
 
 def contenders(evaluations: Iterable[Evaluation]) -> list[Evaluation]:

@@ -89,6 +89,7 @@ def tip(*lines: str) -> str:
 def pareto_figure(summary: Values) -> str:
     """Accuracy against latency: all points, the front, the budget, base and int8; near the front, and everything."""
     near, whole = _views(summary)
+    front = "feasible points" if summary.get("minimise") is None else "points within the budgets on costs"
     views = (
         '<div class="views" role="group" aria-label="View"><label><input type="radio" name="view" checked> near the '
         'front</label><label><input type="radio" name="view" class="all"> everything</label></div>'
@@ -96,9 +97,9 @@ def pareto_figure(summary: Values) -> str:
     marks = (
         _mark('<circle cx="8" cy="8" r="4" class="dot measured"/>', "measured end to end")
         + _mark('<circle cx="8" cy="8" r="4" class="dot"/>', "within budgets by prediction")
-        + _mark('<circle cx="8" cy="8" r="3.5" class="dot out"/>', "over a budget")
+        + _mark('<circle cx="8" cy="8" r="3.5" class="dot out"/>', _out(summary))
         + _mark('<circle cx="8" cy="8" r="6" class="ring"/>', "winners as measured, with 95% intervals")
-        + _mark('<path d="M1 12H8V4H15" class="front"/>', "Pareto front of feasible points")
+        + _mark('<path d="M1 12H8V4H15" class="front"/>', f"Pareto front of {front}")
     )
     return (
         f'<figure class="fig">{views}{_agents_legend(summary)}<div class="near">{_pareto(summary, *near)}</div>'
@@ -132,7 +133,7 @@ def _pareto(summary: Values, x: Axis, y: Axis) -> str:
     unit, colours = summary["base"]["latency"], series(summary)
     shown = [p for p in summary["points"] if x.shows(p["latency"] / unit) and y.shows(p["accuracy"])]
     shown.sort(key=lambda p: (p["feasible"], -colours[p["agent"]], p["measured"]))
-    dots = "".join(_dot(p, unit, colours[p["agent"]], x, y) for p in shown)
+    dots = "".join(_dot(p, unit, colours[p["agent"]], x, y, _out(summary)) for p in shown)
     rings = "".join(
         _ring(f"{row['agent']}'s winner", row["best"], f"s{colours[row['agent']]}", x, y)
         for row in summary["agents"]
@@ -140,7 +141,13 @@ def _pareto(summary: Values, x: Axis, y: Axis) -> str:
     )
     if (finished := summary.get("finished")) is not None:
         rings += _ring("finished", finished, "finished", x, y)
-    body = _budget_line(summary, x) + _line(_front(summary), x, y, "front", steps=True) + dots + rings
+    body = (
+        _budget_line(summary, x)
+        + _kept_line(summary, y)
+        + _line(_front(summary), x, y, "front", steps=True)
+        + dots
+        + rings
+    )
     for name, form in (("fp32 base", summary["base"]), ("int8", summary["int8"])):
         body += _level(name, form, unit, x, y) + _reference(name, form, unit, x, y)
     count = f"{len(shown)} of {len(summary['points'])} points in view"
@@ -148,10 +155,16 @@ def _pareto(summary: Values, x: Axis, y: Axis) -> str:
     return _plot(x, y, body, ("{:.3g}×", label), "Accuracy against latency of every evaluated network")
 
 
-def _dot(point: Values, unit: float, colour: int, x: Axis, y: Axis) -> str:
+def _out(summary: Values) -> str:
+    """What is said of a point that is not feasible."""
+    kept = " or not shown to keep the accuracy" if summary.get("minimise") is not None else ""
+    return f"over a budget{kept}"
+
+
+def _dot(point: Values, unit: float, colour: int, x: Axis, y: Axis, out: str) -> str:
     ratio, accuracy = point["latency"] / unit, point["accuracy"]
     kind = ("measured" if point["measured"] else "") if point["feasible"] else "out"
-    state = "within every budget" if point["feasible"] else "over a budget"
+    state = "within every budget" if point["feasible"] else out
     text = tip(
         f"{point['agent']} · {point['policy']}",
         f"proxy accuracy {accuracy:.2%}",
@@ -201,6 +214,18 @@ def _budget_line(summary: Values, x: Axis) -> str:
     return ""
 
 
+def _kept_line(summary: Values, y: Axis) -> str:
+    """The accuracy below which more is lost than may be."""
+    for budget in summary["budgets"]:
+        if budget["name"] == "accuracy" and y.shows(kept := summary["base"]["accuracy"] - budget["limit"]):
+            at = f"{100 - y.at(kept):.2f}%"
+            return (
+                f'<line class="budget" x1="0" x2="100%" y1="{at}" y2="{at}"/><text class="note" x="100%" y="{at}" '
+                f'text-anchor="end" dx="-6" dy="15">{budget["limit"] * 100:.3g} points below the base</text>'
+            )
+    return ""
+
+
 def _level(name: str, form: Values, unit: float, x: Axis, y: Axis) -> str:
     """The accuracy of the base or its int8 form as a line, where the form itself is out of view."""
     ratio, accuracy = form["latency"] / unit, form["accuracy"]
@@ -229,27 +254,33 @@ def _reference(name: str, form: Values, unit: float, x: Axis, y: Axis) -> str:
 
 
 def trace_figure(summary: Values) -> str:
-    """Best feasible proxy accuracy after each evaluation, one line per agent."""
-    colours = series(summary)
+    """Best feasible proxy accuracy after each evaluation, or the least of the cost that is minimised; one line per
+    agent."""
+    colours, cost = series(summary), summary.get("minimise")
     known = sorted(v for row in summary["agents"] for v in row["trace"] if v is not None)
     x = Axis(0, max([1, *(len(row["trace"]) for row in summary["agents"])]))
-    y = Axis.of(known[len(known) // 20 :], 0.08)
+    few = len(known) // 20  # the first steps of all are far from the others
+    y = Axis.of(known[few:] if cost is None else known[: len(known) - few], 0.08)
+    best = (
+        "best proxy accuracy among networks within every budget"
+        if cost is None
+        else f"least {escape(cost)}, as a share of the base's, among networks that keep the accuracy"
+    )
     rows = sorted(summary["agents"], key=lambda row: -colours[row["agent"]])
-    body = "".join(_trace(row, colours[row["agent"]], x, y) for row in rows)
-    labels = ("{:.4g}", "evaluations · best proxy accuracy among networks within every budget")
-    plot = _plot(x, y, body, labels, "Best proxy accuracy against evaluations")
+    body = "".join(_trace(row, colours[row["agent"]], x, y, best) for row in rows)
+    plot = _plot(x, y, body, ("{:.4g}", f"evaluations · {best}"), f"{best[0].upper()}{best[1:]}, against evaluations")
     return f'<figure class="fig">{_agents_legend(summary)}<div>{plot}</div></figure>'
 
 
-def _trace(row: Values, colour: int, x: Axis, y: Axis) -> str:
+def _trace(row: Values, colour: int, x: Axis, y: Axis, caption: str) -> str:
     points = [(i + 1, v) for i, v in enumerate(row["trace"]) if v is not None]
-    marks, best = "", -math.inf
+    marks, before = "", math.nan
     for i, value in points:
-        if value > best and y.shows(value):
-            text = tip(f"{row['agent']}, evaluation {i}", f"best proxy accuracy {value:.2%}")
+        if value != before and y.shows(value):
+            text = tip(f"{row['agent']}, evaluation {i}", f"{value:.2%}: {caption}")
             place = f'cx="{x.at(i):.2f}%" cy="{100 - y.at(value):.2f}%"'
             marks += f'<circle class="dot measured s{colour}" {place} r="3" {text}/>'
-        best = max(best, value)
+        before = value
     return _line(points, x, y, f"trace s{colour}", steps=True) + marks
 
 

@@ -21,7 +21,7 @@ from trimtab.search.report.agent_rows import HEAD, agent_rows, form_rows, winnin
 from trimtab.search.report.contest_report import feasible_line, ranking
 from trimtab.search.report.headline import change, gains, headline
 from trimtab.search.report.markdown import markdown_table
-from trimtab.search.report.run_report import measuring_line, training_line
+from trimtab.search.report.run_report import kept_lines, measuring_line, training_line
 from trimtab.search.report.watch import RunState, line_of, rendered
 from trimtab.search.setup.budgets import describe
 
@@ -53,6 +53,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     console.print(_budgets(summary))
     if (found := winning(summary)) is not None:
         console.print(_winner(*found, summary))
+    for line in kept_lines(summary):
+        console.print(line)
     console.print(summary["verdict"])
     error = summary["table_error"]
     if error["networks"]:
@@ -152,10 +154,13 @@ def _budgets(summary: Mapping[str, Any]) -> Table:
     best = None if found is None else found[1]
     for budget in summary["budgets"]:
         name = budget["name"]
-        value = None if best is None else best["latency_seconds"] if name == "latency" else best[name]
-        met = "–" if best is None else "yes" if best["violations"][name] <= 0 else "no"
-        shown = "–" if value is None else describe(name, value)
-        table.add_row(name, budget["asked"], describe(name, budget["limit"]), shown, met)
+        if best is None:
+            value, met = "–", "–"
+        else:
+            reached = budget["limit"] * (1 + best["violations"][name])
+            value = describe(name, best["latency_seconds"] if name == "latency" else reached)
+            met = "yes" if best["violations"][name] <= 0 else "no"
+        table.add_row(name, budget["asked"], describe(name, budget["limit"]), value, met)
     return table
 
 
@@ -176,6 +181,7 @@ def print_evaluation(found: Mapping[str, Any]) -> None:
             "proxy accuracy": f"{found['accuracy']:.2%}",
             "loss": f"{found['loss']:.3g} nats from the untouched network's predictions",
             "final accuracy": f"{found['final_accuracy']:.2%}",
+            **{f"{name} images": f"{kept['said']} points" for name, kept in (found["kept"] or {}).items()},
             "chosen on": found["provenance"],
             "latency": f"{latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "
             f"[{latency['low']:.4f}, {latency['high']:.4f}], {latency['blocks']} blocks in {latency['took']:.1f} s, "
@@ -217,14 +223,19 @@ def print_space(found: Mapping[str, Any]) -> None:
     gone = sum(bool(offer["why"]) for offer in found["choices"])
     digits = found["digits"]
     console.print(
-        f"{len(found['choices'])} choices, {gone} of them gain nothing on {found['engine']} under the budgets "
-        f"{', '.join(f'{name} {value}' for name, value in found['budgets'].items())}"
-        + ("." if found["dropped"] else ", but are kept (space.drop_pointless: false).")
+        f"{len(found['choices'])} choices, {gone} of them gain nothing on {found['engine']} "
+        f"{_priced_for(found)}" + ("." if found["dropped"] else ", but are kept (space.drop_pointless: false).")
     )
     console.print(
         f"Policies: 10^{digits['all']:.1f}; offered: 10^{digits['offered']:.1f}. Costs are relative to the "
         "network as given; each choice is priced with all other layers at the uniform int8 form."
     )
+
+
+def _priced_for(found: Mapping[str, Any]) -> str:
+    budgets = ", ".join(f"{name} {value}" for name, value in found["budgets"].items())
+    asked = [f"for the least {found['minimise']}"] * (found["minimise"] is not None)
+    return ", ".join([*asked, *[f"under the budgets {budgets}"] * bool(budgets)])
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

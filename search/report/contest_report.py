@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.files import write_text
-from trimtab.search.loop.preference import RULE
+from trimtab.search.loop.preference import rule
 from trimtab.search.report.charts import curves_figure, series
 from trimtab.search.report.markdown import markdown_table
 from trimtab.search.report.run_report import duration, page, section, table
@@ -125,7 +125,7 @@ def _facts(summary: Values) -> list[tuple[str, str]]:
             "perfect network for nothing. The cost is the latency, or the first budget where latency has no limit",
         ),
         ("best after", "the highest proxy accuracy, by the latency table"),
-        ("winner", f"{RULE}; the first in this order whose finished network passed the measurement"),
+        ("winner", f"{rule(None)}; the first in this order whose finished network passed the measurement"),
         ("late", "the last tenth of a trial's evaluations"),
         ("winner, finished", "accuracy on the selection images of the network that was built and measured"),
     ]

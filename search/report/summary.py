@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import BadInput
 from trimtab.evaluators.answers import Answers, paired
 from trimtab.evaluators.engines import cpu_name
+from trimtab.evaluators.measure.intervals import Interval
 from trimtab.evaluators.price.cost import Cost, TableError
 from trimtab.evaluators.price.parameters import count_parameters
 from trimtab.search.finish.export import ExportCheck
 from trimtab.search.finish.finishing import FINISHED, Finished
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun
-from trimtab.search.loop.preference import preferred, tie
+from trimtab.search.loop.preference import nearest, preferred, tie
+from trimtab.search.setup.baseline import Baseline
+from trimtab.search.setup.kept import Kept
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting, engine_of
 
@@ -27,6 +30,7 @@ __all__ = [
     "about",
     "best_of",
     "build_summary",
+    "certificate",
     "finished_summary",
     "load_summary",
     "verdict_on_images",
@@ -115,10 +119,8 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
         "seed": config.seed,
         "trials": config.trials,
         "seconds": found.seconds,
-        "budgets": [
-            {"name": name, "asked": str(config.budgets[name]), "limit": limit}
-            for name, limit in baseline.limits.items()
-        ],
+        "minimise": baseline.minimise,
+        "budgets": _budgets(setting),
         "base": _form(baseline.base, count_parameters(space, space.base()), baseline.base_accuracy, finals["base"]),
         "int8": _form(baseline.int8, count_parameters(space, space.int8()), baseline.int8_accuracy, finals["int8"]),
         "link": {**baseline.link.to_json(), "int8": baseline.link.int8},
@@ -130,6 +132,7 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
         ],
         "winner": None if best is None else {"agent": best.agent, "policy": best.evaluation.policy.to_json()},
         "verdict": _verdict(config.agent, found),
+        **_least(baseline, found),
         "candidates_per_second": dict(found.judging),
         "finished": None,
         "exports": [asdict(check) for check in found.checks],
@@ -141,6 +144,57 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
         "pareto": [e.policy.id for e in found.front],
         **({} if found.finished is None else finished_summary(found.finished, setting, finals)),
     }
+
+
+def _budgets(setting: Setting) -> list[dict[str, Any]]:
+    """The limits, of the accuracy too where it has to be kept."""
+    config, baseline = setting.problem.config, setting.baseline
+    rows = [
+        {"name": name, "asked": str(config.budgets[name]), "limit": limit} for name, limit in baseline.limits.items()
+    ]
+    if config.keep is not None and baseline.kept is not None:
+        asked = f"{config.keep.accuracy:g} points, {100 * config.keep.confidence:.4g} % sure"
+        rows.append({"name": "accuracy", "asked": asked, "limit": baseline.kept.allowed})
+    return rows
+
+
+def _least(baseline: Baseline, found: Findings) -> dict[str, Any]:
+    """What is known of the least cost: the `certificate` in words, and, where nothing keeps the accuracy, the network
+    that was `nearest` to it; None of either where no cost is minimised."""
+    if baseline.minimise is None or baseline.kept is None:
+        return {"certificate": None, "nearest": None}
+    everything = [e for run in found.runs for e in run.evaluations]
+    everything.sort(key=lambda e: e.latency is not None)  # of several of one policy, what was measured counts
+    everything += [] if found.best is None else [found.best.evaluation]
+    evaluated = list({e.policy.id: e for e in everything}.values())
+    told: dict[str, Any] = {"certificate": certificate(baseline.minimise, evaluated), "nearest": None}
+    seen = next(nearest(evaluated), None)
+    if found.best is None and seen is not None:
+        told["nearest"] = {
+            "policy": seen.policy.id,
+            "share": list(_share(seen)),
+            "kept": baseline.kept.judgement(seen.answers),
+        }
+    return told
+
+
+def certificate(minimise: str, evaluated: Sequence[Evaluation]) -> str:
+    """Say what the distinct evaluations of all agents together know of the least cost, and no more."""
+    least = min((_share(e).middle for e in evaluated if e.feasible), default=None)
+    count = f"{len(evaluated)} evaluation{'s' * (len(evaluated) != 1)}"
+    if least is None:
+        return f"Nothing was found to keep the accuracy within every budget, in {count}."
+    below = sum(_share(e).middle < least for e in evaluated)
+    return (
+        f"Nothing below {least:.3f}x of the {minimise} was found to keep the accuracy within every budget, in {count}, "
+        f"{below} of which are below it."
+    )
+
+
+def _share(evaluation: Evaluation) -> Interval:
+    if evaluation.objective is None:
+        raise ValueError(f"{evaluation.policy.id} was not judged by a cost")
+    return evaluation.objective.share
 
 
 def _verdict(agent: str, found: Findings) -> str:
@@ -158,6 +212,8 @@ def verdict_on_images(agent: str, winners: Mapping[str, Winner | None]) -> str:
     rival = best_of(others)
     if rival is None:
         return f"{agent} ran alone: nothing says whether a plain agent would have done as well."
+    if own.evaluation.objective is not None:
+        return _verdict_on_costs(own, rival)
     apart = paired(own.evaluation.answers, rival.evaluation.answers)
     difference = (
         f"{abs(apart.value) * 100:.2f} points of proxy accuracy (paired standard error {apart.error * 100:.2f})"
@@ -170,6 +226,14 @@ def verdict_on_images(agent: str, winners: Mapping[str, Winner | None]) -> str:
         f"{agent} and {rival.agent} differ by {difference}: within the noise, {agent} does not win. Their losses are "
         f"{losses}."
     )
+
+
+def _verdict_on_costs(own: Winner, rival: Winner) -> str:
+    takes = " and ".join(f"{winner.agent}'s network takes {winner.evaluation.said()}" for winner in (own, rival))
+    if tie(own.evaluation, rival.evaluation):
+        return f"{takes}: they are not told apart, {own.agent} does not win."
+    first, second = sorted((own, rival), key=lambda winner: _share(winner.evaluation).middle)
+    return f"{first.agent} beats {second.agent}: {takes}."
 
 
 def _form(cost: Cost, parameters: int, accuracy: float, final: Answers) -> dict[str, Any]:
@@ -225,6 +289,8 @@ def _network(evaluation: Evaluation, final: Answers, setting: Setting, base: Ans
         "latency_seconds": latency.ratio * baseline.base.latency,
         "limit_share": None if baseline.limit is None else latency.share(baseline.limit),
         "predicted_seconds": evaluation.cost.latency,
+        "share": None if evaluation.objective is None else list(evaluation.objective.share),
+        "kept": _kept(baseline.kept, evaluation.answers, final, base),
         "size": evaluation.cost.size,
         "macs": evaluation.cost.macs,
         "memory": evaluation.cost.memory,
@@ -233,13 +299,22 @@ def _network(evaluation: Evaluation, final: Answers, setting: Setting, base: Ans
     }
 
 
+def _kept(kept: Kept | None, answers: Answers, final: Answers, base: Answers) -> dict[str, Any] | None:
+    """Whether a network keeps the accuracy, on the selection images and on the final ones, where nothing was chosen."""
+    if kept is None:
+        return None
+    return {"selection": kept.judgement(answers), "final": replace(kept, given=base).judgement(final)}
+
+
 def _trace(run: AgentRun) -> list[float | None]:
-    """Best feasible proxy accuracy after each evaluation."""
+    """Best feasible proxy accuracy after each evaluation; the least share of the cost, where one is minimised."""
     best: float | None = None
     trace = []
     for evaluation in run.evaluations:
-        if evaluation.feasible and (best is None or evaluation.accuracy > best):
-            best = evaluation.accuracy
+        if evaluation.feasible:
+            value = evaluation.accuracy if evaluation.objective is None else _share(evaluation).middle
+            better = max if evaluation.objective is None else min
+            best = value if best is None else better(best, value)
         trace.append(best)
     return trace
 

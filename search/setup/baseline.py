@@ -15,6 +15,7 @@ from trimtab.evaluators.measure.latency import Link
 from trimtab.evaluators.price.cost import Cost, CostModel, TableFit
 from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import BudgetLimits, resolve
+from trimtab.search.setup.kept import Kept
 from trimtab.search.setup.link import latency_limit, tie
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces.policy import Policy
@@ -39,7 +40,8 @@ class Baseline:
     `base` and `int8` are costs (latency measured end to end, in seconds); `link` ties the yardstick of every
     measurement to both; `noise_floor` is the largest deviation of A/A runs; `limits` are in seconds, bytes
     and MACs, `limit` is the latency's in multiples of the yardstick (None without one); `margin` is what the errors of
-    the table, of the link and of the measurement that decides take off the latency limit.
+    the table, of the link and of the measurement that decides take off the latency limit. `minimise` is the cost that
+    is minimised, and `kept` the accuracy that is kept then; None where the accuracy is what counts.
     """
 
     base: Cost
@@ -52,11 +54,14 @@ class Baseline:
     limits: Mapping[str, float]
     limit: Interval | None
     margin: float
+    minimise: str | None = None
+    kept: Kept | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         parts = {name: asdict(getattr(self, name)) for name in ("base", "int8", "fit")}
-        return {**vars(self), **parts, "link": self.link.to_json()}
+        kept = None if self.kept is None else self.kept.to_json()
+        return {**vars(self), **parts, "link": self.link.to_json(), "kept": kept}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Baseline:
@@ -67,6 +72,7 @@ class Baseline:
             "link": Link.from_json(data["link"]),
             "fit": TableFit(**data["fit"]),
             "limit": None if data["limit"] is None else Interval(*data["limit"]),
+            "kept": None if data.get("kept") is None else Kept.from_json(data["kept"]),
         }
         return cls(**{**data, **nested})
 
@@ -111,7 +117,8 @@ class _Measurement:
         self.measured[self.link.yardstick] = self.link.yardstick_seconds.middle
         self.base = self._cost(self.space.base(), self.base_seconds)
         self.int8 = self._cost(self.space.int8(), self.base_seconds * self.link.int8.middle)
-        self.base_accuracy = self.problem.judge(self.space.base()).accuracy
+        given, keep = self.problem.judge(self.space.base()).answers, self.problem.config.keep
+        self.base_accuracy, self.kept = given.accuracy, None if keep is None else Kept.asked(keep, given)
         self.int8_accuracy = self.problem.judge(self.space.int8()).accuracy
         costs = ({name: c.get(name) for name in asdict(c)} for c in (self.base, self.int8))
         self.resolved = resolve(self.problem.config.parsed_budgets, *costs)
@@ -173,6 +180,8 @@ class _Measurement:
             self.resolved,
             self.limit,
             limits.margin,
+            self.problem.config.minimise,
+            self.kept,
         )
 
     def _cost(self, policy: Policy, seconds: float) -> Cost:

@@ -41,6 +41,9 @@ _KINDS = {
 
 BUDGETS = tuple(_KINDS)
 
+#: What is shown with a unit, too, and is no cost.
+_SHOWN = {**_KINDS, "accuracy": _Kind({"points": 0.01}, "points", "-1.0", is_sum=False)}
+
 _FORM = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-zµμ]*)\s*(int8)?\s*")
 
 
@@ -90,8 +93,8 @@ def resolve(budgets: Sequence[Budget], base: Mapping[str, float], int8: Mapping[
 
 
 def describe(name: str, value: float) -> str:
-    """Return a cost with its unit: "0.123 ms", "61.2 KiB", "20.3 MMAC"."""
-    kind = _KINDS[name]
+    """Return a cost, or a loss of accuracy, with its unit: "0.123 ms", "61.2 KiB", "20.3 MMAC", "0.5 points"."""
+    kind = _SHOWN[name]
     return f"{value / kind.units[kind.unit]:.4g} {kind.unit}"
 
 
@@ -119,6 +122,11 @@ class BudgetLimits:
         self.seed = seed
         self.confirm = confirm
         self.cheapest = self._find_cheapest()
+
+    def under(self, name: str, limit: float) -> BudgetLimits:
+        """Return the limits with one more, or another one, for a cost; one that cannot be met is an
+        `InfeasibleBudget`."""
+        return BudgetLimits(self.model, {**self.limits, name: limit}, self.margin, self.seed)
 
     def violations(self, policy: Policy) -> Mapping[str, float]:
         """Return for every budget predicted cost / limit - 1; at most 0 where it is met."""

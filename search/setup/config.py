@@ -38,6 +38,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "FinishConfig",
+    "KeepConfig",
     "MeasureConfig",
     "NetworkConfig",
     "SpaceConfig",
@@ -50,6 +51,8 @@ __all__ = [
     "make_config",
 ]
 
+
+_BUDGETS_FORM = f"at least one of {', '.join(BUDGETS)}, for example {{latency: 0.5x}}"
 
 #: What stands for the network and the data in the configuration of a run that was started from Python.
 GIVEN_NETWORK, GIVEN_DATA = "python:model", "python"
@@ -204,8 +207,25 @@ class FinishConfig(_Section):
         return parse_duration(text)
 
 
+class KeepConfig(_Section):
+    """The accuracy to keep where a cost is minimised: at most so many points of it, written -1.0, are lost, by a
+    one-sided `confidence`."""
+
+    accuracy: float
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+    @field_validator("accuracy")
+    @classmethod
+    def _loses(cls, points: float) -> float:
+        if not -100 < points < 0:
+            raise ValueError(f"these are points that may be lost, written like -1.0; found {points:g}")
+        return points
+
+
 class Config(_Section):
-    """A run. `budgets` maps latency, size, macs and memory to values like "0.5x", "0.6x int8" or "3 ms".
+    """A run. `budgets` maps latency, size, macs and memory to values like "0.5x", "0.6x int8" or "3 ms": the most
+    accurate network within them is looked for. Or `minimise` names one of these costs, and `keep` the accuracy: then it
+    is the network of the least cost that keeps the accuracy, within budgets on other costs, if there are any.
 
     `trials` is the number of evaluations of every agent, the `baselines` included; `time_limit` ("20m", "1h") is for
     the search of all of them, without the measurements before and after it; `workers` counts Ray workers for
@@ -220,7 +240,9 @@ class Config(_Section):
 
     network: NetworkConfig
     data: DataConfig = DataConfig()
-    budgets: dict[str, str | float]
+    budgets: dict[str, str | float] = Field(default_factory=dict)
+    minimise: str | None = None
+    keep: KeepConfig | None = None
     engine: EngineConfig = EngineConfig()
     space: SpaceConfig = SpaceConfig()
     quantisation: Quantisation = Quantisation()
@@ -279,11 +301,45 @@ class Config(_Section):
     @field_validator("budgets", mode="before")
     @classmethod
     def _parsed(cls, budgets: object) -> object:
-        if not isinstance(budgets, Mapping) or not budgets:
-            raise ValueError(f"give at least one of {', '.join(BUDGETS)}, for example {{latency: 0.5x}}")
+        if not isinstance(budgets, Mapping):
+            raise ValueError(f"write {_BUDGETS_FORM}")
         for name, text in budgets.items():
             parse_budget(str(name), text)
         return budgets
+
+    @field_validator("minimise")
+    @classmethod
+    def _is_a_cost(cls, name: str | None) -> str | None:
+        if name is not None and name not in BUDGETS:
+            raise ValueError(str(unknown_name("cost", name, BUDGETS)))
+        return name
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keys(cls, value: object) -> object:
+        if value is not None and not isinstance(value, Mapping | KeepConfig):
+            raise ValueError(f"write keys, like {{accuracy: -1.0}}, not {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Config:
+        if self.minimise is None and self.keep is not None:
+            raise ValueError(
+                f"keep says what has to be kept while a cost is minimised: write minimise too, one of "
+                f"{', '.join(BUDGETS)}"
+            )
+        if self.minimise is not None and self.keep is None:
+            raise ValueError(
+                f"minimise: the least {self.minimise} is that of a network that answers nothing: say what has to be "
+                "kept, like keep.accuracy=-1.0 (points)"
+            )
+        if self.minimise in self.budgets:
+            raise ValueError(
+                f"budgets: {self.minimise} is what is minimised, and has no budget: leave out one of the two"
+            )
+        if self.minimise is None and not self.budgets:
+            raise ValueError(f"budgets: give {_BUDGETS_FORM}; or minimise a cost and keep the accuracy")
+        return self
 
     @field_validator("agent", mode="before")
     @classmethod
@@ -302,6 +358,11 @@ class Config(_Section):
     def parsed_budgets(self) -> tuple[Budget, ...]:
         """The budgets, read."""
         return tuple(parse_budget(name, text) for name, text in self.budgets.items())
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """The costs that matter: those with a budget, and the one that is minimised."""
+        return (*self.budgets, *([] if self.minimise is None else [self.minimise]))
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -363,8 +424,18 @@ def _from_text(text: str, source: str, settings: Sequence[str]) -> Config:
         raise BadInput(f"{source}: expected keys and values, found {type(data).__name__}")
     for setting in settings:
         apply_setting(data, setting)
+    _exchange_budget(data, settings)
     _check_from_files(data, source)
     return make_config(data, source)
+
+
+def _exchange_budget(data: dict[str, Any], settings: Sequence[str]) -> None:
+    """Let a setting of `minimise` take the place of the budget that the file has for the same cost."""
+    keys = [setting.partition("=")[0].strip() for setting in settings]
+    budgets, cost = data.get("budgets"), data.get("minimise")
+    asked = any(key == "budgets" or key.startswith("budgets.") for key in keys)
+    if "minimise" in keys and not asked and isinstance(budgets, dict) and isinstance(cost, str):
+        data["budgets"] = {name: value for name, value in budgets.items() if name != cost}
 
 
 def _check_from_files(data: Mapping[str, Any], source: str) -> None:

@@ -65,7 +65,7 @@ def find_removals(problem: Problem, table: LatencyTable, progress: Progress) -> 
     """Return the choices that are pointless under a problem's budgets; none where its configuration keeps them all."""
     if not problem.config.space.drop_pointless:
         return ()
-    removed = removals(_priced(CostModel(problem.space, table), problem.config.budgets, progress))
+    removed = removals(_priced(CostModel(problem.space, table), problem.config.costs, progress))
     if removed:
         progress.line(f"{len(removed)} choices gain nothing on this engine and are not offered (trimtab space tells)")
     return removed
@@ -77,13 +77,14 @@ def describe_space(problem: Problem, progress: Progress) -> dict[str, Any]:
     config, space = problem.config, problem.space
     table = LatencyTable(make_engine(config.engine.name, config.engine.threads), space)
     model = CostModel(space, table)
-    priced = _priced(model, config.budgets, progress)
+    priced = _priced(model, config.costs, progress)
     kept = space.without(removals(priced)) if config.space.drop_pointless else space
     base = space.base()
     return {
         "network": space.fingerprint,
         "engine": table.engine.signature,
         "budgets": dict(config.budgets),
+        "minimise": config.minimise,
         "layers": [_layer(space, op) for op in space.network.layers],
         "groups": [
             {"group": group.name, "channels": group.size, "members": sorted(group.members)} for group in space.groups

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 from trimtab.errors import BadInput, TrimtabError
+from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.engines import cpu_name, make_engine
 from trimtab.evaluators.engines.base import Engine
 from trimtab.evaluators.measure.end_to_end import LatencyBench
@@ -19,6 +20,7 @@ from trimtab.search.progress import Progress
 from trimtab.search.setup.agent_factory import FIRST_PROPOSALS, fill_for, first_proposals, make_agent
 from trimtab.search.setup.baseline import Baseline, measure_baseline
 from trimtab.search.setup.budgets import BudgetLimits
+from trimtab.search.setup.kept import Kept
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.pruned_space import find_removals
 from trimtab.spaces.numbers.formats import BF16
@@ -104,6 +106,7 @@ def measure_setting(
     an `InfeasibleBudget` with the smallest reachable value.
     """
     _check_offered(problem, table.engine)
+    _check_kept(problem)
     problem = problem.without(find_removals(problem, table, progress))
     propose = first_proposals(problem, agents, progress)
     baseline, _ = measure_baseline(problem, bench, CostModel(problem.space, table), progress, propose, link)
@@ -118,8 +121,16 @@ def recall_setting(problem: Problem, data: Mapping[str, Any]) -> Setting:
 
 
 def budget_name(problem: Problem) -> str:
-    """Return a problem's budgets as text."""
-    return ", ".join(f"{key} {value}" for key, value in problem.config.budgets.items())
+    """Return a problem's budgets as text, and what is minimised under them."""
+    config = problem.config
+    asked = [f"{key} {value}" for key, value in config.budgets.items()]
+    if config.keep is not None:
+        asked.insert(
+            0,
+            f"least {config.minimise} that keeps the accuracy to {config.keep.accuracy:g} points by "
+            f"{100 * config.keep.confidence:.4g} %",
+        )
+    return ", ".join(asked)
 
 
 def engine_of(problem: Problem) -> Engine:
@@ -164,6 +175,12 @@ def _check_offered(problem: Problem, engine: Engine) -> None:
             f"space.bits: {engine.signature} has no bf16 arithmetic for {BF16.to_list()}: leave it out, or take "
             "[16, 32], which stores weights in bf16 and computes in float32"
         )
+
+
+def _check_kept(problem: Problem) -> None:
+    """Refuse to keep, on so few images, what they cannot show even of networks that are right on the same ones."""
+    if problem.config.keep is not None:
+        Kept.asked(problem.config.keep, Answers(len(problem.judge.labels), 0)).check()
 
 
 def _absent() -> NoReturn:

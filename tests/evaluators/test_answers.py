@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom, norm
 
-from trimtab.evaluators.answers import Answers, Difference, paired
+from trimtab.evaluators.answers import Answers, Difference, lost, paired
 
 right = st.lists(st.booleans(), min_size=1, max_size=40)
 both = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)
@@ -63,3 +64,66 @@ def test_the_interval_of_two_errors_covers_the_true_difference(only_a: float, on
 def test_of_two_networks_that_are_alike_hardly_one_is_better(only_one: float, images: int) -> None:
     found = drawn(images, only_one, only_one, 4000)
     assert np.mean([abs(d.value) > 2 * d.error for d in found]) < 0.07
+
+
+def answered(images: int, worse: int, better: int) -> tuple[Answers, Answers]:
+    """Those of a network as given, and others that lose so many images and gain so many."""
+    given = np.arange(images) >= better
+    other = given.copy()
+    other[:better], other[images - worse :] = True, False
+    return Answers.of(given), Answers.of(other)
+
+
+def covered(images: int, gains: float, loses: float, confidence: float) -> float:
+    """The chance, summed over all outcomes, that the bound is not below the true loss."""
+    total = 0.0
+    for worse, chance in enumerate(binom.pmf(np.arange(images + 1), images, loses)):
+        if chance < 1e-6:
+            continue
+        for better, other in enumerate(binom.pmf(np.arange(images - worse + 1), images - worse, gains / (1 - loses))):
+            if other < 1e-6:
+                continue
+            holds = lost(*answered(images, worse, better), confidence).bound >= loses - gains
+            total += chance * other * holds
+    return total
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize(("gains", "loses"), [(0.0, 0.012), (0.001, 0.0045), (0.01, 0.02), (0.05, 0.06), (0.02, 0.12)])
+def test_the_bound_on_what_is_lost_holds_as_often_as_it_promises(gains: float, loses: float, confidence: float) -> None:
+    """Exactly, not by draws; and it is not so wide that it would always hold, where there is something to tell."""
+    chance = covered(300, gains, loses, confidence)
+    assert chance >= confidence - 1e-4
+    if loses >= 0.02:
+        assert chance <= confidence + 0.3 * (1 - confidence)
+
+
+@given(both, st.sampled_from([0.8, 0.95, 0.99]))
+def test_the_bound_is_where_the_score_test_refutes_a_loss(pairs: list[tuple[bool, bool]], confidence: float) -> None:
+    """The likelihood under each loss is maximised on a grid here."""
+    given, other = np.array(pairs).T
+    worse, better, images = (given & ~other).sum(), (other & ~given).sum(), len(pairs)
+    found = lost(Answers.of(given), Answers.of(other), confidence)
+    assert found.value == pytest.approx((worse - better) / images)
+    assert max(found.value, 0) <= found.bound <= 1
+
+    def refuted(loss: float) -> bool:
+        gained = np.linspace(1e-9, max((1 - loss) / 2, 2e-9), 20001)[:-1]
+        agree = images - worse - better
+        likelihood = worse * np.log(gained + loss) + better * np.log(gained) + agree * np.log(1 - 2 * gained - loss)
+        variance = images * (2 * gained[likelihood.argmax()] + loss - loss**2)
+        return bool((images * loss - (worse - better) - 0.5) / np.sqrt(variance) > norm.ppf(confidence))
+
+    assert found.bound >= 0.999 or refuted(found.bound + 1e-3)
+    assert found.bound <= 1e-3 or not refuted(found.bound - 1e-3)
+
+
+def test_equal_answers_lose_little_that_is_known_and_more_images_know_it_better() -> None:
+    bounds = [lost(*answered(images, 0, 0), 0.95).bound for images in (100, 1000, 10000)]
+    assert all(0 < bound < 4 / images for bound, images in zip(bounds, (100, 1000, 10000), strict=True))
+    assert all((1 - bound) ** images <= 0.05 for bound, images in zip(bounds, (100, 1000, 10000), strict=True))
+
+
+def test_what_was_lost_on_other_images_is_not_known() -> None:
+    with pytest.raises(ValueError, match="answers to 3 and to 2 images"):
+        lost(Answers.of(np.ones(3, bool)), Answers.of(np.ones(2, bool)), 0.95)

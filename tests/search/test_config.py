@@ -114,8 +114,8 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(BadInput, match="the key 'budgets' is missing"):
-        make_config({"network": "resnet8"})
+    with pytest.raises(BadInput, match="the key 'network' is missing"):
+        make_config({"budgets": {"size": "0.5x"}})
 
 
 @pytest.mark.parametrize(
