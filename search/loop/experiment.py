@@ -144,8 +144,8 @@ def _check_same(kind: Kind, problem: Problem, record: Record, folder: Path) -> N
 
 
 def _asked(value: Any) -> Any:
-    """A configuration without the keys that ask for nothing, which an older record may lack, and without the places of its
-    files: they may have moved, and the weights are compared themselves."""
+    """A configuration without the keys that ask for nothing, which an older record may lack, and without the places of
+    its files: they may have moved, and the weights are compared themselves."""
     if not isinstance(value, dict):
         return value
     places = {"data": "root", "network": "checkpoint"}
