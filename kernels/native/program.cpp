@@ -293,23 +293,27 @@ static std::vector<ChannelRun> runs_of(const std::vector<int32_t>& index) {
 constexpr size_t kLongRun = 4;  // channels, on the average, from which on copying runs beats copying channels
 
 template <class T>
+static void map_runs(const T* from, T* to, T zero, size_t width, size_t channels, Range pixels,
+                     const std::vector<ChannelRun>& runs) {
+  const bool any_zero = std::any_of(runs.begin(), runs.end(), [](const ChannelRun& run) { return run.from < 0; });
+  // All at once: a call for every few zeros takes longer.
+  if (any_zero) std::fill_n(to, (pixels.last - pixels.first) * channels, zero);
+  for (size_t p = pixels.first; p < pixels.last; ++p, from += width, to += channels) {
+    for (const ChannelRun& run : runs) {
+      if (run.from >= 0) std::copy_n(from + run.from, run.count, to + run.to);
+    }
+  }
+}
+
+template <class T>
 static void map_channels(const T* from, T* to, T zero, size_t width, Range pixels, const std::vector<int32_t>& index,
                          const std::vector<ChannelRun>& runs) {
   const size_t channels = index.size();
-  const bool by_runs = runs.size() * kLongRun <= channels;
   from += pixels.first * width;
   to += pixels.first * channels;
+  if (runs.size() * kLongRun <= channels) return map_runs(from, to, zero, width, channels, pixels, runs);
   for (size_t p = pixels.first; p < pixels.last; ++p, from += width, to += channels) {
-    if (by_runs) {
-      for (const ChannelRun& run : runs) {
-        if (run.from < 0)
-          std::fill_n(to + run.to, run.count, zero);
-        else
-          std::copy_n(from + run.from, run.count, to + run.to);
-      }
-    } else {
-      for (size_t c = 0; c < channels; ++c) to[c] = index[c] < 0 ? zero : from[index[c]];
-    }
+    for (size_t c = 0; c < channels; ++c) to[c] = index[c] < 0 ? zero : from[index[c]];
   }
 }
 
