@@ -296,7 +296,13 @@ class _Finishing:
                 self._say(of, stage, steps, time.perf_counter() - begun)
 
             candidate = train(
-                partial(Distillation, start, self.problem.space.normalised, self._teacher),
+                partial(
+                    Distillation,
+                    start,
+                    self.problem.space.normalised,
+                    self._teacher,
+                    most=self.setting.baseline.limits.get("size"),
+                ),
                 self._lessons,
                 recipe,
                 processes=self._processes,

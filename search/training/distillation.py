@@ -28,13 +28,21 @@ BETAS = (0.9, 0.99)
 class Distillation(Learner[Candidate]):
     """A candidate that learns from the program of a teacher; what comes out is the candidate as it then is.
 
-    `normalised` names the layers that had a batch norm (`Space.normalised`).
+    `normalised` names the layers that had a batch norm (`Space.normalised`). `most` are the bytes that may be stored of
+    it, where they are limited: weights are then rounded to what takes fewer, as soon and as far as that is needed.
     """
 
     def __init__(
-        self, candidate: Candidate, normalised: Collection[str], teacher: Graph, lessons: Lessons, recipe: Recipe
+        self,
+        candidate: Candidate,
+        normalised: Collection[str],
+        teacher: Graph,
+        lessons: Lessons,
+        recipe: Recipe,
+        most: float | None = None,
     ) -> None:
-        self.recipe, self.frozen = recipe, recipe.frozen
+        self.recipe, self.frozen, self.most = recipe, recipe.frozen, most
+        self.about = {"most": most}
         self.first = torch.from_numpy(lessons.images[:MEASURED].copy())
         self.network: TrainedNetwork = TrainedNetwork(candidate, normalised, self.first)
         self.teacher = NativeEngine().compile(teacher, recipe.batch)
@@ -59,8 +67,14 @@ class Distillation(Learner[Candidate]):
         self.network.freeze_norms(batch.x for batch in batches)
         return self.network.statistics()
 
+    def adjust(self) -> None:
+        """Hold what is stored within the bytes that it may take."""
+        if self.most is not None:
+            self.network.hold(self.most)
+
     def result(self) -> Candidate:
-        """Return the candidate as it is now."""
+        """Return the candidate as it is now, within the bytes that it may take if rounding can do that."""
+        self.adjust()
         return self.network.candidate(self.first)
 
 

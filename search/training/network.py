@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from trimtab.evaluators.accuracy import simulated
 from trimtab.evaluators.engines.torch_operators import to_bf16
-from trimtab.evaluators.lowering import moves
+from trimtab.evaluators.lowering import lower, moves
 from trimtab.graph import Array, Node
+from trimtab.kernels import stored_bytes
 from trimtab.search.training.quantisers import TensorQuantiser, WeightQuantiser
+from trimtab.search.training.rate import Rate, hold
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.execute import apply_layer, apply_op, per_channel, per_output
 from trimtab.spaces.numbers.quantise import dequantise
@@ -91,14 +93,25 @@ class TrainedNetwork(nn.Module):
             norm.frozen.fill_(True)
 
     @torch.no_grad()
-    def candidate(self, images: Tensor) -> Candidate:
-        """Return the candidate as it was trained; `images` (N, ...) tell the ranges of its tensors."""
-        self.eval()
+    def hold(self, most: float) -> None:
+        """Round weights so that no more than `most` bytes are stored of the network, if rounding can do that."""
+        rates = [
+            Rate(layer.quantiser, layer.masked_weight())
+            for layer in self._layers
+            if layer.quantiser is not None and layer.weight.requires_grad  # shared weights stay where they are
+        ]
+        hold(rates, most, lambda: stored_bytes(lower(self.candidate())))
+
+    @torch.no_grad()
+    def candidate(self, images: Tensor | None = None) -> Candidate:
+        """Return the candidate as it was trained; `images` (N, ...) tell the ranges of its tensors, which else stay."""
         int8 = dict(self.original.int8)
         ops = [self._layer(op.name).folded(op, int8) if op.is_layer else op for op in self.original.network]
         network = replace(self.original.network, nodes=tuple(ops))
         ranges = dict(self.original.ranges)
-        self._run(images, ranges=ranges)
+        if images is not None:
+            self.eval()
+            self._run(images, ranges=ranges)
         return replace(self.original, network=network, int8=int8, ranges=ranges, stored=self._ranges())
 
     def _ranges(self) -> dict[int, dict[str, tuple[float, float]]]:
@@ -263,9 +276,13 @@ class _Layer(nn.Module):
         outputs: Tensor = self.behind(y)
         return outputs
 
+    def masked_weight(self) -> Tensor:
+        """Return the weight with its pattern's zeros."""
+        return self.weight if self.mask is None else self.weight * self.mask
+
     def stored_weight(self) -> Tensor:
         """Return the weight as it is stored, with gradients."""
-        weight: Tensor = self.weight if self.mask is None else self.weight * self.mask
+        weight = self.masked_weight()
         if self.quantiser is not None:
             return self.quantiser(weight)  # type: ignore[no-any-return]
         return _straight(weight, to_bf16(weight)) if self.format.is_bf16 else weight
@@ -273,7 +290,7 @@ class _Layer(nn.Module):
     def folded(self, op: Node, int8: dict[str, tuple[Array, Array]]) -> Node:
         """Return the layer as it was trained, what is behind it folded; integers are put into `int8`."""
         factor, shift = self.behind.folded()
-        weight = self.weight.detach() if self.mask is None else self.weight.detach() * self.mask
+        weight = self.masked_weight().detach()
         if self.quantiser is None:
             stored = self.format.round_floats((weight * per_output(factor, weight)).numpy())
         else:

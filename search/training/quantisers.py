@@ -5,6 +5,8 @@ Learned step size quantisation (Esser et al. 2020, LSQ, arXiv:1902.08153), for a
 gradient on within the grid's ends (equation 5), a step gets the rounding's error, or the end that a value was cut off
 at (equation 3). The factor of section 2.2, by which steps and weights move alike under plain gradient descent, has no
 place here: how far AdamW moves a parameter does not depend on how large its gradients are.
+
+What a level costs (`trimtab.search.training.rate`) moves the borders between levels, and nothing else of this.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from trimtab.kernels.rounding import round_to_steps, round_to_steps_back
 from trimtab.spaces.execute import per_output
 from trimtab.spaces.numbers.formats import WeightFormat
 
-__all__ = ["TensorQuantiser", "WeightQuantiser"]
+__all__ = ["TensorQuantiser", "WeightQuantiser", "cells"]
 
 #: Steps stay above this share of what they were at first.
 SMALLEST = 1e-3
@@ -60,6 +62,8 @@ class WeightQuantiser(nn.Module):
     """
 
     first: Tensor
+    #: What a weight pays to be at each of the levels (L,), in squared steps, beside its squared distance.
+    costs: Tensor
 
     def __init__(self, numbers: WeightFormat, values: Array, step: Array) -> None:
         super().__init__()
@@ -72,17 +76,29 @@ class WeightQuantiser(nn.Module):
         self.levels = nn.Parameter(torch.from_numpy(levels.astype(np.float32)) * self.unit)
         self.levels.requires_grad_(own and not numbers.is_symmetric)
         self.largest = float(max(1, np.abs(levels.astype(int)).max()))
+        self.register_buffer("costs", torch.zeros(len(levels)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the nearest weights (O, ...) that are stored."""
-        return _ToLevels.apply(weight, self._step, self._levels)  # type: ignore[no-any-return]
+        """Return the weights (O, ...) as they are stored."""
+        return _ToLevels.apply(weight, self._step, self._levels, self.costs)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> tuple[Array, Array]:
         """Return the int8 values of a weight, and their scales (O,)."""
-        levels = self._levels.round()
-        values = levels[_nearest(weight / per_output(self._step, weight), levels)]
+        levels = self.whole_levels
+        values = levels[_cheapest(self.ratio(weight), levels, self.costs)]
         return values.to(torch.int8).numpy(), self._step.numpy().astype(np.float32)
+
+    @torch.no_grad()
+    def ratio(self, weight: Tensor) -> Tensor:
+        """Return a weight (O, ...) in steps."""
+        return weight / per_output(self._step, weight)
+
+    @property
+    @torch.no_grad()
+    def whole_levels(self) -> Tensor:
+        """The integers (L,) that are stored, sorted."""
+        return self._levels.round()
 
     @property
     def _step(self) -> Tensor:
@@ -130,13 +146,13 @@ def _flat(tensor: Tensor, like: Tensor) -> Any:
 
 
 class _ToLevels(torch.autograd.Function):
-    """Rounding to the nearest of some integers, times a step per output channel."""
+    """Rounding to the cheapest of some integers, times a step per output channel."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, step: Tensor, levels: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, step: Tensor, levels: Tensor, costs: Tensor) -> Tensor:
         column, whole = per_output(step, weight), levels.round()
         ratio = weight / column
-        at = _nearest(ratio, whole)
+        at = _cheapest(ratio, whole, costs)
         ctx.save_for_backward(ratio, at, step, whole)
         return whole[at] * column
 
@@ -149,9 +165,28 @@ class _ToLevels(torch.autograd.Function):
         dlevels = None
         if ctx.needs_input_grad[2]:
             dlevels = torch.zeros_like(levels).index_add_(0, at.flatten(), (dy * per_output(step, dy)).flatten())
-        return dweight, owed, dlevels
+        return dweight, owed, dlevels, None
 
 
-def _nearest(ratio: Tensor, levels: Tensor) -> Tensor:
-    """The place of the level nearest to each ratio."""
-    return torch.bucketize(ratio.contiguous(), (levels[1:] + levels[:-1]) / 2)
+def cells(levels: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places (K,) of the levels that are cheapest for any ratio, and the borders (K - 1,) between them.
+
+    Of sorted levels (L,), level l with cost c takes (r - l)^2 + c of a ratio r: less r^2, a line in r. Lines cross
+    once, and the cheapest ones are their lower envelope.
+    """
+    crossing = (levels[:, None] + levels) / 2 + (costs[:, None] - costs) / (2 * (levels[:, None] - levels))
+    # Of equal levels the cheaper one is taken, and of equally cheap ones the first.
+    crossing = crossing.where(~crossing.isnan(), torch.inf)
+    later = torch.ones_like(crossing, dtype=torch.bool).tril(-1)
+    begins = crossing.where(later, -torch.inf).amax(1)
+    ends = crossing.where(later, torch.inf).amin(0)
+    chosen = torch.nonzero(begins < ends).flatten()
+    return chosen, begins[chosen[1:]]
+
+
+def _cheapest(ratio: Tensor, levels: Tensor, costs: Tensor) -> Tensor:
+    """The place of the cheapest level for each ratio."""
+    if not costs.any():
+        return torch.bucketize(ratio.contiguous(), (levels[1:] + levels[:-1]) / 2)
+    chosen, borders = cells(levels, costs)
+    return chosen[torch.bucketize(ratio.contiguous(), borders)]

@@ -33,6 +33,9 @@ NORM_BATCHES, NORM_EPOCH = 32, 2**31
 #: The first steps are slower.
 UNTIMED = 4
 
+#: After so many steps what is learned is held within its limits again.
+BETWEEN_ADJUSTMENTS = 50
+
 #: Seconds after which there is a checkpoint within an epoch, too.
 BETWEEN_CHECKPOINTS = 300.0
 
@@ -89,6 +92,9 @@ class Learner(ABC, Generic[Result_co]):
         """Measure norms on some batches, and hold them still from now on; return what was measured."""
         return ()
 
+    def adjust(self) -> None:
+        """Hold the network within its limits, the same in every process; called every few steps."""
+
     def watched(self, team: Team) -> float | None:
         """Return the share of some images, of which each process takes a part, that is answered rightly."""
         return None
@@ -128,6 +134,8 @@ class Training(Generic[Result_co]):
                 if not self.frozen and share >= 1 - self.learner.frozen:
                     self._freeze()
                 clock.step(self.step(batch, share))
+                if self.done % BETWEEN_ADJUSTMENTS == 0:
+                    self.learner.adjust()
                 share = self.share()
                 ends = self.done % self.per_epoch == 0
                 watched = self.learner.watched(self.team) if ends or share >= 1 else None

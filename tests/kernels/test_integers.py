@@ -90,6 +90,12 @@ def test_every_method_gives_the_same_integers(
     agree(graph, build.images(rng, 3, shape), level, batch=2, threads=threads, method=method)
 
 
+@pytest.mark.parametrize("out", [5, 20, 33, 40, 70, 97])
+def test_rows_have_panels_of_every_width(out: int, level: str, rng: np.random.Generator) -> None:
+    node = build.conv(rng, "x", 6, out, (3, 3), activation="relu", **PAD)
+    agree(build.graph((6, 5, 6), node, quant={"x": IN}), build.images(rng, 2, (6, 5, 6)), level, batch=2, method="rows")
+
+
 def test_sessions_are_held_to_methods(rng: np.random.Generator) -> None:
     node = build.conv(rng, "x", 16, 24, (3, 3), **PAD)
     node.weights["weight"][:] //= 5

@@ -20,6 +20,8 @@ from trimtab.search.progress import Progress
 from trimtab.search.run import Outcome, finish_run, run_search
 from trimtab.search.setup.config import Config, FinishConfig, make_config
 from trimtab.search.setup.problem import Problem, load_problem
+from trimtab.search.setup.setting import Setting
+from trimtab.search.training.distillation import Distillation
 from trimtab.spaces import Policy
 from trimtab.spaces.candidate_file import load_candidate
 
@@ -162,6 +164,35 @@ def test_what_training_takes_over_a_budget_is_not_kept(
     monkeypatch.undo()
     monkeypatch.setattr("trimtab.search.finish.finishing.train", None)
     assert finish_run(given, tmp_path / "run", Progress(), resume=True).summary["finished"] is not None
+
+
+def test_training_keeps_within_the_bytes_that_the_search_has_filled(
+    with_shared_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is left of the budget; and it is the holding that does it."""
+    import trimtab.search.run as module
+
+    problem = load_problem(trained(enabled=False), Progress())
+    outcome = run_search(problem, tmp_path / "run", Progress())
+    assert outcome.winner is not None
+    full = kernels.stored_bytes(lower(candidate_of(problem, outcome.winner.evaluation.policy, outcome.folder)))
+    recall = module.recall_setting
+
+    def recalled(*arguments: object) -> Setting:
+        setting = recall(*arguments)  # type: ignore[arg-type]
+        limits = {**setting.baseline.limits, "size": full}
+        return replace(setting, baseline=replace(setting.baseline, limits=limits))
+
+    monkeypatch.setattr(module, "recall_setting", recalled)
+    problem = replace(problem, config=trained(learning_rate=0.01))
+    said = Lines()
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "adjust", lambda learner: None)
+        finish_run(problem, tmp_path / "run", said)
+    assert any("over its budgets (size by" in line for line in said.said)
+    finished = finish_run(problem, tmp_path / "run", Progress()).summary["finished"]
+    assert finished["size"] <= full
+    assert finished["accuracy"] > finished["training"]["accuracy_before"]
 
 
 def test_what_training_makes_worse_is_not_kept(given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from trimtab.errors import BadInput, TrimtabError
 from trimtab.evaluators.accuracy import accuracy_of, judging_session, torch_logits
 from trimtab.evaluators.lowering import lower
+from trimtab.kernels import stored_bytes
 from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem, load_problem
 from trimtab.search.training.distillation import Distillation, distance
@@ -46,14 +47,14 @@ def lessons(problem: Problem) -> Lessons:
     return Lessons(*problem.splits.train(), problem.splits.augmentation)
 
 
-#: Makes a learner of a candidate.
-Learning = Callable[[Candidate], Callable[[Lessons, Recipe], Distillation]]
+#: Makes a learner of a candidate and the bytes that may be stored of it.
+Learning = Callable[..., Callable[[Lessons, Recipe], Distillation]]
 
 
 @pytest.fixture(scope="module")
 def learning(problem: Problem) -> Learning:
     teacher = lower(problem.judge.candidate(problem.space.base()))
-    return lambda candidate: partial(Distillation, candidate, problem.space.normalised, teacher)
+    return lambda candidate, most=None: partial(Distillation, candidate, problem.space.normalised, teacher, most=most)
 
 
 POLICIES = {
@@ -154,6 +155,26 @@ def test_training_gains(problem: Problem, lessons: Lessons, learning: Learning) 
     assert np.mean(np.array(gained) > 0) > 0.5
 
 
+def test_bytes_stay_within_their_limit(
+    problem: Problem, lessons: Lessons, learning: Learning, candidate: Candidate
+) -> None:
+    """Where integers are stored that may move, whatever their grid, and with no more change than does it."""
+    may_move = any(each.sharing is None and each.format.weight.is_integer for each in candidate.decisions.values())
+    if not may_move:
+        pytest.skip("there is nothing to round")
+    most, longer = 0.98 * stored_bytes(lower(candidate)), replace(SHORT, epochs=5)
+    held = train(learning(candidate, most), lessons, longer)
+    assert 0.99 * most < stored_bytes(lower(held)) <= most
+    x, y = problem.judge.images, problem.judge.labels
+    before, after = (accuracy_of(judging_session(each), x, y) for each in (candidate, held))
+    # Two levels that are equally frequent have no bits to spare.
+    binary = all(each.format.weight.bits == 1 for each in candidate.decisions.values())
+    assert binary or after > before - 0.1
+    far = train(learning(candidate, 10 * most), lessons, replace(SHORT, epochs=0.5))
+    free = train(learning(candidate), lessons, replace(SHORT, epochs=0.5))
+    assert far.network.weights_hash() == free.network.weights_hash()
+
+
 def test_it_is_repeatable(problem: Problem, lessons: Lessons, learning: Learning) -> None:
     candidate = problem.judge.candidate(policy_of(problem, "2 bits"))
     found = [
@@ -163,11 +184,13 @@ def test_it_is_repeatable(problem: Problem, lessons: Lessons, learning: Learning
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.parametrize("share", [None, 0.9])
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
-    problem: Problem, lessons: Lessons, learning: Learning, tmp_path: Path
+    problem: Problem, lessons: Lessons, learning: Learning, tmp_path: Path, share: float | None
 ) -> None:
     candidate, recipe = problem.judge.candidate(policy_of(problem, "2 bits")), replace(SHORT, epochs=3.0)
-    whole = train(learning(candidate), lessons, recipe)
+    most = None if share is None else share * stored_bytes(lower(candidate))
+    whole = train(learning(candidate, most), lessons, recipe)
 
     class Stopped(Exception):
         pass
@@ -176,7 +199,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
         raise Stopped
 
     checkpoint = tmp_path / "checkpoint"
-    training = Training(learning(candidate)(lessons, recipe), lessons, recipe)
+    training = Training(learning(candidate, most)(lessons, recipe), lessons, recipe)
     saves = 0
 
     def save_and_stop(path: Path) -> None:
@@ -189,10 +212,11 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
     training.save = save_and_stop  # type: ignore[method-assign]
     with pytest.raises(Stopped):
         training.run(lambda steps: None, checkpoint)
-    resumed = train(learning(candidate), lessons, recipe, checkpoint=checkpoint)
+    resumed = train(learning(candidate, most), lessons, recipe, checkpoint=checkpoint)
     assert resumed.network.weights_hash() == whole.network.weights_hash()
-    with pytest.raises(BadInput, match="another training"):
-        train(learning(candidate), lessons, replace(recipe, seed=9), checkpoint=checkpoint)
+    for other, asked in ((1.0, recipe), (most, replace(recipe, seed=9))):
+        with pytest.raises(BadInput, match="another training"):
+            train(learning(candidate, other), lessons, asked, checkpoint=checkpoint)
 
 
 def test_seconds_limit_it(problem: Problem, lessons: Lessons, learning: Learning) -> None:
@@ -228,6 +252,15 @@ def test_two_processes_learn_as_one_and_end_together(problem: Problem, lessons: 
     accuracies = [accuracy_of(judging_session(each), x, y) for each in (candidate, alone, several[0])]
     assert min(accuracies[1:]) > accuracies[0] - 0.02
     assert abs(accuracies[1] - accuracies[2]) < 0.1
+
+
+@pytest.mark.slow
+def test_two_processes_hold_the_same_bytes(problem: Problem, lessons: Lessons, learning: Learning) -> None:
+    candidate = problem.judge.candidate(policy_of(problem, "2 bits"))
+    most, recipe = 0.95 * stored_bytes(lower(candidate)), replace(SHORT, epochs=4.0)
+    several = [train(learning(candidate, most), lessons, recipe, processes=2) for _ in range(2)]
+    assert several[0].network.weights_hash() == several[1].network.weights_hash()
+    assert stored_bytes(lower(several[0])) <= most
 
 
 @pytest.mark.slow
