@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trimtab.evaluators.accuracy import graded
 from trimtab.evaluators.data import Images, Labels
 from trimtab.graph import Array
 from trimtab.search.training.images import Batch
@@ -92,10 +93,7 @@ def accuracy(network: nn.Module, images: Images, labels: Labels) -> float:
     """Return a network's top-1 accuracy, in [0, 1], on images (N, C, H, W), as it is when it is not trained."""
     training, place = network.training, next(network.parameters()).device
     network.eval()
-    right = 0
-    for start in range(0, len(images), AT_ONCE):
-        x = torch.from_numpy(np.ascontiguousarray(images[start : start + AT_ONCE]))
-        answers = network(x.to(place)).argmax(1).cpu().numpy()
-        right += int((answers == labels[start : start + AT_ONCE]).sum())
+    parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
+    logits = [network(torch.from_numpy(np.ascontiguousarray(part)).to(place)).cpu().numpy() for part in parts]
     network.train(training)
-    return right / len(images)
+    return graded(np.concatenate(logits), labels).accuracy
