@@ -52,7 +52,6 @@ constexpr int kWinogradTiles = 8;  // fewer, of large filters: 512 channels at 7
 // reading them from memory: 1.4x of 4096 x 4096, 1.9x of a chain of 1024 x 1024, of 4 images 1.9x, 8 1.1x, 16 1.0x.
 constexpr size_t kBf16From = size_t{4} << 20;  // weights: too many to stay in a cache
 constexpr int kBf16Pixels = 8;
-constexpr int kTileSteps = 16, kTileRows = 16;
 constexpr int kGatheredOutputs = 48, kStridedProducts = 3000;
 constexpr double kTileWaste = 1.4;  // positions over pixels, from which copying them next to each other pays
 constexpr int kPair = 2;  // bf16 inputs of a step
@@ -167,10 +166,11 @@ std::vector<uint16_t> upper_halves(const ConvSpec& s) {
   return halves;
 }
 
-// Whether tiles hold enough pixels, and their rows enough inputs of which `dot` are a step. Measured at the amx level, over the direct
-// kernels: 3x3 layers of 3 and 4 channels 0.7x to 0.9x, 8 channels 1.1x, 16 channels 1.8x; 7x7 of 3 channels 1.5x; 1x1 of 16 to 48
-// inputs 0.8x to 1.0x, of 64 1.05x, of 96 1.5x. With stride 2, from 32x32: 12 channels 0.88x, 14 to 28 and 16 to 32 channels 1.1x to 1.3x; from 16x16, where
-// inputs are gathered: 24 and 32 channels 0.82x, 28 to 56 and 32 to 64 1.05x to 1.2x.
+// Whether tiles hold enough pixels, and their rows enough inputs of which `dot` are a step. Measured at the amx level,
+// over the direct kernels: 3x3 layers of 3 and 4 channels 0.7x to 0.9x, 8 channels 1.1x, 16 channels 1.8x; 7x7 of 3
+// channels 1.5x; 1x1 of 16 to 48 inputs 0.8x to 1.0x, of 64 1.05x, of 96 1.5x. With stride 2, from 32x32: 12 channels
+// 0.88x, 14 to 28 and 16 to 32 channels 1.1x to 1.3x; from 16x16, where inputs are gathered: 24 and 32 channels 0.82x,
+// 28 to 56 and 32 to 64 1.05x to 1.2x.
 bool tiles_pay(const ConvSpec& s, const Kernels& k, int dot) {
   const bool flat = s.kh * s.kw == 1 && s.stride_h * s.stride_w == 1 && !s.pads;
   const int inputs = s.kh * s.kw * (s.ic / s.groups), outputs = s.oc / s.groups;
@@ -297,9 +297,9 @@ Method choose_sparse(const ConvSpec& s, const Kernels& k, Method dense) {
   return zero_blocks(s, k) >= needed ? Method::kSparse : dense;
 }
 
-// Tiles read sixteen neighbours of a row in place, one row of the filter after the other. Where rows of the image are so short, or
-// those of the filter, that much would be computed in vain (`filled`: steps over those that are needed), or where what is stored has no
-// room for that, all that the filter covers is copied next to each other first.
+// Tiles read sixteen neighbours of a row in place, one row of the filter after the other. Where rows of the image are so
+// short, or those of the filter, that much would be computed in vain (`filled`: steps over those that are needed), or
+// where what is stored has no room for that, all that the filter covers is copied next to each other first.
 bool gathering_pays(const ConvSpec& s, const PackedConv& p, double filled) {
   const Conv& g = p.conv;
   if (g.pointwise) return false;

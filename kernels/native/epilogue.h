@@ -193,7 +193,7 @@ TRIMTAB_INLINE void store_clamped_rows(uint8_t* out, const Target<int32_t>& to, 
 #pragma GCC unroll 8
       for (int j = 0; j < NV; j += 2) {
         const typename S::F x[4] = {scaled(i, j), scaled(i, j + 1), scaled(i + 1, j), scaled(i + 1, j + 1)};
-        store_clamped_pairs(S{}, out + i * to.step + j * S::kLanes, to.step, x, c, j + 2 < NV ? S::kLanes : to.last);
+        store_clamped_pairs<S>(typename S::Stores{}, out + i * to.step + j * S::kLanes, to.step, x, c, j + 2 < NV ? S::kLanes : to.last);
       }
     }
     return;
@@ -202,7 +202,7 @@ TRIMTAB_INLINE void store_clamped_rows(uint8_t* out, const Target<int32_t>& to, 
 #pragma GCC unroll 8
   for (int i = 0; i < kFours; i += 4) {
     const typename S::F x[4] = {scaled(i, 0), scaled(i + 1, 0), scaled(i + 2, 0), scaled(i + 3, 0)};
-    store_clamped(S{}, out + i * to.step, to.step, x, c, to.last);
+    store_clamped<S>(typename S::Stores{}, out + i * to.step, to.step, x, c, to.last);
   }
 #pragma GCC unroll 8
   for (int i = kFours; i < MR; ++i) {
@@ -288,7 +288,7 @@ TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::I* acc, size_
       typename S::F x[4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) x[j] = S::to_float(acc[i + j]) * scale;
-      store_clamped(S{}, out + i * step, step, x, {s.low, s.high, s.out.zero}, least(columns, S::kLanes));
+      store_clamped<S>(typename S::Stores{}, out + i * step, step, x, {s.low, s.high, s.out.zero}, least(columns, S::kLanes));
     }
     return;
   }

@@ -45,12 +45,5 @@ struct Amx : Avx512 {
   using Tiles = AmxTiles;
 };
 
-TRIMTAB_INLINE void store_clamped(Amx, uint8_t* p, size_t step, const Amx::F* x, const Clamp& c, int count) {
-  store_clamped(Avx512{}, p, step, x, c, count);
-}
-TRIMTAB_INLINE void store_clamped_pairs(Amx, uint8_t* p, size_t step, const Amx::F* x, const Clamp& c, int count) {
-  store_clamped_pairs(Avx512{}, p, step, x, c, count);
-}
-
 }  // namespace
 }  // namespace trimtab

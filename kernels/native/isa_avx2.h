@@ -10,7 +10,11 @@
 namespace trimtab {
 namespace {
 
+// Four vectors become one of bytes.
+struct PackedByEight {};
+
 struct Avx2 : Vector<Lanes8> {
+  using Stores = PackedByEight;
   static constexpr int kRows = 6, kVectors = 2;
   static constexpr bool kTiles = false, kNarrow = true, kWinograd = true, kShort = true, kLookup = true;
   static constexpr bool kBf16 = false;
@@ -138,7 +142,8 @@ TRIMTAB_INLINE __m256i clamped_bytes(const Avx2::F* x, const Clamp& c) {
   return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-TRIMTAB_INLINE void store_clamped(Avx2, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c, int count) {
+template <class S>
+TRIMTAB_INLINE void store_clamped(PackedByEight, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c, int count) {
   const __m256i bytes = clamped_bytes(x, c);
   const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
   if (count == Avx2::kLanes) {
@@ -155,7 +160,8 @@ TRIMTAB_INLINE void store_clamped(Avx2, uint8_t* p, size_t step, const Avx2::F* 
 }
 
 // Where the second vector is not whole, the last eight bytes overlap the first eight.
-TRIMTAB_INLINE void store_clamped_pairs(Avx2, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c, int count) {
+template <class S>
+TRIMTAB_INLINE void store_clamped_pairs(PackedByEight, uint8_t* p, size_t step, const Avx2::F* x, const Clamp& c, int count) {
   alignas(16) static constexpr uint8_t kFrom[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const __m256i bytes = clamped_bytes(x, c);
   const __m128i rows[2] = {_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)};

@@ -34,7 +34,11 @@ struct Avx512Half : Avx2 {
   using Int = ByteProducts<Lanes8, Avx512Half>;
 };
 
+// Four vectors become one of bytes, which masks cut.
+struct PackedBySixteen {};
+
 struct Avx512 : Vector<Lanes16> {
+  using Stores = PackedBySixteen;
   using Half = Avx512Half;
   static constexpr int kRows = 6, kVectors = 4;
   static constexpr bool kTiles = false, kNarrow = false, kWinograd = false, kShort = false, kLookup = true;
@@ -84,10 +88,6 @@ struct Avx512 : Vector<Lanes16> {
   TRIMTAB_INLINE U8 lookup(U8 table, U8 i) { return (U8)_mm512_shuffle_epi8((__m512i)table, (__m512i)i); }
 };
 
-TRIMTAB_INLINE void store_clamped(Avx512Half, uint8_t* p, size_t step, const Avx512Half::F* x, const Clamp& c, int count) {
-  store_clamped(Avx2{}, p, step, x, c, count);
-}
-
 // As at the AVX2 level.
 TRIMTAB_INLINE __m512i clamped_bytes(const Avx512::F* x, const Clamp& c) {
   const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(c.zero));
@@ -102,7 +102,8 @@ TRIMTAB_INLINE __m512i clamped_bytes(const Avx512::F* x, const Clamp& c) {
   return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(pair(x[0], x[1]), pair(x[2], x[3])));
 }
 
-TRIMTAB_INLINE void store_clamped(Avx512, uint8_t* p, size_t step, const Avx512::F* x, const Clamp& c, int count) {
+template <class S>
+TRIMTAB_INLINE void store_clamped(PackedBySixteen, uint8_t* p, size_t step, const Avx512::F* x, const Clamp& c, int count) {
   const __m512i bytes = clamped_bytes(x, c);
   const __m128i rows[4] = {_mm512_castsi512_si128(bytes), _mm512_extracti32x4_epi32(bytes, 1),
                            _mm512_extracti32x4_epi32(bytes, 2), _mm512_extracti32x4_epi32(bytes, 3)};
@@ -116,7 +117,8 @@ TRIMTAB_INLINE void store_clamped(Avx512, uint8_t* p, size_t step, const Avx512:
   }
 }
 
-TRIMTAB_INLINE void store_clamped_pairs(Avx512, uint8_t* p, size_t step, const Avx512::F* x, const Clamp& c, int count) {
+template <class S>
+TRIMTAB_INLINE void store_clamped_pairs(PackedBySixteen, uint8_t* p, size_t step, const Avx512::F* x, const Clamp& c, int count) {
   const __m512i bytes = clamped_bytes(x, c);
   const __m256i rows[2] = {_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64(bytes, 1)};
   const auto mask = static_cast<__mmask32>((uint64_t{1} << (Avx512::kLanes + count)) - 1);

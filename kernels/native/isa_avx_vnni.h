@@ -16,12 +16,5 @@ struct AvxVnni : Avx2 {
   using Int = ByteProducts<Lanes8, AvxVnni>;
 };
 
-TRIMTAB_INLINE void store_clamped(AvxVnni, uint8_t* p, size_t step, const AvxVnni::F* x, const Clamp& c, int count) {
-  store_clamped(Avx2{}, p, step, x, c, count);
-}
-TRIMTAB_INLINE void store_clamped_pairs(AvxVnni, uint8_t* p, size_t step, const AvxVnni::F* x, const Clamp& c, int count) {
-  store_clamped_pairs(Avx2{}, p, step, x, c, count);
-}
-
 }  // namespace
 }  // namespace trimtab

@@ -59,8 +59,12 @@ struct Lanes16 {
   typedef uint16_t Halves __attribute__((vector_size(32)));
 };
 
+// How a level stores four vectors as bytes: one at a time, unless it says another way.
+struct OneByOne {};
+
 template <class Types>
 struct Vector : Types {
+  using Stores = OneByOne;
   static constexpr int kInterleaved = 0;  // lanes that `interleave` makes at a time of rows of bytes; 0: there is none
   using Half = void;  // a level of half as many lanes, for what would leave half a vector empty
   using F = typename Types::F;
@@ -194,16 +198,16 @@ TRIMTAB_INLINE void store_u8_some(uint8_t* p, typename S::I q, int count) {
   S::store_u8_part(p, q, count);
 }
 
-// The first `count` lanes of four vectors, `step` bytes apart. A level may have an overload of its own.
+// The first `count` lanes of four vectors, `step` bytes apart. There is an overload for each way of storing.
 template <class S>
-TRIMTAB_INLINE void store_clamped(S, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c, int count) {
+TRIMTAB_INLINE void store_clamped(OneByOne, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c, int count) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) store_u8_some<S>(p + i * step, clamped<S>(x[i], c), count);
 }
 
 // A vector and the first `count` lanes of another beside it, and `step` bytes further the same of the other two; likewise.
 template <class S>
-TRIMTAB_INLINE void store_clamped_pairs(S, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c, int count) {
+TRIMTAB_INLINE void store_clamped_pairs(OneByOne, uint8_t* p, size_t step, const typename S::F* x, const Clamp& c, int count) {
 #pragma GCC unroll 2
   for (int i = 0; i < 4; i += 2, p += step) {
     const typename S::I first = clamped<S>(x[i], c), second = clamped<S>(x[i + 1], c);

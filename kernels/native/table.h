@@ -36,8 +36,10 @@ struct Store {
   const float* scale;  // per channel, padded to whole vectors: acc -> real, or acc -> q where requantize
 };
 
+// Rows of a tile, and steps of one that is whole; vectors of channels in a panel of kTiles.
+constexpr int kTileRows = 16, kTileSteps = 16, kTileVectors = 2;
+
 // The kernel that a convolution runs on.
-constexpr int kTileVectors = 2;  // of a panel of kTiles
 constexpr size_t kFarWeights = 256 * 1024;  // bytes of a layer's weights that have left the cache since the last run
 
 constexpr int kShortColumns = 2;  // of a depthwise filter, whose sums by two rows fit 16 bits in kShort

@@ -10,7 +10,7 @@
 namespace trimtab {
 namespace {
 
-constexpr int kTileRows = 16, kTileBytes = 64;
+constexpr int kTileBytes = 64;
 constexpr size_t kNearWeights = 24 * 1024;  // bytes: so few stay in the first cache while all pixels pass
 
 // How the pixels of a block follow each other: any sixteen positions, from a multiple of sixteen on, are evenly spaced.
@@ -74,7 +74,7 @@ static void tile_block(const TileRows<typename P::A> (&rows)[2], const Conv& g, 
   for (int s = 0; s < g.segments; ++s) {
     const char* first = reinterpret_cast<const char*>(rows[0].base + rows[0].segment_offset[s]);
     const char* second = M2 ? reinterpret_cast<const char*>(rows[1].base + rows[1].segment_offset[s]) : nullptr;
-    for (int k = 0; k < g.steps; k += kTileRows, b += kTileRows * kStride) {
+    for (int k = 0; k < g.steps; k += kTileSteps, b += kTileRows * kStride) {
       T::template load<4>(first, rows[0].stride);
       T::template load<6>(b, kStride);
       multiply_tiles<T, P, 0, 4, 6>();
@@ -156,7 +156,7 @@ template <class A>
 struct Inputs {
   Positions positions;
   TileRows<A> first;  // those of the first sixteen
-  TileRows<A> last;   // of the last sixteen
+  TileRows<A> last;   // of the last sixteen, where they are copies; else without a base
 };
 
 // What of a block is gathered is all pixels, or the last sixteen.
@@ -170,12 +170,12 @@ static Inputs<typename P::A> inputs_of(const Conv& g, const Block<typename P::A>
   const TileRows<A> copies{gathered, padded * sizeof(A), kWhole};
   if (g.gathered > 0) {
     gather_rows(g, base, block.offset, block.pixels, padded, gathered);
-    return {side_by_side(block.pixels, padded), copies, copies};
+    return {side_by_side(block.pixels, padded), copies, {}};
   }
   const Positions positions = positions_of(g, block.pixels);
   const TileRows<A> rows{base, positions.column * sizeof(A), g.segment_offset};
   // What is stored is read no further than it reaches; scratch has room behind it.
-  if (!g.direct || positions.count % kTileRows == 0) return {positions, rows, rows};
+  if (!g.direct || positions.count % kTileRows == 0) return {positions, rows, {}};
   const int first = positions.count / kTileRows * kTileRows;
   gather_rows(g, base, block.offset + first, positions.count - first, padded, gathered);
   return {positions, rows, copies};
@@ -212,8 +212,12 @@ static void tile_panels(const Conv& g, const Store& store, const Inputs<typename
     for (int half = 0; half <= second; ++half, place.advance(positions, kTileRows)) {
       places[half] = place;
       const bool whole = m + (half + 1) * kTileRows <= positions.count;
-      rows[half] = whole ? inputs.first : inputs.last;
-      if (inputs.last.base == inputs.first.base || whole) rows[half].base += place.input(positions);
+      if (!whole && inputs.last.base != nullptr) {
+        rows[half] = inputs.last;
+      } else {
+        rows[half] = inputs.first;
+        rows[half].base += place.input(positions);
+      }
     }
     for (int panel = panels.first; panel < panels.last; ++panel) {
       const int column = panel * kTileVectors * S::kLanes, channel = group * g.group_width + column;
