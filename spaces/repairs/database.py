@@ -30,7 +30,7 @@ from trimtab.spaces.candidate_file import pack_nodes, unpack_nodes
 from trimtab.spaces.numbers.formats import BYTE
 from trimtab.spaces.numbers.quantise import Quantisation
 from trimtab.spaces.policy import LayerDecision, Policy
-from trimtab.spaces.repairs.layerwise import CompressedLayer, LayerCompressor, is_row_wise
+from trimtab.spaces.repairs.layerwise import CompressedLayer, LayerCompressor, LayerFit, is_row_wise
 from trimtab.spaces.repairs.statistics import LayerStatistics, NetworkRanges, layer_statistics, network_ranges
 from trimtab.spaces.space import Space
 from trimtab.threads import torch_threads
@@ -38,10 +38,11 @@ from trimtab.threads import torch_threads
 __all__ = ["LayerDatabase", "LayerTask"]
 
 #: Part of every address: another number where entries are computed otherwise than before.
-FORMAT = 4
+FORMAT = 5
 
-#: Entries held in memory.
+#: Entries held in memory, and fits: of one layer at the same channels, for each width of activations.
 REMEMBERED = 8192
+FITS = 4
 
 _KEY = "trimtab.layer"
 
@@ -78,11 +79,12 @@ class LayerDatabase:
         self.address = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / self.address
         self._remembered: dict[LayerTask, CompressedLayer] = {}
+        self._fits: dict[tuple[object, ...], LayerFit] = {}
         self._errors: dict[tuple[str, LayerDecision, tuple[int, ...]], float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name not in ("_statistics", "_ranges")}
-        return {**kept, "_remembered": {}, "_errors": {}}
+        return {**kept, "_remembered": {}, "_fits": {}, "_errors": {}}
 
     def stitch(self, policy: Policy) -> Candidate:
         """Return the candidate of a policy, made of entries; making those that are missing takes the most time."""
@@ -142,17 +144,23 @@ class LayerDatabase:
     @torch_threads(1)
     def make(self, task: LayerTask) -> CompressedLayer:
         """Make a task's entry, and put it into the folder."""
-        whole = self.space.network.node(task.layer)
-        inputs, outputs = np.array(task.inputs), np.array(task.outputs)
-        source = whole.inputs[0]
-        numbers = task.decision.format
-        bits = numbers.activation_bits if numbers.is_integer else BYTE
-        stored, statistics = self._ranges.stored[bits][source], self._statistics[task.layer]
-        rounding = self.quantisation.rounding
-        compressor = LayerCompressor(whole, inputs, outputs, task.decision, statistics, stored, rounding)
-        layer = compressor.compress()
+        layer = LayerCompressor(self._fit(task), task.decision, self.quantisation.rounding).compress()
         _write(self._path(task), layer)
         return layer
+
+    def _fit(self, task: LayerTask) -> LayerFit:
+        """The fit that a task begins with. Those who ask ask for all decisions about the same channels in turn."""
+        numbers = task.decision.format
+        bits = numbers.activation_bits if numbers.is_integer else None
+        key = (task.layer, task.inputs, task.outputs, bits)
+        if key not in self._fits:
+            whole = self.space.network.node(task.layer)
+            stored = self._ranges.stored[bits or BYTE][whole.inputs[0]]
+            inputs, outputs = np.array(task.inputs), np.array(task.outputs)
+            while len(self._fits) >= FITS:
+                self._fits.pop(next(iter(self._fits)))
+            self._fits[key] = LayerFit(whole, inputs, outputs, self._statistics[task.layer], stored, bits)
+        return self._fits[key]
 
     def _layer(self, pruned: Node, decision: LayerDecision, channels: Mapping[str, Array]) -> CompressedLayer:
         """What stands for a layer of a pruned network."""

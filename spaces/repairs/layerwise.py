@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from trimtab.spaces.repairs.reconstruct import RIDGE
 from trimtab.spaces.repairs.statistics import LayerStatistics
 from trimtab.threads import one_blas_thread
 
-__all__ = ["CompressedLayer", "LayerCompressor", "is_row_wise"]
+__all__ = ["CompressedLayer", "LayerCompressor", "LayerFit", "is_row_wise"]
 
 Range = tuple[float, float]
 
@@ -45,29 +46,18 @@ def is_row_wise(decision: LayerDecision) -> bool:
     return not coupled and decision.format.weight.is_row_wise
 
 
-class LayerCompressor:
-    """Compresses one layer.
+class LayerFit:
+    """The weights of a layer on what is left of its inputs, by least squares: what all decisions about it share.
 
     Of the untouched layer `whole` the input channels `inputs` and the output channels `outputs`, ascending, are left;
-    of the tensor that it reads the decision's bits hold the range `stored`. The weights that are left make up, by least
-    squares, for the input channels that are gone and for the rounding of narrow activations; factors, weights and the
-    bias then make up for what came before them.
+    of the tensor that it reads `bits` hold the range `stored`, or all of it where they are None. The weights that are
+    left make up for the input channels that are gone and for the rounding of narrow activations.
     """
 
     def __init__(
-        self,
-        whole: Node,
-        inputs: Array,
-        outputs: Array,
-        decision: LayerDecision,
-        statistics: LayerStatistics,
-        stored: Range,
-        rounding: str,
+        self, whole: Node, inputs: Array, outputs: Array, statistics: LayerStatistics, stored: Range, bits: int | None
     ) -> None:
-        pruned = OPERATORS[whole.kind].sliced(whole, inputs, outputs)
-        self.pruned, self.decision, self.rounding = pruned, decision, rounding
-        self.int8: dict[str, tuple[Array, Array]] = {}
-        self.ranges: dict[str, Range] = {}
+        self.pruned = pruned = OPERATORS[whole.kind].sliced(whole, inputs, outputs)
         weight: Array = whole.weight[outputs].astype(np.float64)
         self.target = weight.reshape(len(weight), -1)
         self.sensitivity = statistics.sensitivity[outputs]
@@ -78,103 +68,164 @@ class LayerCompressor:
         self.group = outputs // (len(whole.weight) // whole.groups)
         mean = statistics.mean.reshape(whole.groups, -1)
         self.covariance, self.mean = statistics.covariance, mean[self.group]
-        noise = _rounding_noise(statistics.fields, stored, decision).reshape(whole.groups, -1)
+        self.cross = statistics.cross[outputs]
+        noise = _rounding_noise(statistics.fields, stored, bits).reshape(whole.groups, -1)
         self.noise = noise[self.group][:, self.kept]
         self.fields = statistics.fields[:, self.kept] if whole.groups == 1 else None
+        self._plain: dict[tuple[str, int], Sequence[Node]] = {}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all inputs are left."""
+        return len(self.kept) == self.target.shape[1]
+
+    @cached_property
+    def seen(self) -> _Seen:
+        """What the fitted layer sees."""
+        gram = self.covariance[0][np.ix_(self.kept, self.kept)]
+        gram[np.diag_indices_from(gram)] += self.noise[0]
+        return _Seen(gram, self.cross[:, self.kept], self.mean[0, self.kept])
+
+    @cached_property
+    def ridged(self) -> Array:
+        """The covariance of what the fitted layer sees, made positive definite."""
+        return _ridged(self.seen.gram)
+
+    @cached_property
+    def fitted(self) -> Node:
+        """The layer with its weights fitted."""
+        own = self.pruned.weight.reshape(len(self.target), -1).astype(np.float64)
+        nothing_missing = self.is_whole and not self.noise.any()
+        return _with_weight(self.pruned, own if nothing_missing else _fit(own, self.seen, self.ridged))
+
+    def factors(self, name: str, rank: int) -> Sequence[Node]:
+        """Return the fitted layer's factors, in float32, that are nearest to its outputs."""
+        if (name, rank) not in self._plain:
+            op = self.fitted
+            plain = plain_factors(op, name, rank)
+            self._plain[name, rank] = factor_ops(op, name, fit_outputs(name, plain, kernel_of(op), self.ridged))
+        return self._plain[name, rank]
+
+    def outcome(self, weight: Array, seen: _Seen) -> tuple[Array, Array]:
+        """Return the mean of the outputs (O,) that a weight (O, J) misses, and its error (O,), of inputs as seen."""
+        squares = _rowwise(weight @ seen.gram - 2 * seen.cross, weight) + _rowwise(self.cross, self.target)
+        return self._missing(weight @ seen.mean), self.sensitivity * np.maximum(squares, 0.0)
+
+    def outcome_of_groups(self, weight: Array) -> tuple[Array, Array]:
+        """Return the same for the weight (O, I / G) of a grouped layer, all of whose groups are left as they were."""
+        change = -self.target
+        change[:, self.kept] += weight
+        squares = np.einsum("oi,oij,oj->o", change, self.covariance[self.group], change)
+        missing = self._missing(_rowwise(weight, self.mean[:, self.kept]))
+        return missing, self.sensitivity * (squares + _rowwise(weight**2, self.noise))
+
+    def _missing(self, mean: Array) -> Array:
+        return _rowwise(self.target, self.mean) - mean
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What an operator sees: the covariance `gram` (J, J) of its inputs, that of the untouched layer's outputs with
+    them, `cross` (O, J), and their `mean` (J,); float64."""
+
+    gram: Array
+    cross: Array
+    mean: Array
+
+    def through(self, matrix: Array) -> _Seen:
+        """Return what is seen behind a matrix (its outputs, J)."""
+        return _Seen(matrix @ self.gram @ matrix.T, self.cross @ matrix.T, matrix @ self.mean)
+
+
+class LayerCompressor:
+    """Compresses one layer: factors, weights and the bias make up, one after the other, for what came before them."""
+
+    def __init__(self, fit: LayerFit, decision: LayerDecision, rounding: str) -> None:
+        self.fit, self.decision, self.rounding = fit, decision, rounding
+        self.int8: dict[str, tuple[Array, Array]] = {}
+        self.ranges: dict[str, Range] = {}
 
     @one_blas_thread()
     def compress(self) -> CompressedLayer:
         """Return what stands for the layer."""
-        if self._untouched:
-            return CompressedLayer((self.pruned,), {}, {}, np.zeros(len(self.target)))
-        if self.pruned.groups != 1:
-            op = narrowed(self.pruned, self.decision, self.int8)
-            ops, seen = [op], np.eye(len(self.kept))
+        pruned = self.fit.pruned
+        if self.decision == LayerDecision() and self.fit.is_whole:
+            return CompressedLayer((pruned,), {}, {}, np.zeros(len(self.fit.target)))
+        if pruned.groups != 1:
+            ops = [narrowed(pruned, self.decision, self.int8)]
+            missing, error = self.fit.outcome_of_groups(_matrix(ops[-1]))
         else:
-            ops, seen = self._dense()
-        weight = ops[-1].weight
-        effective = weight.reshape(len(self.target), -1).astype(np.float64) @ seen
-        bias = 0.0 if self.pruned.bias is None else self.pruned.bias
-        missing = (self.target * self.mean).sum(1) - (effective * self.mean[:, self.kept]).sum(1)
+            ops, seen = self._dense() if self.decision.rank is None else self._factorised(self.decision.rank)
+            missing, error = self.fit.outcome(_matrix(ops[-1]), seen)
+        bias = 0.0 if pruned.bias is None else pruned.bias
         ops[-1] = ops[-1].with_weights(bias=np.asarray(bias + missing, np.float32))
-        return CompressedLayer(tuple(ops), self.int8, self.ranges, self._error(effective))
+        return CompressedLayer(tuple(ops), self.int8, self.ranges, error)
 
-    @property
-    def _untouched(self) -> bool:
-        return self.decision == LayerDecision() and len(self.kept) == self.target.shape[1]
+    def _dense(self) -> tuple[list[Node], _Seen]:
+        op = narrowed(self.fit.fitted, self.decision, self.int8, self.fit.ridged, self.rounding)
+        return [op], self.fit.seen
 
-    def _dense(self) -> tuple[list[Node], Array]:
-        """Return the operators, and what the last one sees as a matrix (its inputs, the layer's inputs)."""
-        covariance = self.covariance[0]
-        gram = covariance[np.ix_(self.kept, self.kept)] + np.diag(self.noise[0])
-        cross = self.target @ covariance[:, self.kept]
-        own = self.pruned.weight.reshape(len(self.target), -1).astype(np.float64)
-        nothing_missing = len(self.kept) == self.target.shape[1] and not self.noise.any()
-        weight = own if nothing_missing else _fit(own, cross, gram)
-        op = _with_weight(self.pruned, weight)
-        if self.decision.rank is None:
-            ridged = gram + _ridge(gram)
-            return [narrowed(op, self.decision, self.int8, ridged, self.rounding)], np.eye(len(self.kept))
-        *first, last = self._factors(op, gram + _ridge(gram))
+    def _factorised(self, rank: int) -> tuple[list[Node], _Seen]:
+        """Return the factors, and what the last one sees."""
+        *first, last = self.fit.factors(self.decision.factorisation, rank)
         first = [narrowed(factor, self.decision, self.int8) for factor in first]
-        seen = _what_the_last_sees(first, op, last)
+        op = self.fit.fitted
+        seen = self.fit.seen.through(_what_the_last_sees(first, op))
         self._note_ranges(first, op)
-        inner = seen @ gram @ seen.T
-        left = last.weight.reshape(len(self.target), -1).astype(np.float64)
-        last = _with_weight(last, _fit(left, cross @ seen.T, inner))
-        return [*first, narrowed(last, self.decision, self.int8, inner + _ridge(inner), self.rounding)], seen
-
-    def _factors(self, op: Node, gram: Array) -> Sequence[Node]:
-        name = self.decision.factorisation
-        plain = plain_factors(op, name, self.decision.rank or 0)
-        return factor_ops(op, name, fit_outputs(name, plain, kernel_of(op), gram))
+        ridged = _ridged(seen.gram)
+        last = _with_weight(last, _fit(_matrix(last), seen, ridged))
+        return [*first, narrowed(last, self.decision, self.int8, ridged, self.rounding)], seen
 
     def _note_ranges(self, first: Sequence[Node], op: Node) -> None:
         """Note the ranges of tensors between factors: those on some of the layer's inputs."""
-        x = _as_images(torch.from_numpy(self.fields), op)
+        x = _as_images(torch.from_numpy(self.fit.fields), op)
         for factor in first:
             x = apply_op(_unpadded(factor), [x])
             self.ranges[factor.name] = float(x.min()), float(x.max())
 
-    def _error(self, effective: Array) -> Array:
-        change = -self.target
-        change[:, self.kept] += effective
-        if len(self.covariance) == 1:
-            squares = np.einsum("oi,ij,oj->o", change, self.covariance[0], change, optimize=True)
-        else:
-            squares = np.einsum("oi,oij,oj->o", change, self.covariance[self.group], change)
-        return np.asarray(self.sensitivity * (squares + (effective**2 * self.noise).sum(1)))
 
-
-def _rounding_noise(fields: Array, stored: Range, decision: LayerDecision) -> Array:
-    """The mean squared error (I,) of inputs that are stored in the decision's bits; zero for float inputs."""
-    if not decision.format.is_integer:
+def _rounding_noise(fields: Array, stored: Range, bits: int | None) -> Array:
+    """The mean squared error (I,) of inputs that are stored in so many bits; zero for None, floats."""
+    if bits is None:
         return np.zeros(fields.shape[1])
-    bits = decision.format.activation_bits
     scale, zero = activation_quant(*stored, bits)
     rounded = np.clip(np.rint(fields / scale), -zero, 2**bits - 1 - zero) * scale
     return np.asarray(np.square(rounded - fields, dtype=np.float64).mean(0))
 
 
-def _fit(own: Array, cross: Array, gram: Array) -> Array:
-    """The weights (O, K) nearest to the target's outputs, given cross = E[target x^T] and gram = E[x x^T].
+def _fit(own: Array, seen: _Seen, ridged: Array) -> Array:
+    """The weights (O, J) nearest to the untouched layer's outputs; `ridged` is the covariance of what is seen.
 
     The change of the weights is penalised, so that what has nothing to make up for stays as it is.
     """
-    factor = cho_factor(gram + _ridge(gram))
-    return np.asarray(own + cho_solve(factor, (cross - own @ gram).T).T)
+    factor = cho_factor(ridged, check_finite=False)
+    return np.asarray(own + cho_solve(factor, (seen.cross - own @ seen.gram).T, check_finite=False).T)
 
 
-def _ridge(gram: Array) -> Array:
-    return np.eye(len(gram)) * (RIDGE * max(float(np.diagonal(gram).mean()), 1e-12))
+def _ridged(gram: Array) -> Array:
+    ridged = gram.copy()
+    ridged[np.diag_indices_from(ridged)] += RIDGE * max(float(np.diagonal(gram).mean()), 1e-12)
+    return ridged
+
+
+def _rowwise(a: Array, b: Array) -> Array:
+    """The product of every row of one (O, I) with the same row of the other."""
+    return np.asarray(np.einsum("oi,oi->o", a, b))
+
+
+def _matrix(op: Node) -> Array:
+    """An operator's weight as a matrix (O, I), float64."""
+    return op.weight.reshape(len(op.weight), -1).astype(np.float64)
 
 
 def _with_weight(op: Node, weight: Array) -> Node:
     return op.with_weights(weight=weight.reshape(op.weight.shape).astype(np.float32))
 
 
-def _what_the_last_sees(first: Sequence[Node], op: Node, last: Node) -> Array:
+def _what_the_last_sees(first: Sequence[Node], op: Node) -> Array:
     """Each input of the last factor as a combination of the layer's inputs, (its I, I): what unit inputs become."""
+    if len(first) == 1 and first[0].weight[0].size == op.weight[0].size:
+        return _matrix(first[0])
     x = _as_images(torch.eye(op.weight[0].size), op)
     for factor in first:
         x = apply_op(_unpadded(factor), [x])

@@ -30,13 +30,15 @@ KEPT_FIELDS = 256
 class LayerStatistics:
     """A layer's inputs are the receptive fields of its outputs: I = channels * kh * kw, in G groups.
 
-    `mean` (I,) and `covariance` (G, I/G, I/G) are float64. `sensitivity` (O,) turns a mean squared error of an output
+    `mean` (I,) and `covariance` (G, I/G, I/G) are float64, and so is `cross` (O, I/G), the covariance of each output with
+    the inputs of its group. `sensitivity` (O,) turns a mean squared error of an output
     channel into an expected increase of the loss, in nats per image: half the sum over positions of the mean squared
     gradient, the diagonal of Fisher's information. `fields` (KEPT_FIELDS or fewer, I) are some inputs, float32.
     """
 
     mean: Array
     covariance: Array
+    cross: Array
     sensitivity: Array
     fields: Array
 
@@ -86,7 +88,9 @@ def layer_statistics(network: Graph, images: Tensor, seed: int = 0) -> dict[str,
         mean, covariance = _moments(fields, op.groups)
         step = max(1, len(fields) // KEPT_FIELDS)
         kept = fields[::step][:KEPT_FIELDS].numpy().copy()
-        found[op.name] = LayerStatistics(mean, covariance, sensitivity[op.name], kept)
+        weight = op.weight.reshape(op.groups, len(op.weight) // op.groups, -1).astype(np.float64)
+        cross = (weight @ covariance).reshape(len(op.weight), -1)
+        found[op.name] = LayerStatistics(mean, covariance, cross, sensitivity[op.name], kept)
 
     def observe(tensor: str, values: Tensor) -> None:
         for op in network.readers(tensor):
