@@ -30,10 +30,10 @@ KEPT_FIELDS = 256
 class LayerStatistics:
     """A layer's inputs are the receptive fields of its outputs: I = channels * kh * kw, in G groups.
 
-    `mean` (I,) and `covariance` (G, I/G, I/G) are float64, and so is `cross` (O, I/G), the covariance of each output with
-    the inputs of its group. `sensitivity` (O,) turns a mean squared error of an output
-    channel into an expected increase of the loss, in nats per image: half the sum over positions of the mean squared
-    gradient, the diagonal of Fisher's information. `fields` (KEPT_FIELDS or fewer, I) are some inputs, float32.
+    `mean` (I,) and `covariance` (G, I/G, I/G) are float64, and so is `cross` (O, I/G), the covariance of each output
+    with the inputs of its group. `sensitivity` (O,) turns a mean squared error of an output channel into an expected
+    increase of the loss, in nats per image: half the sum over positions of the mean squared gradient, the diagonal of Fisher's
+    information. `fields` (KEPT_FIELDS or fewer, I) are some inputs, float32.
     """
 
     mean: Array
