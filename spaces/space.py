@@ -296,6 +296,18 @@ class Space:
             for form in choices.get("form", (DENSE,)):
                 yield self._decision(op, widths, bits, str(form))  # type: ignore[arg-type]
 
+    def redecided(
+        self, layer: str, decision: LayerDecision, channels: Mapping[str, int], other: Mapping[str, int]
+    ) -> LayerDecision | None:
+        """Return what the choices that decide so about a layer at these widths decide at others; None where the space
+        offers none that do."""
+        op, widths = self.network.node(layer), self.widths(channels)
+        forms = next((k.choices for k in self.knobs if k.kind == "form" and k.target == layer), (DENSE,))
+        for form in reversed(forms):
+            if self._decision(op, widths, decision.format, str(form)) == decision:
+                return self._decision(op, self.widths(other), decision.format, str(form))
+        return None
+
     def encode(self, policy: Policy) -> list[int]:
         """Return a vector that decodes to this policy; a policy outside the space is a `BadInput`."""
         self.check(policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,12 @@ class CompressedLayer:
     int8: Mapping[str, tuple[Array, Array]]
     ranges: Mapping[str, Range]
     error: Array
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        weights = [array for node in self.nodes for array in node.weights.values()]
+        return sum(array.nbytes for array in (self.error, *weights, *itertools.chain(*self.int8.values())))
 
 
 def is_row_wise(decision: LayerDecision) -> bool:
@@ -215,7 +222,7 @@ def _rowwise(a: Array, b: Array) -> Array:
 
 def _matrix(op: Node) -> Array:
     """An operator's weight as a matrix (O, I), float64."""
-    return op.weight.reshape(len(op.weight), -1).astype(np.float64)
+    return np.asarray(op.weight.reshape(len(op.weight), -1), np.float64)
 
 
 def _with_weight(op: Node, weight: Array) -> Node:

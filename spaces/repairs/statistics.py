@@ -32,8 +32,8 @@ class LayerStatistics:
 
     `mean` (I,) and `covariance` (G, I/G, I/G) are float64, and so is `cross` (O, I/G), the covariance of each output
     with the inputs of its group. `sensitivity` (O,) turns a mean squared error of an output channel into an expected
-    increase of the loss, in nats per image: half the sum over positions of the mean squared gradient, the diagonal of Fisher's
-    information. `fields` (KEPT_FIELDS or fewer, I) are some inputs, float32.
+    increase of the loss, in nats per image: half the sum over positions of the mean squared gradient, the diagonal of
+    Fisher's information. `fields` (KEPT_FIELDS or fewer, I) are some inputs, float32.
     """
 
     mean: Array
