@@ -224,7 +224,7 @@ class LayerDatabase:
 
     @cached_property
     def _grid(self) -> Mapping[str, tuple[int, ...]]:
-        """By group the widths at which errors are worked out, ascending: the whole, those 1, 4, 9, ... choices below it,
+        """By group the widths at which errors are worked out, ascending: the whole, those 1, 4, 9, ... choices below,
         and the least. Near the whole, where errors are next to nothing, they change the most in relation."""
         grid: dict[str, tuple[int, ...]] = {group.name: (group.size,) for group in self.space.groups}
         for knob in self.space.knobs:

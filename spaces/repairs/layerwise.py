@@ -222,7 +222,8 @@ def _rowwise(a: Array, b: Array) -> Array:
 
 def _matrix(op: Node) -> Array:
     """An operator's weight as a matrix (O, I), float64."""
-    return np.asarray(op.weight.reshape(len(op.weight), -1), np.float64)
+    matrix: Array = op.weight.reshape(len(op.weight), -1).astype(np.float64)
+    return matrix
 
 
 def _with_weight(op: Node, weight: Array) -> Node:
