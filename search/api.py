@@ -150,7 +150,7 @@ def compress(
     task: Task | tuple[Any, Any],
     budgets: Mapping[str, str | float] | None = None,
     agent: str | Mapping[str, Any] | type[Agent] = "milp",
-    trials: int = 200,
+    trials: int | None = None,
     *,
     minimise: str | None = None,
     keep: Mapping[str, float] | None = None,
@@ -166,6 +166,7 @@ def compress(
     With `minimise`, one of these costs, and `keep`, like {"accuracy": -1.0, "confidence": 0.95}, the network of the
     least cost is looked for that loses at most so many points, within budgets on other costs, if there are any.
     `agent` decides: a name, one with parameters like `{"name": "evolution", "population": 64}`, or a class of your own.
+    It makes `trials` evaluations: 200 where neither they nor the setting `time_limit` ("20m", of all of it) is given.
     `settings` are further keys of the configuration (engine, space, workers, seed, measure, baselines, finish).
     The run is written to `out`, or to a temporary folder.
     Raises `trimtab.errors.BadInput` and `trimtab.errors.InfeasibleBudget`.
@@ -177,7 +178,9 @@ def compress(
     if resume and out is None:
         raise BadInput("resume needs out, the folder of the run to go on with")
     asked = {"budgets": {} if budgets is None else budgets, "minimise": minimise, "keep": keep}
-    config = make_config({**_GIVEN, **asked, "agent": agent, "trials": trials, **settings}, "compress")
+    config = make_config(
+        {**_GIVEN, **asked, "agent": agent, **({} if trials is None else {"trials": trials}), **settings}, "compress"
+    )
     given = task if isinstance(task, Task) else _pair(task)
     if out is not None:
         prepare_folder(Path(out), resume)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
@@ -57,7 +58,7 @@ app.add_typer(bench)
 ConfigFile = Annotated[Path | None, typer.Argument(help="A YAML file; the embedded default without it.")]
 TimeLimit = Annotated[
     str | None,
-    typer.Option(metavar="DURATION", help="90s, 20m or 1h of search; evaluations in flight are finished."),
+    typer.Option(metavar="DURATION", help="90s, 20m or 1h for the whole run, or for each trial of a contest."),
 ]
 
 
@@ -81,6 +82,7 @@ def search(
     from trimtab.search.run import default_folder, open_run, run_search
     from trimtab.search.setup.problem import load_problem
 
+    began = perf_counter()
     if resume and out is None:
         raise BadInput("--resume needs --out, the directory of the run to go on with")
     settings = [*(set_ or []), *([f"time_limit={time_limit}"] if time_limit is not None else [])]
@@ -89,7 +91,7 @@ def search(
     prepare_folder(folder, resume)
     progress = ConsoleProgress()
     problem = load_problem(resolved, progress, download)
-    outcome = run_search(problem, folder, progress, resume)
+    outcome = run_search(problem, folder, progress, resume, began)
     if as_json:
         print_json({"folder": str(folder), **outcome.summary})
     else:

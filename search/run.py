@@ -49,6 +49,13 @@ from trimtab.search.setup.setting import Setting, bench_of, recall_setting
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy
 
+#: Networks whose measuring the end of a run is given time for, beside the agents' winners: two files, and what is
+#: trained, also from a file.
+EXPORTS = 4
+
+#: The least share of a time limit that the search gets, however long everything before it took.
+LEAST_SEARCH = 0.1
+
 __all__ = ["Outcome", "default_folder", "finish_run", "open_run", "run_search"]
 
 
@@ -79,13 +86,17 @@ def open_run(folder: Path, settings: Sequence[str] = ()) -> Config:
     return load_config(folder / "config.yaml", settings)
 
 
-def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool = False) -> Outcome:
+def run_search(
+    problem: Problem, folder: Path, progress: Progress, resume: bool = False, began: float | None = None
+) -> Outcome:
     """Run, or go on with, a search in a folder; an impossible budget is an `InfeasibleBudget` and leaves no folder.
+
+    A time limit is counted from `began` on, a `time.perf_counter()`; from now on where it is None.
 
     While it searches, `policy.json` is the best policy so far, and the first Ctrl-C ends the search early: what was
     found until then is verified, exported and reported all the same.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if began is None else began
     config = problem.config
     with begin("search", problem, [config.budgets], config.agents, folder, progress, resume) as experiment:
         (setting,) = experiment.settings
@@ -95,9 +106,10 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
                 "one, and what is measured from now on is not"
             )
         _say_baseline(setting.baseline, config, progress)
-        experiment.journal.append("stage", {"stage": "search"})
+        seconds = _search_seconds(config, time.perf_counter() - started)
+        experiment.journal.append("stage", {"stage": "search", "seconds": None if math.isinf(seconds) else seconds})
         limits, ledger = setting.limits(experiment.table), Ledger(experiment.journal)
-        runs = _search(experiment, setting, limits, ledger, progress)
+        runs = _search(experiment, setting, limits, ledger, seconds, progress)
         outcome = _Finisher(experiment, setting, limits.model, ledger, runs, progress).finish(started)
         winner = None if outcome.winner is None else outcome.winner.evaluation.policy.id
         experiment.journal.append("finished", {"winner": winner})
@@ -172,12 +184,21 @@ def _evaluated(journal: Journal, policy: Policy) -> Evaluation:
     raise BadInput(f"{journal.path} has no verified network of the policy {policy.id}")
 
 
+def _search_seconds(config: Config, spent: float) -> float:
+    """The seconds that are left to the search where a run has a time limit, of which so much is spent: less what its
+    end takes, the measuring of every agent's winner, of the exports and of what is trained, and the training."""
+    if config.time_limit is None:
+        return math.inf
+    networks = len(config.agents) + EXPORTS
+    end = networks * config.measuring.final_seconds + config.training_seconds
+    return max(config.time_limit - spent - end, LEAST_SEARCH * config.time_limit)
+
+
 def _search(
-    experiment: Experiment, setting: Setting, limits: BudgetLimits, ledger: Ledger, progress: Progress
+    experiment: Experiment, setting: Setting, limits: BudgetLimits, ledger: Ledger, seconds: float, progress: Progress
 ) -> list[AgentRun]:
     config, bench = setting.problem.config, experiment.benches[setting.budget]
     export = optuna_export_for(setting, experiment.folder)
-    fill_for(setting.problem, config.agents, progress)
     if config.workers:
         progress.line(f"starting {config.workers} Ray worker(s)")
     pool = make_pool(setting.problem.judge, config.workers, config.engine.threads)
@@ -185,13 +206,18 @@ def _search(
         with progress.bar("latency table") as bar, heeding_interrupts(progress) as stop:
             experiment.table.filled = bar.update
             searcher = Searcher(setting, limits, bench, pool, ledger, stop)
-            return _run_agents(searcher, export, experiment.folder, progress)
+            return _run_agents(searcher, export, experiment.folder, seconds, progress)
     finally:
         pool.close()
 
 
-def _run_agents(searcher: Searcher, export: OptunaExport | None, folder: Path, progress: Progress) -> list[AgentRun]:
-    """Run one agent after the other; what is left of a time limit is shared equally among those to come."""
+def _run_agents(
+    searcher: Searcher, export: OptunaExport | None, folder: Path, seconds: float, progress: Progress
+) -> list[AgentRun]:
+    """Run one agent after the other; what is left of the seconds is shared equally among those to come.
+
+    The layer database is filled before the first agent that gets it: until then the others find what is feasible.
+    """
     config, keep = searcher.problem.config, keep_best(folder)
     scalars = Scalars(folder / "tensorboard", searcher.baseline)
 
@@ -204,7 +230,10 @@ def _run_agents(searcher: Searcher, export: OptunaExport | None, folder: Path, p
     runs: list[AgentRun] = []
     with closing(scalars):
         for number, name in enumerate(config.agents):
-            left = math.inf if config.time_limit is None else config.time_limit - sum(run.seconds for run in runs)
+            start = time.perf_counter()
+            fill_for(searcher.problem, [name], progress)
+            seconds -= time.perf_counter() - start
+            left = seconds - sum(run.seconds for run in runs)
             runs.append(searcher.run(name, progress, left / (len(config.agents) - number), watch))
     return runs
 
@@ -237,7 +266,7 @@ class _Finisher:
         self.experiment.journal.append("stage", {"stage": "verification"})
         chosen, checks = self._choose()
         found = [evaluation for evaluation in chosen.values() if evaluation is not None]
-        finished = self._finished(found)
+        finished = self._finished(found, started)
         kept = found if finished is None else [*found, finished.evaluation]
         self.experiment.candidates.keep([evaluation.policy for evaluation in kept])
         finals = self._read_final(found, finished)
@@ -269,7 +298,15 @@ class _Finisher:
         interrupted = self.interrupted or any(run.ended == "interrupted" for run in self.runs)
         return Outcome(self.folder, best, findings.front, summary, interrupted)
 
-    def _finished(self, found: Sequence[Evaluation]) -> Finished | None:
+    def _training_seconds(self, started: float) -> float:
+        """What is left of a time limit, less the measuring of what is trained; at least the training's share of it."""
+        config = self.problem.config
+        if config.time_limit is None:
+            return math.inf
+        left = config.time_limit - (time.perf_counter() - started) - 2 * config.measuring.final_seconds
+        return max(left, config.training_seconds)
+
+    def _finished(self, found: Sequence[Evaluation], started: float) -> Finished | None:
         """Train the best of what was found; None where that is not asked for, failed, or made nothing better."""
         best, asked = preferred(found), self.problem.config.finish
         if best is None and (self.baseline.kept is None or not asked.enabled):
@@ -281,7 +318,8 @@ class _Finisher:
         if asked.enabled:
             self.experiment.journal.append("stage", {"stage": "finishing"})
         try:
-            return finish(self.setting, self.bench, given, self.experiment.candidates, self.folder, self.progress)
+            candidates, left = self.experiment.candidates, self._training_seconds(started)
+            return finish(self.setting, self.bench, given, candidates, self.folder, self.progress, seconds=left)
         except KeyboardInterrupt:
             self.progress.line(f"interrupted: trimtab finish {self.folder} --resume goes on with the training")
             self.interrupted = True

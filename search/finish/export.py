@@ -81,7 +81,7 @@ def export_candidate(
     graph = lower(candidate)
     write_text(folder / "policy.json", json.dumps(candidate.policy.to_json(), indent=1) + "\n")
     images, labels = problem.judge.images[:PARITY_IMAGES], problem.judge.labels[:PARITY_IMAGES]
-    measured = problem.config.measure
+    measured = problem.config.measuring
     expected = judging_session(candidate).run(images)
     checks = []
     for name, engine in _file_engines(problem).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,8 +80,11 @@ def finish(
     folder: Path,
     progress: Progress,
     again: bool = False,
+    seconds: float = math.inf,
 ) -> Finished | None:
     """Train every contender for a short while and the one that is then preferred to the end, and export that one.
+
+    Training takes `seconds` at most, and no longer than the configuration says.
 
     Contenders were verified; the first one is the best so far, and the others are asked for only if there is something
     to train. None where training made nothing better within the
@@ -88,7 +92,7 @@ def finish(
     A finishing of the same best contender that was interrupted is gone on with, as it was ordered then. A contender
     that was finished before is not trained, unless `again` asks for that; nor is anything where finishing is off.
     """
-    return _Finishing(setting, bench, candidates, folder, progress).run(contenders, again)
+    return _Finishing(setting, bench, candidates, folder, progress, seconds).run(contenders, again)
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,18 @@ class _Finishing:
     checkpoints."""
 
     def __init__(
-        self, setting: Setting, bench: LatencyBench, candidates: CandidateFolder, folder: Path, progress: Progress
+        self,
+        setting: Setting,
+        bench: LatencyBench,
+        candidates: CandidateFolder,
+        folder: Path,
+        progress: Progress,
+        seconds: float,
     ) -> None:
         self.setting, self.problem, self.bench = setting, setting.problem, bench
         self.candidates, self.run_folder, self.progress = candidates, folder, progress
-        self.asked = self.problem.config.finish
+        asked = self.problem.config.finish
+        self.asked = asked.model_copy(update={"time": min(asked.time, seconds)})
         self.folder = folder / "finishing"
 
     def run(self, contenders: Iterable[Evaluation], again: bool) -> Finished | None:
@@ -251,7 +262,7 @@ class _Finishing:
 
     def _measured(self, trained: Finished) -> Evaluation:
         """The evaluation with what the trained network takes of every budget."""
-        baseline, seconds = self.setting.baseline, PATIENCE * self.problem.config.measure.final_seconds
+        baseline, seconds = self.setting.baseline, PATIENCE * self.problem.config.measuring.final_seconds
         latency = self.bench.measure(trained.candidate, baseline.link, seconds, baseline.limit)
         size = stored_bytes(lower(trained.candidate))
         return trained.evaluation.measured(latency, baseline.limit).with_size(size, baseline.limits)

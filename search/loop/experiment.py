@@ -103,7 +103,9 @@ def begin(
             if len(budgets) > 1:
                 progress.line(f"budget {name}")
             link = settings[0].baseline.link if settings else None
-            settings.append(measure_setting(under, agents, table, benches[name], progress, link))
+            # In a search, what becomes the best is measured then.
+            proposing = agents if kind == "contest" else ()
+            settings.append(measure_setting(under, proposing, table, benches[name], progress, link))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", problem.config.to_yaml())

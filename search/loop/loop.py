@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+from trimtab.evaluators.accuracy import Judgement
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.evaluators.measure.intervals import LOOKS, Interval
 from trimtab.evaluators.measure.latency import Latency
@@ -20,6 +22,7 @@ from trimtab.search.loop.proposer import Proposer
 from trimtab.search.progress import Bar, Progress
 from trimtab.search.setup.agent_factory import make_agent
 from trimtab.search.setup.budgets import BudgetLimits
+from trimtab.search.setup.config import UNLIMITED
 from trimtab.search.setup.setting import Setting
 from trimtab.spaces.policy import Policy
 
@@ -28,7 +31,8 @@ __all__ = ["AgentRun", "Ledger", "Memory", "Searcher", "Spent"]
 
 @dataclass(frozen=True)
 class Spent:
-    """Wall seconds of one batch: asking for its policies, judging them, and all from the one to the last `tell`."""
+    """Seconds of one batch: of asking for its policies, of judging them, by whoever did, and those that passed from the
+    batch before it being told, or from the beginning, until it was."""
 
     asking: float
     judging: float
@@ -71,28 +75,41 @@ class AgentRun:
 @dataclass(frozen=True)
 class _Batch:
     policies: tuple[Policy, ...]
-    state: dict[str, object]
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A batch that was asked for and not told yet, and the seconds that asking took."""
+
+    policies: Sequence[Policy]
+    asking: float = 0.0
 
 
 class Memory:
     """A journal's records by meaning: what was asked by whom, judged, and measured, and how long it took."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        self.batches: dict[str, list[_Batch]] = {}
+        #: By agent, in the order in which it happened: batches asked for, and batches told, the oldest first.
+        self.events: dict[str, list[_Batch | Spent]] = {}
         self.judged: dict[str, Evaluation] = {}
         self.latencies: dict[str, Latency] = {}
-        self.spent: dict[str, list[Spent]] = {}
         for record in records:
             self._replay(record)
 
     def run(self, agent: str) -> AgentRun:
         """Return an agent's evaluations that are done with, as they were judged."""
         run = AgentRun(agent)
-        for batch, spent in zip(self.batches.get(agent, []), self.spent.get(agent, []), strict=False):
+        told = [event for event in self.events.get(agent, []) if isinstance(event, Spent)]
+        for batch, spent in zip(self.batches(agent), told, strict=False):
             run.evaluations += [self.judged[policy.id] for policy in batch.policies]
             run.spend(len(batch.policies), spent)
         run.best = run.preferred()
         return run
+
+    def batches(self, agent: str) -> list[_Batch]:
+        """Return what an agent was asked for."""
+        return [event for event in self.events.get(agent, []) if isinstance(event, _Batch)]
 
     def measured_evaluation(self, policy: str, limit: Interval | None) -> Evaluation:
         """Return what a policy, by its id, was judged to be worth, with its latency where that was measured."""
@@ -103,14 +120,14 @@ class Memory:
         data = record.data
         if record.kind == "ask":
             policies = tuple(Policy.from_json(policy) for policy in data["policies"])
-            self.batches.setdefault(data["agent"], []).append(_Batch(policies, data["state"]))
+            self.events.setdefault(data["agent"], []).append(_Batch(policies, data["state"]))
         elif record.kind == "result":
             evaluation = Evaluation.from_json(data)
             self.judged[evaluation.policy.id] = evaluation
         elif record.kind == "measured":
             self.latencies[data["policy"]] = Latency.from_json(data["latency"])
         elif record.kind == "told":
-            self.spent.setdefault(data["agent"], []).append(Spent(**data["seconds"]))
+            self.events.setdefault(data["agent"], []).append(Spent(**data["seconds"]))
 
 
 class Ledger(Memory):
@@ -120,10 +137,9 @@ class Ledger(Memory):
         super().__init__(journal.records())
         self.journal = journal
 
-    def asked(self, name: str, agent: Proposer, policies: Sequence[Policy]) -> None:
+    def asked(self, agent: str, state: Mapping[str, Any], policies: Sequence[Policy]) -> None:
         """Remember a batch, and the agent's state after asking, before anything is dispatched."""
-        state = agent.state()
-        self.journal.append("ask", {"agent": name, "policies": [p.to_json() for p in policies], "state": state})
+        self.journal.append("ask", {"agent": agent, "policies": [p.to_json() for p in policies], "state": state})
 
     def result(self, evaluation: Evaluation) -> None:
         """Remember a judged policy."""
@@ -137,15 +153,18 @@ class Ledger(Memory):
 
     def told(self, agent: str, spent: Spent) -> None:
         """Remember that a batch is done with, and the time it took."""
-        self.spent.setdefault(agent, []).append(spent)
         self.journal.append("told", {"agent": agent, "seconds": asdict(spent)})
 
 
 class Searcher:
     """Driver of agents, one after the other, over the same limits, judge and cache of results.
 
-    Without a `bench` nothing is measured, and the latency table decides what is feasible. `stop` is asked between
-    batches whether to end early.
+    The pool always has something to do: the next policy is asked for while others are judged, and results are told in
+    the order in which they were asked for, so that what is proposed depends on how many are under way at a time
+    (`Pool.ahead`) and not on who is finished first.
+
+    Without a `bench` nothing is measured, and the latency table decides what is feasible. `stop` is asked before every
+    proposal whether to end early.
     """
 
     def __init__(
@@ -173,59 +192,32 @@ class Searcher:
         batch, and once after all that was told again.
         """
         trials = self.problem.config.trials
-        agent = Proposer(partial(make_agent, self.problem, name), self.limits, self.baseline.minimise)
-        run = AgentRun(name)
-        with progress.bar(f"{name}: evaluations", trials) as bar:
-            self._replay(agent, run, bar)
-            if run.evaluations:
-                watch(run)
-            while len(run.evaluations) < trials:
-                if self.stop() or run.seconds >= seconds:
-                    run.ended = "interrupted" if self.stop() else "time"
-                    break
-                start = time.perf_counter()
-                policies = agent.ask(min(max(self.pool.size, 1), trials - len(run.evaluations)))
-                if not policies:
-                    bar.total(len(run.evaluations))
-                    run.ended = "exhausted"
-                    break
-                self.ledger.asked(name, agent, policies)
-                self._evaluate(agent, policies, run, bar, start, time.perf_counter() - start)
-                watch(run)
-        return run
+        with progress.bar(f"{name}: evaluations", None if trials == UNLIMITED else trials) as bar:
+            agent = Proposer(partial(make_agent, self.problem, name), self.limits, self.baseline.minimise)
+            search = _AgentSearch(self, AgentRun(name), agent, bar)
+            search.replay()
+            if search.run.evaluations:
+                watch(search.run)
+            search.begin()
+            while search.ask(seconds) or search.in_flight:
+                search.land()
+                watch(search.run)
+        return search.run
 
-    def _replay(self, agent: Proposer, run: AgentRun, bar: Bar) -> None:
-        """Tell what the journal holds, as often as there are trials; the last batch may have been interrupted."""
-        batches, spent = self.ledger.batches.get(run.agent, []), list(self.ledger.spent.get(run.agent, []))
-        for number, batch in enumerate(batches):
-            if len(run.evaluations) >= self.problem.config.trials:
-                break
-            agent.resume(batch.state)
-            if number < len(spent):
-                self._tell(agent, batch.policies, run, bar)
-                run.spend(len(batch.policies), spent[number])
-            else:
-                self._evaluate(agent, batch.policies, run, bar, time.perf_counter())
+    def judgement(self, policy: Policy) -> Evaluation:
+        """Return what a policy that was submitted is worth, when it is known; others' results that come first are
+        remembered too."""
+        while policy.id not in self.ledger.judged:
+            self.ledger.result(self._evaluation(*self.pool.next()))
+        return self.ledger.judged[policy.id]
 
-    def _evaluate(
-        self, agent: Proposer, policies: Sequence[Policy], run: AgentRun, bar: Bar, start: float, asking: float = 0.0
-    ) -> None:
-        """Judge a batch that was asked for from `start` on, and tell the agent."""
-        judging = self._judge([policy for policy in policies if policy.id not in self.ledger.judged])
-        self._tell(agent, policies, run, bar)
-        spent = Spent(asking, judging, time.perf_counter() - start)
-        self.ledger.told(run.agent, spent)
-        run.spend(len(policies), spent)
-
-    def _tell(self, agent: Proposer, policies: Sequence[Policy], run: AgentRun, bar: Bar) -> None:
-        """Choose anew after every result, and tell the agent everything in the order asked."""
+    def submit(self, policies: Iterable[Policy]) -> None:
+        """Have policies judged that are not known."""
         for policy in policies:
-            run.evaluations.append(self.ledger.judged[policy.id])
-            self._choose(run)
-            agent.tell(run.evaluations[-1])
-            bar.update(len(run.evaluations), f"best {run.best.said()}" if run.best else "none feasible yet")
+            if policy.id not in self.ledger.judged:
+                self.pool.submit(policy)
 
-    def _choose(self, run: AgentRun) -> None:
+    def choose(self, run: AgentRun) -> None:
         """Make the best what is preferred, verified: where its measurement refutes one, it is the next one's turn.
 
         A latency that is known already counts from here on only, so that a resumed run tells its agent what it told.
@@ -235,29 +227,108 @@ class Searcher:
             run.evaluations[run.evaluations.index(run.best)] = self.verify(run.best)
             run.best = run.preferred()
 
-    def _judge(self, missing: Sequence[Policy]) -> float:
-        """Judge policies and return the seconds that it took."""
-        if not missing:
-            return 0.0
-        start = time.perf_counter()
-        for policy, judgement in self.pool.judge(missing):
-            cost = replace(self.limits.model.cost(policy), size=judgement.size)
-            found, minimise = violations(cost, self.baseline.limits), self.baseline.minimise
-            answers, loss = judgement.answers, judgement.loss
-            judged = Evaluation(policy, answers, loss, cost, found, judgement.seconds)
-            if minimise is not None:
-                objective = Objective.of(minimise, self.baseline.base.get(minimise), cost.get(minimise))
-                judged = replace(judged, objective=objective).answered(answers, loss, self.baseline.kept)
-            self.ledger.result(judged)
-        return time.perf_counter() - start
+    def _evaluation(self, policy: Policy, judgement: Judgement) -> Evaluation:
+        cost = replace(self.limits.model.cost(policy), size=judgement.size)
+        found, minimise = violations(cost, self.baseline.limits), self.baseline.minimise
+        answers, loss = judgement.answers, judgement.loss
+        judged = Evaluation(policy, answers, loss, cost, found, judgement.seconds)
+        if minimise is None:
+            return judged
+        objective = Objective.of(minimise, self.baseline.base.get(minimise), cost.get(minimise))
+        return replace(judged, objective=objective).answered(answers, loss, self.baseline.kept)
 
     def verify(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with its latency measured end to end, now or earlier, where there is a bench."""
         policy = evaluation.policy
         if self.bench is not None and policy.id not in self.ledger.latencies:
-            measure, limit = self.problem.config.measure, self.baseline.limit
+            measure, limit = self.problem.config.measuring, self.baseline.limit
             # What is only within a budget or over it is decided soon; what is compared has to be known.
             precision = measure.precision if self.baseline.minimise == "latency" else math.inf
             latency = self.bench.measure(policy, self.baseline.link, measure.seconds, limit, precision, LOOKS[0])
             self.ledger.measured(policy, latency)
         return self.ledger.measured_evaluation(policy.id, self.baseline.limit)
+
+
+class _AgentSearch:
+    """One agent's search: what it was asked for and not told yet is `in_flight`, the oldest first."""
+
+    def __init__(self, searcher: Searcher, run: AgentRun, agent: Proposer, bar: Bar) -> None:
+        self.searcher, self.run, self.agent, self.bar = searcher, run, agent, bar
+        self.ledger, self.trials = searcher.ledger, searcher.problem.config.trials
+        self.in_flight: deque[_Flight] = deque()
+        self._asked = 0
+        self._state: Mapping[str, Any] | None = None  # after the last proposal
+        self._since = 0.0
+
+    def replay(self) -> None:
+        """Ask and tell what the journal holds in the order in which it happened, as far as there are trials."""
+        for event in self.ledger.events.get(self.run.agent, []):
+            if isinstance(event, Spent):
+                if self.in_flight:
+                    self._told(self.in_flight.popleft().policies, event)
+            elif self._asked < self.trials:
+                self.agent.resume(event.state)
+                self._state = event.state
+                self._take_off(_Flight(event.policies))
+
+    def begin(self) -> None:
+        """Have everything that is in flight judged."""
+        self._since = time.perf_counter()
+        for flight in self.in_flight:
+            self.searcher.submit(flight.policies)
+
+    def ask(self, seconds: float) -> bool:
+        """Ask for as much as the pool takes; return whether anything was asked for."""
+        asked = self._asked
+        while self._asked < self.trials and len(self.in_flight) < self.searcher.pool.ahead:
+            if self.searcher.stop() or self.run.seconds >= seconds:
+                self.run.ended = "interrupted" if self.searcher.stop() else "time"
+                break
+            start = time.perf_counter()
+            policies = self.agent.ask(1)
+            if not policies:
+                self._exhausted()
+                break
+            self._state = self.agent.state()
+            self.ledger.asked(self.run.agent, self._state, policies)
+            self.searcher.submit(policies)
+            self._take_off(_Flight(policies, time.perf_counter() - start))
+        return self._asked > asked
+
+    def land(self) -> None:
+        """Wait for the oldest batch, and tell it."""
+        flight = self.in_flight[0]
+        judged = [self.searcher.judgement(policy) for policy in flight.policies]
+        self.in_flight.popleft()
+        self._tell(flight.policies)
+        now = time.perf_counter()
+        spent = Spent(flight.asking, sum(sum(each.seconds.values()) for each in judged), now - self._since)
+        self._since = now
+        self.ledger.told(self.run.agent, spent)
+        self.run.spend(len(flight.policies), spent)
+
+    def _take_off(self, flight: _Flight) -> None:
+        self.in_flight.append(flight)
+        self._asked += len(flight.policies)
+
+    def _exhausted(self) -> None:
+        """An agent may have more to propose once it is told what is in flight. It is then asked as one that was
+        resumed would be: as if it had not been asked in vain."""
+        if not self.in_flight:
+            self.bar.total(len(self.run.evaluations))
+            self.run.ended = "exhausted"
+        elif self._state is not None:
+            self.agent.resume(self._state)
+
+    def _told(self, policies: Sequence[Policy], spent: Spent) -> None:
+        self._tell(policies)
+        self.run.spend(len(policies), spent)
+
+    def _tell(self, policies: Sequence[Policy]) -> None:
+        """Choose anew after every result, and tell the agent everything in the order asked."""
+        run = self.run
+        for policy in policies:
+            run.evaluations.append(self.ledger.judged[policy.id])
+            self.searcher.choose(run)
+            self.agent.tell(run.evaluations[-1])
+            self.bar.update(len(run.evaluations), f"best {run.best.said()}" if run.best else "none feasible yet")

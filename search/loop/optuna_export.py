@@ -128,8 +128,8 @@ def export_study(problem: Problem, folder: Path, url: str) -> dict[str, int]:
     baseline = setting.baseline
     export = OptunaExport(url, folder.absolute().name, setting.problem.space, baseline.base.latency)
     written = {}
-    for agent, batches in memory.batches.items():
-        policies = [policy.id for batch in batches for policy in batch.policies]
+    for agent in memory.events:
+        policies = [policy.id for batch in memory.batches(agent) for policy in batch.policies]
         done = [
             memory.measured_evaluation(name, baseline.limit) for name in takewhile(memory.judged.__contains__, policies)
         ]

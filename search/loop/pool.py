@@ -1,14 +1,17 @@
-"""Pools that judge accuracy: this process, or local Ray workers that stay off the timing core."""
+"""Pools that judge accuracy: this process, or local Ray workers."""
 
 from __future__ import annotations
 
 import logging
 import os
 import stat
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -22,78 +25,133 @@ __all__ = ["LocalPool", "Pool", "RayPool", "make_pool", "start_ray"]
 #: How often a policy is given to another worker after one has died on it.
 RETRIES = 2
 
+#: Policies that a worker is given at a time: the one that it judges, and the next.
+EACH = 2
 
-class Pool(Protocol):
-    """Judges policies; results come as they are finished."""
 
-    size: int
+class Pool(ABC):
+    """A pool that judges policies while others are asked for: they are submitted, and their results come as they are
+    finished.
 
-    def judge(self, policies: Sequence[Policy]) -> Iterator[tuple[Policy, Judgement]]:
-        """Yield (policy, judgement) for every policy, in the order of completion."""
-        ...
+    With `ahead` policies in it nobody in it waits: one for every worker, and one that is next.
+    """
 
+    ahead: int
+
+    @abstractmethod
+    def submit(self, policy: Policy) -> None:
+        """Take a policy on, to be judged in its turn."""
+
+    @abstractmethod
+    def next(self) -> tuple[Policy, Judgement]:
+        """Return the next finished one of those that were submitted, waiting for it; there has to be one."""
+
+    @abstractmethod
     def close(self) -> None:
         """Stop the workers."""
-        ...
-
-
-class LocalPool:
-    """Judges one policy after the other in this process, on one thread."""
-
-    def __init__(self, judge: Judge) -> None:
-        self.size = 1
-        self._judge = judge
-        torch.set_num_threads(1)
 
     def judge(self, policies: Sequence[Policy]) -> Iterator[tuple[Policy, Judgement]]:
-        """Yield results in the given order."""
+        """Yield (policy, judgement) for every policy, in the order of completion; nothing else may be in the pool."""
         for policy in policies:
-            yield policy, self._judge(policy)
+            self.submit(policy)
+        for _ in policies:
+            yield self.next()
+
+
+class LocalPool(Pool):
+    """Judges one policy after the other in this process, on one thread, when the result is asked for."""
+
+    ahead = 1
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._waiting: deque[Policy] = deque()
+        torch.set_num_threads(1)
+
+    def submit(self, policy: Policy) -> None:
+        """Put a policy behind the others."""
+        self._waiting.append(policy)
+
+    def next(self) -> tuple[Policy, Judgement]:
+        """Judge the first one."""
+        policy = self._waiting.popleft()
+        return policy, self._judge(policy)
 
     def close(self) -> None:
         """Nothing to stop."""
 
 
-class RayPool:
-    """Local Ray workers: the judge is shipped once, into the object store; workers are pinned off the timing core."""
+@dataclass
+class _Submitted:
+    """A policy, and how many workers have died on it."""
+
+    policy: Policy
+    deaths: int = 0
+
+
+class RayPool(Pool):
+    """Local Ray workers: the judge is shipped once, into the object store.
+
+    Workers are pinned off the timing core, as long as there is a core for each; more of them use that one too, while
+    nothing is timed. Each has the policy that it judges and the next one, so that none waits for this process.
+    """
 
     def __init__(self, judge: Judge, workers: int, threads: int = 1) -> None:
         import ray
 
         self._ray = ray
         self._started = start_ray(workers)
-        self.size = workers
-        self._cores = sorted(worker_cores(threads))
+        self.ahead = workers + 1
+        free = worker_cores(threads)
+        self._cores = sorted(free if workers <= len(free) else os.sched_getaffinity(0))
         self._shipped = ray.put(judge)
         self._worker = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Worker)
         self._workers = [self._start() for _ in range(workers)]
+        self._waiting: deque[_Submitted] = deque()
+        #: What every worker has been given, the oldest first: that is the one that it judges.
+        self._given: list[dict[Any, _Submitted]] = [{} for _ in range(workers)]
 
-    def judge(self, policies: Sequence[Policy]) -> Iterator[tuple[Policy, Judgement]]:
-        """Yield results as workers finish; a policy whose worker died is tried again on a new one."""
-        waiting = [(policy, 0) for policy in reversed(policies)]
-        running: dict[Any, tuple[int, Policy, int]] = {}
-        idle = list(range(self.size))
-        while waiting or running:
-            while waiting and idle:
-                slot = idle.pop(0)
-                policy, tries = waiting.pop()
-                running[self._workers[slot].judge.remote(policy.to_json())] = (slot, policy, tries)
-            (done,), _ = self._ray.wait(list(running), num_returns=1)
-            slot, policy, tries = running.pop(done)
+    def submit(self, policy: Policy) -> None:
+        """Give a policy to the worker that has the least to do, or keep it until one has."""
+        self._waiting.append(_Submitted(policy))
+        self._feed()
+
+    def next(self) -> tuple[Policy, Judgement]:
+        """Return the result of whichever worker has the next one; a policy whose worker died is tried again."""
+        while True:
+            (done,), _ = self._ray.wait([task for given in self._given for task in given], num_returns=1)
+            slot = next(slot for slot, given in enumerate(self._given) if done in given)
             try:
-                judgement = self._ray.get(done)
+                judgement: Judgement = self._ray.get(done)
             except self._ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
-                if tries >= RETRIES:
-                    raise TrimtabError(
-                        f"workers died {tries + 1} times on policy {policy.id}: {' '.join(str(error).split())[:300]}"
-                    ) from error
-                self._workers[slot] = self._start()
-                waiting.append((policy, tries + 1))
-            else:
-                yield policy, judgement
-            idle.append(slot)
+                self._replace(slot, error)
+                continue
+            finished = self._given[slot].pop(done)
+            self._feed()
+            return finished.policy, judgement
+
+    def _feed(self) -> None:
+        while self._waiting:
+            slot = min(range(len(self._given)), key=lambda slot: len(self._given[slot]))
+            if len(self._given[slot]) >= EACH:
+                return
+            submitted = self._waiting.popleft()
+            self._given[slot][self._workers[slot].judge.remote(submitted.policy.to_json())] = submitted
+
+    def _replace(self, slot: int, error: Exception) -> None:
+        """Start a worker in a dead one's place, and give it again what that one had: it died on the first of that."""
+        lost = list(self._given[slot].values())
+        lost[0].deaths += 1
+        if lost[0].deaths > RETRIES:
+            raise TrimtabError(
+                f"workers died {lost[0].deaths} times on policy {lost[0].policy.id}: "
+                f"{' '.join(str(error).split())[:300]}"
+            ) from error
+        self._workers[slot], self._given[slot] = self._start(), {}
+        self._waiting.extendleft(reversed(lost))
+        self._feed()
 
     def close(self) -> None:
         """Stop the workers, and Ray if it was started here."""

@@ -52,7 +52,7 @@ class Verifier:
         policy = evaluation.policy
         key = setting.budget, policy.id
         if key not in self.found:
-            baseline, seconds = setting.baseline, setting.problem.config.measure.final_seconds
+            baseline, seconds = setting.baseline, setting.problem.config.measuring.final_seconds
             candidate = self.candidate(setting, policy)
             latency = bench.measure(candidate, baseline.link, seconds, baseline.limit)
             size = kernels.stored_bytes(lower(candidate))

@@ -126,7 +126,7 @@ def read_state(folder: Path) -> RunState:
     stage, since = _stage(records)
     memory = Memory(records)
     agents = _agents(config, memory, baseline, finished or stage != "search")
-    found = {policy.id: name for name in reversed(memory.batches) for policy in _asked(memory, name)}
+    found = {policy.id: name for name in reversed(memory.events) for policy in _asked(memory, name)}
     best = preferred(each for each in _evaluated(records, memory, baseline) if each.feasible)
     rate = next((each.rate for each in reversed(agents) if each.rate is not None), None)
     words, left = "", None
@@ -238,12 +238,12 @@ def _stage(records: Sequence[Record]) -> tuple[str, float]:
 
 
 def _asked(memory: Memory, agent: str) -> list[Policy]:
-    return [policy for batch in memory.batches.get(agent, []) for policy in batch.policies]
+    return [policy for batch in memory.batches(agent) for policy in batch.policies]
 
 
 def _agents(config: Mapping[str, Any], memory: Memory, baseline: Baseline, over: bool) -> tuple[AgentState, ...]:
     names = list(dict.fromkeys((*config["baselines"], config["agent"])))
-    begun = [i for i, name in enumerate(names) if name in memory.batches]
+    begun = [i for i, name in enumerate(names) if name in memory.events]
     return tuple(
         _agent(name, config["trials"], memory, baseline, over or any(later > i for later in begun))
         for i, name in enumerate(names)

@@ -94,9 +94,9 @@ def measure_baseline(
     measurement.measure_references()
     with progress.bar("latency table") as bar:
         model.table.filled = bar.update
-        measurement.probe(_spread(problem, problem.config.measure.probes))
+        measurement.probe(_spread(problem, problem.config.measuring.probes))
         limits = measurement.limits()
-        measurement.probe(_near(problem, limits, problem.config.measure.probes))
+        measurement.probe(_near(problem, limits, problem.config.measuring.probes))
         limits = measurement.limits_with_margin()
         for _ in range(ROUNDS if propose is not None and "latency" in limits.limits else 0):
             measurement.probe(propose(limits))  # type: ignore[misc]
@@ -108,7 +108,7 @@ class _Measurement:
     def __init__(self, problem: Problem, bench: LatencyBench, model: CostModel, link: Link) -> None:
         self.problem, self.bench, self.model, self.link = problem, bench, model, link
         self.space = problem.space
-        self.settings = problem.config.measure
+        self.settings = problem.config.measuring
         self.measured: dict[Policy, float] = {}
 
     def measure_references(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -34,6 +35,7 @@ from trimtab.spaces.space import Options
 from trimtab.spaces.zoo import ZOO
 
 __all__ = [
+    "UNLIMITED",
     "Config",
     "DataConfig",
     "EngineConfig",
@@ -168,6 +170,13 @@ class SpaceConfig(Options):
     drop_pointless: bool = True
 
 
+#: The most of a run's time limit that each kind of measurement takes.
+SHARES: Mapping[str, float] = {"seconds": 0.01, "final_seconds": 0.025, "link_seconds": 0.05}
+
+#: The most of a run's time limit that training takes.
+TRAINING = 0.3
+
+
 class MeasureConfig(_Section):
     """Durations of end-to-end measurements: until it is decided whether the latency budget is met, at most `seconds`
     for a candidate of the search. The winner and its exported file get up to `final_seconds` each, until half their
@@ -179,6 +188,10 @@ class MeasureConfig(_Section):
     final_seconds: float = Field(15.0, gt=0)
     link_seconds: float = Field(30.0, gt=0)
     probes: int = Field(6, ge=2)
+
+    def within(self, total: float) -> MeasureConfig:
+        """Return the durations, none longer than its share of a run of so many seconds (`SHARES`)."""
+        return self.model_copy(update={name: min(getattr(self, name), part * total) for name, part in SHARES.items()})
 
 
 class FinishConfig(_Section):
@@ -222,14 +235,19 @@ class KeepConfig(_Section):
         return points
 
 
+#: Evaluations of every agent where nothing is said, and where only a time limit is.
+TRIALS, UNLIMITED = 200, 1_000_000
+
+
 class Config(_Section):
     """A run. `budgets` maps latency, size, macs and memory to values like "0.5x", "0.6x int8" or "3 ms": the most
     accurate network within them is looked for. Or `minimise` names one of these costs, and `keep` the accuracy: then it
     is the network of the least cost that keeps the accuracy, within budgets on other costs, if there are any.
 
-    `trials` is the number of evaluations of every agent, the `baselines` included; `time_limit` ("20m", "1h") is for
-    the search of all of them, without the measurements before and after it; `workers` counts Ray workers for
-    accuracy (0: no Ray); `agent` and `baselines` are names, with parameters like {name: evolution, population: 64}, and
+    `trials` is the number of evaluations of every agent, the `baselines` included: 200, or as many as there is time for
+    where only a `time_limit` is given. That ("20m", "1h") is of the whole run, from its beginning to its report; in a
+    contest it is of the search of each trial. `workers` counts Ray workers for accuracy (0: no Ray); `agent` and
+    `baselines` are names, with parameters like {name: evolution, population: 64}, and
     are kept as text, "evolution(population=64)"; `accuracy_engine` runs candidates for accuracy: an engine as
     in `engine`, or "simulated", PyTorch on real numbers that are rounded as integers would be;
     `proxy`: what is judged is repaired in "sequence", from input to output, as what is finished is, or stitched of
@@ -249,7 +267,7 @@ class Config(_Section):
     repairs: Repairs = Repairs()
     agent: str = "milp"
     baselines: tuple[str, ...] = ("uniform", "random", "greedy")
-    trials: int = Field(200, ge=1)
+    trials: int = Field(TRIALS, ge=1)
     time_limit: float | None = Field(None, gt=0)
     workers: int = Field(1, ge=0)
     accuracy_engine: str = "native"
@@ -258,6 +276,23 @@ class Config(_Section):
     finish: FinishConfig = FinishConfig()
     seed: int = Field(0, ge=0)
     storage: str | None = None
+
+    @property
+    def measuring(self) -> MeasureConfig:
+        """`measure`, as far as the time limit allows."""
+        return self.measure if self.time_limit is None else self.measure.within(self.time_limit)
+
+    @property
+    def training_seconds(self) -> float:
+        """The seconds kept for training: as `finish` says, as far as the time limit allows; 0 where it is off."""
+        return min(self.finish.time, TRAINING * (self.time_limit or math.inf)) if self.finish.enabled else 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_many_as_there_is_time_for(cls, given: object) -> object:
+        if isinstance(given, Mapping) and given.get("time_limit") is not None and given.get("trials") is None:
+            return {**given, "trials": UNLIMITED}
+        return given
 
     @field_validator("accuracy_engine")
     @classmethod

@@ -29,7 +29,7 @@ LOOK_SECONDS = 2.0
 
 def tie(bench: LatencyBench, config: Config, progress: Progress) -> Link:
     """Measure what ties the yardstick to the network as given, and say how well that is known."""
-    seconds = config.measure.link_seconds
+    seconds = config.measuring.link_seconds
     yardstick = find_yardstick(bench, config.parsed_budgets, seconds)
     with progress.bar("seconds of the network as given in turn with the yardstick", round(seconds)) as bar:
         link = bench.tie(yardstick, seconds, lambda took: bar.update(min(int(took), round(seconds))))

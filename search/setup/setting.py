@@ -100,15 +100,16 @@ def measure_setting(
     progress: Progress,
     link: Link | None = None,
 ) -> Setting:
-    """Measure the baseline under a problem's budgets, for a search by some agents.
+    """Measure the baseline under a problem's budgets.
 
-    `link` is that of another setting. A space that the engine cannot run is a `BadInput`, a budget that cannot be met
+    Agents' first proposals are measured with it, for a search that measures nothing itself. `link` is that of another
+    setting. A space that the engine cannot run is a `BadInput`, a budget that cannot be met
     an `InfeasibleBudget` with the smallest reachable value.
     """
     _check_offered(problem, table.engine)
     _check_kept(problem)
     problem = problem.without(find_removals(problem, table, progress))
-    propose = first_proposals(problem, agents, progress)
+    propose = first_proposals(problem, agents, progress) if agents else None
     baseline, _ = measure_baseline(problem, bench, CostModel(problem.space, table), progress, propose, link)
     return Setting(problem, baseline, machine_of(table.engine), {})
 

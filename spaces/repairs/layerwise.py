@@ -210,7 +210,7 @@ def _fit(own: Array, seen: _Seen, ridged: Array) -> Array:
 
 
 def _ridged(gram: Array) -> Array:
-    ridged = gram.copy()
+    ridged: Array = gram.copy()
     ridged[np.diag_indices_from(ridged)] += RIDGE * max(float(np.diagonal(gram).mean()), 1e-12)
     return ridged
 

@@ -96,17 +96,12 @@ def test_a_result_of_an_older_journal_is_refused() -> None:
 
 
 def test_the_ledger_reads_back_what_it_wrote(tmp_path: Path) -> None:
-    class Asker:
-        name = "random"
-
-        def state(self) -> dict[str, object]:
-            return {"agent": "random", "proposals": 2, "pending": []}
-
+    state = {"agent": "random", "proposals": 2, "pending": []}
     evaluations = [make_evaluation(i, 0.5 + i, 0.5) for i in range(3)]
     with Journal(tmp_path / "journal") as journal:
         ledger = Ledger(journal)
-        ledger.asked("random", Asker(), [e.policy for e in evaluations[:2]])  # type: ignore[arg-type]
-        ledger.asked("random", Asker(), [evaluations[2].policy])  # type: ignore[arg-type]
+        ledger.asked("random", state, [e.policy for e in evaluations[:2]])
+        ledger.asked("random", state, [evaluations[2].policy])
         for evaluation in evaluations:
             ledger.result(evaluation)
         ledger.measured(evaluations[0].policy, LATENCY)
@@ -115,7 +110,7 @@ def test_the_ledger_reads_back_what_it_wrote(tmp_path: Path) -> None:
         again = Ledger(journal)
     assert again.judged == ledger.judged == {e.policy.id: e for e in evaluations}
     assert again.latencies == {evaluations[0].policy.id: LATENCY}
-    assert again.spent == {"random": [Spent(0.25, 1.5, 2.0)]}
-    asked = [policy for batch in again.batches["random"] for policy in batch.policies]
+    assert [event for event in again.events["random"] if isinstance(event, Spent)] == [Spent(0.25, 1.5, 2.0)]
+    asked = [policy for batch in again.batches("random") for policy in batch.policies]
     assert asked == [e.policy for e in evaluations]
-    assert again.batches["random"][0].state["proposals"] == 2
+    assert again.batches("random")[0].state["proposals"] == 2

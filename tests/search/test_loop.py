@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -24,6 +24,7 @@ from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.journal import Journal
 from trimtab.search.loop.loop import AgentRun, Ledger, Memory, Searcher
+from trimtab.search.loop.pool import Pool
 from trimtab.search.loop.preference import preferred
 from trimtab.search.progress import Progress
 from trimtab.search.setup.baseline import Baseline
@@ -48,16 +49,24 @@ def draws(policy: Policy, what: int) -> np.random.Generator:
     return np.random.default_rng([int(policy.id, 16), what])
 
 
-class MadeUpPool:
+class MadeUpPool(Pool):
     """Judges by the policy's identity: the leader changes, some tie with it, and losses are anything."""
 
-    size = 3
+    ahead = 3
 
-    def judge(self, policies: Sequence[Policy]) -> Iterator[tuple[Policy, Judgement]]:
-        for policy in policies:
-            rng = draws(policy, 0)
-            right = np.arange(200) < rng.integers(150, 180)
-            yield policy, Judgement(Answers.of(right), float(rng.random()), 1000, {"run": 0.1})
+    def __init__(self) -> None:
+        self.waiting: list[Policy] = []
+
+    def submit(self, policy: Policy) -> None:
+        assert len(self.waiting) < self.ahead
+        self.waiting.append(policy)
+
+    def next(self) -> tuple[Policy, Judgement]:
+        """The newest first: who waits for the oldest gets all others before it."""
+        policy = self.waiting.pop()
+        rng = draws(policy, 0)
+        right = np.arange(200) < rng.integers(150, 180)
+        return policy, Judgement(Answers.of(right), float(rng.random()), 1000, {"run": 0.1})
 
     def close(self) -> None:
         """Nothing to stop."""
