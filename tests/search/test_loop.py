@@ -22,7 +22,7 @@ from trimtab.evaluators.measure.latency import Latency, Link
 from trimtab.evaluators.price.cost import Cost, CostModel, TableFit
 from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.loop.evaluation import Evaluation
-from trimtab.search.loop.journal import Journal
+from trimtab.search.loop.journal import Journal, read_journal
 from trimtab.search.loop.loop import AgentRun, Ledger, Memory, Searcher
 from trimtab.search.loop.pool import Pool
 from trimtab.search.loop.preference import preferred
@@ -50,20 +50,23 @@ def draws(policy: Policy, what: int) -> np.random.Generator:
 
 
 class MadeUpPool(Pool):
-    """Judges by the policy's identity: the leader changes, some tie with it, and losses are anything."""
+    """Judges by the policy's identity: the leader changes, some tie with it, and losses are anything.
+
+    `last_first`: who waits for the oldest gets all others before it.
+    """
 
     ahead = 3
 
-    def __init__(self) -> None:
+    def __init__(self, last_first: bool = True) -> None:
         self.waiting: list[Policy] = []
+        self.last_first = last_first
 
     def submit(self, policy: Policy) -> None:
         assert len(self.waiting) < self.ahead
         self.waiting.append(policy)
 
     def next(self) -> tuple[Policy, Judgement]:
-        """The newest first: who waits for the oldest gets all others before it."""
-        policy = self.waiting.pop()
+        policy = self.waiting.pop(-1 if self.last_first else 0)
         rng = draws(policy, 0)
         right = np.arange(200) < rng.integers(150, 180)
         return policy, Judgement(Answers.of(right), float(rng.random()), 1000, {"run": 0.1})
@@ -165,3 +168,47 @@ def test_a_resumed_run_tells_and_chooses_what_the_whole_one_did(problem: Problem
     assert parts.best == whole.best
     assert parts.evaluations == whole.evaluations
     assert len(bench.measured) < len(measured)  # the rest was in the journal
+
+
+def learning(problem: Problem, folder: Path, pool: MadeUpPool, trials: int = 14) -> list[str]:
+    """The policies that an agent which learns was told of, in order."""
+    folder.mkdir(exist_ok=True)
+    with Journal(folder / "journal") as journal:
+        given = searcher(problem, Ledger(journal), None, trials)
+        given.pool = pool
+        run = given.run("evolution(population=4, tournament=2)", Progress())
+    return [e.policy.id for e in run.evaluations]
+
+
+def test_what_is_proposed_does_not_depend_on_who_is_finished_first(problem: Problem, tmp_path: Path) -> None:
+    first, last = (learning(problem, tmp_path / str(end), MadeUpPool(end)) for end in (False, True))
+    assert first == last
+    orders = [
+        [record.data["policy"] for record in read_journal(tmp_path / str(end) / "journal") if record.kind == "result"]
+        for end in (False, True)
+    ]
+    assert orders[0] != orders[1]  # results are remembered as they come
+
+
+def test_a_search_that_died_anywhere_goes_on_as_the_whole_one_did(problem: Problem, tmp_path: Path) -> None:
+    """With up to three policies in flight, some of them judged: its journal is cut behind every record."""
+    whole = learning(problem, tmp_path / "whole", MadeUpPool())
+    lines = (tmp_path / "whole" / "journal").read_bytes().splitlines(keepends=True)
+    assert len(lines) > 3 * len(whole)
+    for count in range(1, len(lines), 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        (folder / "journal").write_bytes(b"".join(lines[:count]))
+        assert learning(problem, folder, MadeUpPool()) == whole, count
+        records = read_journal(folder / "journal")
+        judged = [record.data["policy"]["channels"] for record in records if record.kind == "result"]
+        assert len(judged) == len(whole)  # none twice
+
+
+def test_more_than_one_policy_is_in_flight_and_no_more_than_the_pool_takes(problem: Problem, tmp_path: Path) -> None:
+    learning(problem, tmp_path, MadeUpPool())
+    flying, most = 0, 0
+    for record in read_journal(tmp_path / "journal"):
+        flying += {"ask": 1, "told": -1}.get(record.kind, 0)
+        most = max(most, flying)
+    assert (flying, most) == (0, MadeUpPool.ahead)
