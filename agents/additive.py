@@ -8,7 +8,7 @@ policy under the budgets is a matter of arithmetic: no network is run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from trimtab.agents.base import Estimates, Limits
 from trimtab.spaces import Policy, Space
 from trimtab.spaces.numbers.formats import INT8
+from trimtab.spaces.space import coarse_choices
 
 __all__ = ["CORRECTIONS", "AdditiveModel", "Factor", "Planner", "Solution", "Solver", "planner_of"]
 
@@ -76,6 +77,10 @@ class AdditiveModel:
 
     `values` (rows, 1 + B): a row for every entry of every factor, the error in nats and a share of each of the B
     `budgets` that are sums; `rest` (1 + B,) is what belongs to no layer.
+
+    The tables are worked out at a few widths of every group (`coarse_choices`) and interpolated between: shares, which
+    are nearly linear in the channels that are left, and the roots of errors, which are deviations and nearly linear in
+    those that are gone.
 
     A layer that depends on too many groups for a table has one over its own knobs and the last of its groups, and adds
     for each of the other groups what its counts change at a reference (half of the channels, 8 bits, dense): exact for
@@ -138,7 +143,7 @@ class AdditiveModel:
 
     def _measure(self, limits: Limits, estimates: Estimates) -> tuple[list[Factor], Floats]:
         layers = list(self._layers())
-        points = [layer.points(self._reference) for layer in layers]
+        points = [layer.points(self._counts, self._reference) for layer in layers]
         found = [np.zeros((len(rows), 1 + len(self.budgets))) for rows in points]
         for vector, filled in _pack([layer.scope for layer in layers], points, self._reference):
             policy = self.space.decode(vector.tolist())
@@ -149,11 +154,17 @@ class AdditiveModel:
         factors: list[Factor] = []
         values: list[Floats] = []
         for layer, table in zip(layers, found, strict=True):
-            for shared, private, rows in layer.tables(table, self._reference):
+            for shared, private, rows in layer.tables(table, self._counts, self._reference):
                 shape = tuple(int(self.sizes[knob]) for knob in shared + private)
                 factors.append(Factor(layer.name, shared, private, sum(map(len, values)), shape))
                 values.append(rows)
         return factors, np.concatenate(values)
+
+    @cached_property
+    def _counts(self) -> Mapping[int, Floats]:
+        """The widths of every knob of channels, (choices,)."""
+        knobs = enumerate(self.space.knobs)
+        return {i: np.array([int(str(c)) for c in k.choices], float) for i, k in knobs if k.kind == "channels"}
 
     @cached_property
     def _reference(self) -> Integers:
@@ -197,32 +208,47 @@ class _Layer:
     def scope(self) -> tuple[int, ...]:
         return self.increments + self.kept + self.private
 
-    def points(self, reference: Integers) -> Integers:
+    def points(self, counts: Mapping[int, Floats], reference: Integers) -> Integers:
         """Return the choices of the knobs in `scope` at which the layer has to be known, (points, knobs).
 
         First those of its table in C order, then for each increment its choices with all else at the reference.
+        `counts` are the widths of each knob of channels, of which the coarse ones are enough.
         """
         home = [int(reference[knob]) for knob in self.scope]
-        free = [range(int(self.sizes[knob])) for knob in self.kept + self.private]
+        free = [coarse_choices(len(counts[knob])) for knob in self.kept]
+        free += [tuple(range(int(self.sizes[knob]))) for knob in self.private]
         points = [[*home[: len(self.increments)], *choices] for choices in product(*free)]
         for axis, knob in enumerate(self.increments):
-            points += [[*home[:axis], choice, *home[axis + 1 :]] for choice in range(int(self.sizes[knob]))]
+            points += [[*home[:axis], choice, *home[axis + 1 :]] for choice in coarse_choices(len(counts[knob]))]
         return np.array(points, dtype=np.int64).reshape(len(points), len(self.scope))
 
-    def tables(self, values: Floats, reference: Integers) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Floats]]:
+    def tables(
+        self, values: Floats, counts: Mapping[int, Floats], reference: Integers
+    ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Floats]]:
         """Yield (shared, private, rows) of the layer's table and of each increment, from `values` at `points`."""
-        shape = [int(self.sizes[knob]) for knob in self.kept + self.private]
-        done = math.prod(shape)
-        yield self.kept, self.private, values[:done]
-        home = (
-            values[np.ravel_multi_index([reference[k] for k in self.kept + self.private], shape)]
-            if shape
-            else values[0]
-        )
+        private = [int(self.sizes[knob]) for knob in self.private]
+        coarse = [len(coarse_choices(len(counts[knob]))) for knob in self.kept]
+        done = math.prod([*coarse, *private])
+        table = _between(values[:done].reshape(*coarse, *private, -1), [counts[knob] for knob in self.kept])
+        yield self.kept, self.private, table.reshape(-1, table.shape[-1])
         for knob in self.increments:
-            size = int(self.sizes[knob])
-            yield (knob,), (), values[done : done + size] - home
+            size = len(coarse_choices(len(counts[knob])))
+            rows = _between(values[done : done + size], [counts[knob]])
+            yield (knob,), (), rows - rows[reference[knob]]
             done += size
+
+
+def _between(values: Floats, counts: Sequence[Floats]) -> Floats:
+    """Return values (.., 1 + B) at all widths from those at the coarse ones; the first axes are those of `counts`.
+
+    Shares are interpolated, and the roots of errors.
+    """
+    values = np.concatenate([np.sqrt(values[..., :1]), values[..., 1:]], axis=-1)
+    for axis, widths in enumerate(counts):
+        coarse = widths[list(coarse_choices(len(widths)))]
+        weights = np.stack([np.interp(widths, coarse, unit) for unit in np.eye(len(coarse))], axis=1)
+        values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+    return np.concatenate([values[..., :1] ** 2, values[..., 1:]], axis=-1)
 
 
 def _pack(

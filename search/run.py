@@ -214,7 +214,8 @@ def _search(
 def _run_agents(
     searcher: Searcher, export: OptunaExport | None, folder: Path, seconds: float, progress: Progress
 ) -> list[AgentRun]:
-    """Run one agent after the other; what is left of the seconds is shared equally among those to come.
+    """Run one agent after the other; what is left of the seconds is shared among those to come, of whom the agent that
+    was asked for counts as much as all those beside it.
 
     The layer database is filled before the first agent that gets it: until then the others find what is feasible.
     """
@@ -234,7 +235,9 @@ def _run_agents(
             fill_for(searcher.problem, [name], progress)
             seconds -= time.perf_counter() - start
             left = seconds - sum(run.seconds for run in runs)
-            runs.append(searcher.run(name, progress, left / (len(config.agents) - number), watch))
+            weights = [max(len(config.agents) - 1, 1) if each == config.agent else 1 for each in config.agents]
+            part = weights[number] / sum(weights[number:])
+            runs.append(searcher.run(name, progress, part * left, watch))
     return runs
 
 

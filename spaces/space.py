@@ -32,6 +32,7 @@ __all__ = [
     "Removal",
     "Space",
     "build_space",
+    "coarse_choices",
 ]
 
 #: One choice of a knob: kept channels, a format, or the text of a form.
@@ -40,11 +41,19 @@ Choice = int | str | LayerFormat
 #: See `Options.factors`.
 FACTOR_FITS = ("plain", "outputs", "nonlinear")
 
-#: `Options.channels` at most.
-MOST_CHANNELS = 64
+#: `Options.channels` at most, and as many as are few.
+MOST_CHANNELS, FEW = 64, 4
 
 #: Widths are remembered for this many combinations of kept channels.
 REMEMBERED = 1024
+
+
+def coarse_choices(count: int) -> tuple[int, ...]:
+    """Return those of so many widths, ascending, at which what depends on them is worked out: all up to four, else the
+    last, those 1, 4, 9, ... before it, and the first. Near the whole width errors change the most in relation."""
+    if count <= FEW:
+        return tuple(range(count))
+    return tuple(sorted({0, *(count - 1 - i * i for i in range(math.isqrt(count - 1) + 1))}))
 
 
 @dataclass(frozen=True)
@@ -295,18 +304,6 @@ class Space:
         for bits in choices.get("bits", (self._default_format(layer),)):
             for form in choices.get("form", (DENSE,)):
                 yield self._decision(op, widths, bits, str(form))  # type: ignore[arg-type]
-
-    def redecided(
-        self, layer: str, decision: LayerDecision, channels: Mapping[str, int], other: Mapping[str, int]
-    ) -> LayerDecision | None:
-        """Return what the choices that decide so about a layer at these widths decide at others; None where the space
-        offers none that do."""
-        op, widths = self.network.node(layer), self.widths(channels)
-        forms = next((k.choices for k in self.knobs if k.kind == "form" and k.target == layer), (DENSE,))
-        for form in reversed(forms):
-            if self._decision(op, widths, decision.format, str(form)) == decision:
-                return self._decision(op, self.widths(other), decision.format, str(form))
-        return None
 
     def encode(self, policy: Policy) -> list[int]:
         """Return a vector that decodes to this policy; a policy outside the space is a `BadInput`."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -33,7 +32,7 @@ from trimtab.spaces.numbers.quantise import Quantisation
 from trimtab.spaces.policy import LayerDecision, Policy
 from trimtab.spaces.repairs.layerwise import CompressedLayer, LayerCompressor, LayerFit, is_row_wise
 from trimtab.spaces.repairs.statistics import LayerStatistics, NetworkRanges, layer_statistics, network_ranges
-from trimtab.spaces.space import Space
+from trimtab.spaces.space import Space, coarse_choices
 from trimtab.threads import torch_threads
 
 __all__ = ["LayerDatabase", "LayerTask"]
@@ -44,10 +43,6 @@ FORMAT = 5
 #: Bytes of entries held in memory; and fits: of one layer at the same channels, for each width of activations.
 REMEMBERED = 256 * 1024**2
 FITS = 4
-
-#: The most groups between whose widths errors are interpolated: each doubles the number of entries that it takes.
-INTERPOLATED = 3
-
 _KEY = "trimtab.layer"
 
 
@@ -86,11 +81,10 @@ class LayerDatabase:
         self._held = 0
         self._fits: dict[tuple[object, ...], LayerFit] = {}
         self._errors: dict[tuple[str, LayerDecision, tuple[int, ...]], float] = {}
-        self._exact: dict[tuple[object, ...], float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name not in ("_statistics", "_ranges")}
-        return {**kept, "_remembered": {}, "_held": 0, "_fits": {}, "_errors": {}, "_exact": {}}
+        return {**kept, "_remembered": {}, "_held": 0, "_fits": {}, "_errors": {}}
 
     def stitch(self, policy: Policy) -> Candidate:
         """Return the candidate of a policy, made of entries; making those that are missing takes the most time."""
@@ -113,23 +107,24 @@ class LayerDatabase:
     def errors(self, policy: Policy) -> dict[str, float]:
         """Return every layer's expected increase of the loss, in nats per image; their sum is the policy's.
 
-        They are worked out at some of the widths (`_grid`), and between them interpolated: the root of an error, a
-        standard deviation, is nearly linear in the channels that are gone. What a layer's error is at one choice of all
-        that it depends on is worked out once, so that asking for thousands of policies takes a fraction of a
-        millisecond each.
+        What a layer's error is at one choice of all that it depends on is worked out once, so that asking for thousands
+        of policies takes a fraction of a millisecond each.
         """
         found: dict[str, float] = {}
+        channels: Mapping[str, Array] | None = None
         for op in self.space.network.layers:
             decision = policy.layers[op.name]
             at = (op.name, decision, tuple(policy.channels[group] for group in self._groups[op.name]))
             if at not in self._errors:
-                self._errors[at] = self._interpolated(op, decision, policy.channels)
+                channels = channels or kept_by(self.space, policy.channels)
+                error = self._entry(self._task(op, decision, channels)).error
+                self._errors[at] = float((error[channels[op.name]] if is_row_wise(decision) else error).sum())
             found[op.name] = self._errors[at]
         return found
 
     def tasks(self) -> list[LayerTask]:
-        """Return what a search will ask errors for: every choice of every layer, at the widths of the grid of what it
-        reads and writes.
+        """Return what a search will ask errors for: every choice of every layer, at the coarse widths of what it reads
+        and writes (`coarse_choices`).
 
         Where a layer reads or writes channels of several groups, only at those widths at which all groups but one are
         whole; what else is asked for, or to be stitched, is made then.
@@ -180,69 +175,18 @@ class LayerDatabase:
         alone = pruned.with_weights(weight=op.weight[rows], bias=bias)
         return CompressedLayer((alone,), int8, {}, entry.error[rows])
 
-    def _interpolated(self, op: Node, decision: LayerDecision, counts: Mapping[str, int]) -> float:
-        """A layer's error, from those at the widths of the grid around what it reads and writes.
-
-        What it writes has no grid where output channels are compressed each on its own.
-        """
-        of = self.space.groups_of
-        groups = sorted(of[op.inputs[0]] if is_row_wise(decision) else of[op.inputs[0]] | of[op.name])
-        between = [self._around(group, counts[group]) for group in groups]
-        if len(groups) > INTERPOLATED or not all(between):
-            return self._error(op, decision, counts, counts)
-        root = 0.0
-        for corner in itertools.product(*between):
-            there = {**counts, **{group: count for group, (count, _) in zip(groups, corner, strict=True)}}
-            same = self.space.redecided(op.name, decision, counts, there)
-            if same is None:
-                return self._error(op, decision, counts, counts)
-            written = counts if is_row_wise(same) else there
-            root += math.prod(share for _, share in corner) * math.sqrt(self._error(op, same, there, written))
-        return root**2
-
-    def _error(self, op: Node, decision: LayerDecision, read: Mapping[str, int], written: Mapping[str, int]) -> float:
-        """A layer's error at the counts of all groups for what it reads, and for what it writes."""
-        groups = self._groups[op.name]
-        at = (op.name, decision, *(counts[group] for counts in (read, written) for group in groups))
-        if at not in self._exact:
-            error = self._entry(self._task(op, decision, kept_by(self.space, read))).error
-            rows = kept_by(self.space, written)[op.name] if is_row_wise(decision) else slice(None)
-            self._exact[at] = float(error[rows].sum())
-        return self._exact[at]
-
-    def _around(self, group: str, count: int) -> list[tuple[int, float]]:
-        """The widths of the grid next to a group's width, with the shares that they have in it; empty outside it."""
-        grid = self._grid[group]
-        if count in grid:
-            return [(count, 1.0)]
-        above = next((i for i, each in enumerate(grid) if each > count), 0)
-        if above == 0:
-            return []
-        low, high = grid[above - 1], grid[above]
-        share = (count - low) / (high - low)
-        return [(low, 1 - share), (high, share)]
-
-    @cached_property
-    def _grid(self) -> Mapping[str, tuple[int, ...]]:
-        """By group the widths at which errors are worked out, ascending: the whole, those 1, 4, 9, ... choices below,
-        and the least. Near the whole, where errors are next to nothing, they change the most in relation."""
-        grid: dict[str, tuple[int, ...]] = {group.name: (group.size,) for group in self.space.groups}
-        for knob in self.space.knobs:
-            if knob.kind == "channels":
-                counts = [int(str(choice)) for choice in knob.choices]
-                below = (i * i for i in range(math.isqrt(len(counts) - 1) + 1))
-                grid[knob.target] = tuple(sorted({counts[0], *(counts[-1 - i] for i in below)}))
-        return grid
-
     def _widths(self, op: Node) -> Iterator[Mapping[str, int]]:
         """Channel counts of all groups, for every width of one group that a layer reads and of one that it writes."""
         whole = self.space.base().channels
 
+        knobs = {knob.target: knob for knob in self.space.knobs if knob.kind == "channels"}
+
         def alone(tensor: str) -> list[Mapping[str, int]]:
-            return [
-                {},
-                *({group: count} for group in sorted(self.space.groups_of[tensor]) for count in self._grid[group]),
-            ]
+            found: list[Mapping[str, int]] = [{}]
+            for group in sorted(self.space.groups_of[tensor] & set(knobs)):
+                choices = knobs[group].choices
+                found += [{group: int(str(choices[i]))} for i in coarse_choices(len(choices))[:-1]]
+            return found
 
         for read, written in itertools.product(alone(op.inputs[0]), alone(op.name)):
             yield {**whole, **read, **written}

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,6 +35,39 @@ def directly(space: Space, limits: ToyLimits, vector: np.ndarray) -> list[float]
 def test_totals_are_what_estimates_and_limits_say() -> None:
     for vector in vectors(SPACE, 60):
         np.testing.assert_allclose(MODEL.totals([vector])[0], directly(SPACE, ToyLimits(SPACE), vector))
+
+
+def test_between_coarse_widths_shares_and_roots_of_errors_are_interpolated() -> None:
+    """Against one policy for each corner of the widths around, layer by layer; shares of MACs are exact everywhere."""
+    space = toy_space(Options(channels=8, bits=(INT8, FLOAT), ranks=()))
+    estimates, limits = ToyEstimates(space), ToyLimits(space)
+    model = AdditiveModel(space, limits, estimates)
+    counts = {i: [int(str(c)) for c in knob.choices] for i, knob in enumerate(space.knobs) if knob.kind == "channels"}
+    assert {len(each) for each in counts.values()} == {7}
+    known = (0, 2, 5, 6)
+
+    def corners(knob: int, choice: int) -> list[tuple[int, float]]:
+        low = max(each for each in known if each <= choice)
+        if low == choice:
+            return [(choice, 1.0)]
+        high, widths = min(each for each in known if each > choice), counts[knob]
+        share = (widths[choice] - widths[low]) / (widths[high] - widths[low])
+        return [(low, 1 - share), (high, share)]
+
+    for vector in vectors(space, 12):
+        expected = 0.0
+        for layer, scope in space.scopes.items():
+            shared = [knob for knob in scope if knob in counts]
+            root = 0.0
+            for corner in product(*(corners(knob, vector[knob]) for knob in shared)):
+                moved = vector.copy()
+                moved[shared] = [choice for choice, _ in corner]
+                error = estimates.errors(space.decode(moved.tolist()))[layer]
+                root += math.prod(share for _, share in corner) * math.sqrt(error)
+            expected += root**2
+        error, *shares = model.totals([vector])[0]
+        assert error == pytest.approx(expected)
+        np.testing.assert_allclose(shares, directly(space, limits, vector)[1:])
 
 
 def test_few_policies_fill_the_tables() -> None:
@@ -125,7 +161,7 @@ def test_tables_that_would_be_too_large_become_increments(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "options", [Options(channels=1), Options(bits=(INT8,), ranks=()), Options(channels=2, ranks=())]
+    "options", [Options(channels=1), Options(channels=4, bits=(INT8,), ranks=()), Options(channels=2, ranks=())]
 )
 def test_spaces_without_some_kind_of_knob(options: Options) -> None:
     space = toy_space(options)

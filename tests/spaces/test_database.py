@@ -129,8 +129,7 @@ def test_an_entry_s_error_is_that_of_its_outputs_weighted_by_sensitivity(
     name: str, bits: LayerFormat, space_of: SpaceOf, image: Image, tmp_path: Path
 ) -> None:
     space, x = space_of(name, bits=(LayerFormat.of(8, 32), FLOAT)), image(4)
-    # A width of the grid: errors between are interpolated.
-    base, policy = database(space, x, tmp_path), space.uniform(0.25, bits, "svd 0.5")
+    base, policy = database(space, x, tmp_path), space.uniform(0.6, bits, "svd 0.5")
     network, errors = base.stitch(policy).network, base.errors(policy)
     sensitivity = {layer: found.sensitivity for layer, found in layer_statistics(space.network, x).items()}
     _, channels = prune_network(space, policy)
@@ -145,35 +144,6 @@ def test_an_entry_s_error_is_that_of_its_outputs_weighted_by_sensitivity(
         off = (z - y[:, torch.from_numpy(rows)]).double().transpose(0, 1).flatten(1)
         direct = float((off.square().mean(1).numpy() * sensitivity[op.name][rows]).sum())
         assert errors[op.name] == pytest.approx(direct, rel=1e-3, abs=1e-9), op.name
-
-
-@pytest.mark.parametrize("name", ["residual-a", "inverted"])
-@pytest.mark.parametrize("form", ["dense", "svd 0.5"])
-def test_errors_between_two_widths_are_interpolated_in_their_roots(
-    name: str, form: str, space_of: SpaceOf, image: Image, tmp_path: Path
-) -> None:
-    """Against the errors of the widths next to one, both of the grid, with all else whole."""
-    space = space_of(name, bits=(LayerFormat.of(4, 8), FLOAT), ranks=(0.5,))
-    base, whole = database(space, image(4), tmp_path), space.uniform(1.0, LayerFormat.of(4, 8), form)
-    met = 0
-    for knob in space.knobs:
-        if knob.kind != "channels" or len(knob.choices) < 4:
-            continue
-        counts = [int(str(choice)) for choice in knob.choices]
-        vector, place, last = space.encode(whole), space.knobs.index(knob), len(counts) - 1
-        low, middle, high = max(last - 4, 0), last - 2, last - 1
-
-        def errors(choice: int, vector: list[int] = vector, place: int = place) -> dict[str, float]:
-            return base.errors(space.decode([*vector[:place], choice, *vector[place + 1 :]]))
-
-        at = {choice: errors(choice) for choice in (low, middle, high)}
-        share = (counts[middle] - counts[low]) / (counts[high] - counts[low])
-        for op in space.network.layers:
-            if knob.target in space.groups_of[op.inputs[0]] and knob.target not in space.groups_of[op.name]:
-                root = (1 - share) * at[low][op.name] ** 0.5 + share * at[high][op.name] ** 0.5
-                assert at[middle][op.name] == pytest.approx(root**2, rel=1e-9), op.name
-                met += at[low][op.name] > at[high][op.name]
-    assert met > 0
 
 
 def test_fewer_bits_of_activations_or_weights_cost_more(space_of: SpaceOf, image: Image, tmp_path: Path) -> None:
