@@ -49,9 +49,9 @@ from trimtab.search.setup.setting import Setting, bench_of, recall_setting
 from trimtab.spaces.candidate import Candidate
 from trimtab.spaces.policy import Policy
 
-#: Networks whose measuring the end of a run is given time for, beside the agents' winners: two files, and what is
-#: trained, also from a file.
-EXPORTS = 4
+#: Measurements that the end of a run is given time for, beside those of the agents' winners: of its exports, of what is
+#: trained, and of its exports.
+EXPORTS, TRAINED = 2, 3
 
 #: The least share of a time limit that the search gets, however long everything before it took.
 LEAST_SEARCH = 0.1
@@ -189,8 +189,8 @@ def _search_seconds(config: Config, spent: float) -> float:
     end takes, the measuring of every agent's winner, of the exports and of what is trained, and the training."""
     if config.time_limit is None:
         return math.inf
-    networks = len(config.agents) + EXPORTS
-    end = networks * config.measuring.final_seconds + config.training_seconds
+    measured = len(config.agents) + EXPORTS + (TRAINED + config.finish.candidates if config.finish.enabled else 0)
+    end = measured * config.measuring.final_seconds + config.training_seconds
     return max(config.time_limit - spent - end, LEAST_SEARCH * config.time_limit)
 
 
@@ -235,6 +235,8 @@ def _run_agents(
             fill_for(searcher.problem, [name], progress)
             seconds -= time.perf_counter() - start
             left = seconds - sum(run.seconds for run in runs)
+            if name == config.agent:  # it has its turn, however long those before it took
+                left = max(left, LEAST_SEARCH * (config.time_limit or 0.0))
             weights = [max(len(config.agents) - 1, 1) if each == config.agent else 1 for each in config.agents]
             part = weights[number] / sum(weights[number:])
             runs.append(searcher.run(name, progress, part * left, watch))
@@ -302,11 +304,12 @@ class _Finisher:
         return Outcome(self.folder, best, findings.front, summary, interrupted)
 
     def _training_seconds(self, started: float) -> float:
-        """What is left of a time limit, less the measuring of what is trained; at least the training's share of it."""
+        """What is left of a time limit, less the measuring for it; at least the training's share of it."""
         config = self.problem.config
         if config.time_limit is None:
             return math.inf
-        left = config.time_limit - (time.perf_counter() - started) - 2 * config.measuring.final_seconds
+        measuring = (TRAINED + config.finish.candidates) * config.measuring.final_seconds
+        left = config.time_limit - (time.perf_counter() - started) - measuring
         return max(left, config.training_seconds)
 
     def _finished(self, found: Sequence[Evaluation], started: float) -> Finished | None:

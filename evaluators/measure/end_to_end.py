@@ -139,9 +139,10 @@ class LatencyBench:
         self.took += comparison.took
         return Latency.of(comparison, link)
 
-    def noise_floor(self, link: Link) -> float:
-        """Return the largest deviation from 1 over several measurements of the yardstick against itself (A/A)."""
-        seconds = FLOOR_BLOCKS * link.block_seconds
+    def noise_floor(self, link: Link, most: float = math.inf) -> float:
+        """Return the largest deviation from 1 over several measurements of the yardstick against itself (A/A), which
+        take `most` seconds in all, or less."""
+        seconds = min(FLOOR_BLOCKS * link.block_seconds, most / FLOORS)
         yardstick = self._yardstick(link)
         with timing_slot(self.engine.threads):
             found = [

@@ -112,7 +112,7 @@ class _Measurement:
         self.measured: dict[Policy, float] = {}
 
     def measure_references(self) -> None:
-        self.noise = self.bench.noise_floor(self.link)
+        self.noise = self.bench.noise_floor(self.link, self.settings.link_seconds / 2)
         self.base_seconds = self.link.base_seconds
         self.measured[self.link.yardstick] = self.link.yardstick_seconds.middle
         self.base = self._cost(self.space.base(), self.base_seconds)

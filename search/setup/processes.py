@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 __all__ = ["in_processes"]
+
+#: Seconds of work that this process does before it starts others, which takes each of them as long: often that is all.
+HERE = 5.0
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -21,14 +26,17 @@ def in_processes(
     Each process makes its own worker once, by `make(*arguments)`. Where the caller stops early, or a task fails, the
     tasks that have not begun are dropped.
     """
-    if workers == 0:
-        work = make(*arguments)
-        yield from ((task, work(task)) for task in tasks)
+    work, end = make(*arguments), time.perf_counter() + (HERE if workers else math.inf)
+    here = 0
+    while here < len(tasks) and time.perf_counter() < end:
+        yield tasks[here], work(tasks[here])
+        here += 1
+    if here == len(tasks):
         return
     # Forked children of a process that has used threads may hang.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, _start, (make, arguments)) as pool:
-        running = {pool.submit(_work, task): task for task in tasks}
+        running = {pool.submit(_work, task): task for task in tasks[here:]}
         try:
             for done in as_completed(running):
                 yield running[done], done.result()

@@ -32,6 +32,7 @@ def test_workers_fill_what_one_process_would_and_nothing_twice(
     alone = fill_database(problem, 0, Progress())
     expected = {path.name: content for path, content in files().items()}
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "two"))
+    monkeypatch.setattr("trimtab.search.setup.processes.HERE", 0.0)
     together = fill_database(problem, 2, Progress())
     assert {path.name: content for path, content in files().items()} == expected
     assert alone.entries == alone.made == together.made == len(expected)
