@@ -17,8 +17,10 @@ from pydantic.dataclasses import dataclass
 from trimtab.agents.additive import Floats, Planner, Solver, planner_of
 from trimtab.agents.base import CHECKED, Agent, Parameters, Score, stable_seed
 from trimtab.agents.surrogate import LearnedErrors
+from trimtab.agents.uniform import Uniform
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Policy
+from trimtab.spaces.numbers.formats import INT8
 
 __all__ = ["Milp", "MilpParameters", "Optimum", "optimise"]
 
@@ -34,6 +36,10 @@ GAP = 1e-4
 #: Share of the knobs that a local proposal may change, drawn between these, and what a change of another one costs.
 FREE = (0.1, 0.6)
 FAR = 1e3
+
+#: What has its optimum proposed on its own: the knobs of a kind, or all of them in step.
+UNIFORM = "uniform"
+PARTS = ("channels", "bits", "form", UNIFORM)
 
 #: HiGHS's verdict that nothing is feasible.
 INFEASIBLE = 2
@@ -84,7 +90,11 @@ class MilpParameters(Parameters):
 
 
 class Milp(Agent):
-    """First the optimum of the additive model, then the optima of what is learned about its errors.
+    """First the optimum of the additive model, those of its parts, then the optima of what is learned about its errors.
+
+    The parts: channels alone, bits alone and forms alone, all else being as near to the network as given as is offered
+    or, where that cannot meet the budgets, as in its int8 form; and the best uniform policy. What the whole model is
+    wrong about may well be what a part of it does not touch.
 
     The additive model adds up what layers would lose if each were compressed alone. What it misses is learned from the
     told accuracies (`LearnedErrors`). Odd proposals are the best policy under errors drawn from near what is then the
@@ -131,6 +141,8 @@ class Milp(Agent):
     def _propose(self, number: int) -> Policy | None:
         if number == 0:
             return self._first()
+        if number <= len(PARTS) and (part := self._part(PARTS[number - 1])) is not None:
+            return part
         while self._told:
             self._learned.tell(*self._told.pop(0))
         rng = np.random.default_rng(stable_seed(self.seed, self.name, number))
@@ -141,6 +153,19 @@ class Milp(Agent):
             barriers = FAR * self.planner.model.barriers(self._best[1], kept)
         policy, feasible = self.planner.policy(errors, barriers)
         return policy if feasible and self._repeats == 0 else self._near(policy, errors)
+
+    def _part(self, kind: str) -> Policy | None:
+        """Return the optimum over the knobs of one kind, or the best uniform policy; None where none is feasible."""
+        if kind == UNIFORM:
+            return next(iter(Uniform(self.space, self.limits, self.seed).ask(1)), None)
+        model = self.planner.model
+        kept = np.array([knob.kind != kind for knob in self.space.knobs])
+        for rest in (self.space.uniform(), self.space.uniform(bits=INT8)):
+            vector = np.array(self.space.encode(rest))
+            policy, feasible = self.planner.policy(model.values[:, 0], FAR * model.barriers(vector, kept))
+            if feasible and (np.array(self.space.encode(policy)) == vector)[kept].all():
+                return policy
+        return None
 
     def _near(self, policy: Policy, errors: Floats) -> Policy:
         """Return the neighbour of least error that is new, and feasible if there is any."""

@@ -69,6 +69,27 @@ def test_layers_without_any_choice_are_left_alone() -> None:
         agent.tell(policy, ToyScore(damage(space)(policy), limits.violations(policy)))
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_optima_of_the_parts_are_among_the_first_proposals(seed: int) -> None:
+    """Against every policy of a part: of those that meet the limits, none has a smaller error by the estimates."""
+    limits, estimates = ToyLimits(TINY, 0.2, 1.0), ToyEstimates(TINY)
+    first = [tuple(TINY.encode(policy)) for policy in Milp(TINY, limits, seed, estimates).ask(5)]
+    totals = AdditiveModel(TINY, limits, estimates).totals(EVERY)
+    met = 0
+    for kind in ("channels", "bits"):
+        for rest in (TINY.uniform(), TINY.uniform(bits=INT8)):
+            home = np.array(TINY.encode(rest))
+            fixed = np.array([knob.kind != kind for knob in TINY.knobs])
+            within = (EVERY[:, fixed] == home[fixed]).all(axis=1) & (totals[:, 1:] <= 1).all(axis=1)
+            if within.any():
+                least = totals[within, 0].min()
+                found = [totals[within & (vector == EVERY).all(axis=1), 0] for vector in first]
+                assert min(float(each[0]) for each in found if len(each)) == pytest.approx(least, rel=0.02), kind
+                met += 1
+                break
+    assert met == 2
+
+
 def test_where_estimates_are_wrong_it_learns_from_what_is_told() -> None:
     """Every layer and group weighs another amount than the estimates say, and losses do not even add up."""
     estimates = ToyEstimates(SPACE)
