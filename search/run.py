@@ -98,7 +98,7 @@ def run_search(
     """
     started = time.perf_counter() if began is None else began
     config = problem.config
-    with begin("search", problem, [config.budgets], config.agents, folder, progress, resume) as experiment:
+    with begin("search", problem, [config.budgets], [config.agent], folder, progress, resume) as experiment:
         (setting,) = experiment.settings
         if setting.elsewhere:
             progress.line(

@@ -25,6 +25,7 @@ from trimtab.search.loop.candidates import CandidateFolder
 from trimtab.search.loop.journal import Journal, Record
 from trimtab.search.loop.verify import Verifier
 from trimtab.search.progress import Progress
+from trimtab.search.setup.baseline import ROUNDS
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting, bench_of, budget_name, engine_of, measure_setting, recall_setting
 
@@ -37,6 +38,10 @@ CHANGEABLE: Mapping[Kind, frozenset[str]] = {
     "search": frozenset({"workers", "trials", "time_limit", "storage", "finish"}),
     "contest": frozenset({"workers", "trials", "time_limit", "storage", "finish", "agent", "baselines", "budgets"}),
 }
+
+
+#: How often proposals are measured before it begins. A search measures what becomes the best, too.
+PROPOSED: Mapping[Kind, int] = {"search": 1, "contest": ROUNDS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +89,8 @@ def begin(
 ) -> Iterator[Experiment]:
     """Begin an experiment under some budgets, or go on with it: what its journal holds is not measured again.
 
+    What `agents` propose first is measured too, so that they do not settle where the latency table is too fast.
+
     An impossible budget is an `InfeasibleBudget`, and leaves no folder.
     """
     prepare_folder(folder, resume)
@@ -103,9 +110,7 @@ def begin(
             if len(budgets) > 1:
                 progress.line(f"budget {name}")
             link = settings[0].baseline.link if settings else None
-            # In a search, what becomes the best is measured then.
-            proposing = agents if kind == "contest" else ()
-            settings.append(measure_setting(under, proposing, table, benches[name], progress, link))
+            settings.append(measure_setting(under, agents, table, benches[name], progress, link, PROPOSED[kind]))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", problem.config.to_yaml())

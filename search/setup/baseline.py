@@ -84,11 +84,12 @@ def measure_baseline(
     progress: Progress,
     propose: Callable[[BudgetLimits], list[Policy]] | None = None,
     link: Link | None = None,
+    rounds: int = ROUNDS,
 ) -> tuple[Baseline, BudgetLimits]:
     """Measure the baseline; a budget that cannot be met is an `InfeasibleBudget` with the smallest reachable value.
 
-    `propose` returns what agents propose under limits: measured too, for a search that will trust the table. `link` is
-    one that was measured already.
+    `propose` returns what agents propose under limits: measured too, so many `rounds`, for a search that will trust the
+    table. `link` is one that was measured already.
     """
     measurement = _Measurement(problem, bench, model, link or tie(bench, problem.config, progress))
     measurement.measure_references()
@@ -98,7 +99,7 @@ def measure_baseline(
         limits = measurement.limits()
         measurement.probe(_near(problem, limits, problem.config.measuring.probes))
         limits = measurement.limits_with_margin()
-        for _ in range(ROUNDS if propose is not None and "latency" in limits.limits else 0):
+        for _ in range(rounds if propose is not None and "latency" in limits.limits else 0):
             measurement.probe(propose(limits))  # type: ignore[misc]
             limits = measurement.limits_with_margin(NEARLY_ALL)
     return measurement.baseline(limits), limits

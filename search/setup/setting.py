@@ -18,7 +18,7 @@ from trimtab.evaluators.price.table import LatencyTable
 from trimtab.files import file_name
 from trimtab.search.progress import Progress
 from trimtab.search.setup.agent_factory import FIRST_PROPOSALS, fill_for, first_proposals, make_agent
-from trimtab.search.setup.baseline import Baseline, measure_baseline
+from trimtab.search.setup.baseline import ROUNDS, Baseline, measure_baseline
 from trimtab.search.setup.budgets import BudgetLimits
 from trimtab.search.setup.kept import Kept
 from trimtab.search.setup.problem import Problem
@@ -99,18 +99,19 @@ def measure_setting(
     bench: LatencyBench,
     progress: Progress,
     link: Link | None = None,
+    rounds: int = ROUNDS,
 ) -> Setting:
-    """Measure the baseline under a problem's budgets.
+    """Measure the baseline under a problem's budgets, for a search by some agents.
 
-    Agents' first proposals are measured with it, for a search that measures nothing itself. `link` is that of another
-    setting. A space that the engine cannot run is a `BadInput`, a budget that cannot be met
-    an `InfeasibleBudget` with the smallest reachable value.
+    Their first proposals are measured with it, in so many `rounds`. `link` is that of another setting. A space that the
+    engine cannot run is a `BadInput`, a budget that cannot be met an `InfeasibleBudget` with the smallest reachable
+    value.
     """
     _check_offered(problem, table.engine)
     _check_kept(problem)
     problem = problem.without(find_removals(problem, table, progress))
-    propose = first_proposals(problem, agents, progress) if agents else None
-    baseline, _ = measure_baseline(problem, bench, CostModel(problem.space, table), progress, propose, link)
+    propose, model = first_proposals(problem, agents, progress), CostModel(problem.space, table)
+    baseline, _ = measure_baseline(problem, bench, model, progress, propose, link, rounds)
     return Setting(problem, baseline, machine_of(table.engine), {})
 
 
