@@ -222,6 +222,27 @@ MUTANTS = (
         ("kernels/test_operators",),
     ),
     Mutant(
+        "channels behind a range of pixels are written too",
+        "kernels/native/channels.h",
+        "end - to >= kPicked",
+        "end > to",
+        ("kernels/test_operators", "kernels/test_memory"),
+    ),
+    Mutant(
+        "channels of zeros are read by weights that are not",
+        "src/trimtab/graph/operators/layers.py",
+        "weight=padded(node.weight, out, inputs),",
+        "weight=padded(node.weight, out, inputs, fill=1),",
+        ("graph/test_padding", "kernels/test_widths"),
+    ),
+    Mutant(
+        "tensors of an operator that cannot have more channels are padded",
+        "src/trimtab/graph/padding.py",
+        "fixed.update((*node.inputs, node.name))",
+        "fixed.add(node.name)",
+        ("graph/test_padding",),
+    ),
+    Mutant(
         "the half panel's weights lie where those of one more whole panel would",
         "kernels/native/conv.cpp",
         "half ? vectors : panel * widest",
