@@ -243,6 +243,13 @@ MUTANTS = (
         ("graph/test_padding",),
     ),
     Mutant(
+        "a bound below what eight bits hold is left to packing",
+        "kernels/native/program.cpp",
+        "s.high >= 255 && largest_scale",
+        "largest_scale",
+        ("kernels/test_integers",),
+    ),
+    Mutant(
         "the half panel's weights lie where those of one more whole panel would",
         "kernels/native/conv.cpp",
         "half ? vectors : panel * widest",

@@ -32,6 +32,15 @@ void bound_integers(Store& s) {
     s.high = static_cast<float>(std::min(top - zero, std::nearbyint(static_cast<double>(s.ceil) / s.out.scale)));
 }
 
+// Whether packing with saturation gives the bounds of a store, of accumulators within 2^30 or their sums with a residual, for
+// which rounding them has to fit an int32.
+bool saturates(const Store& s, float largest_scale) {
+  if (s.out.zero != 0 || s.out.top != 255) return false;
+  if (s.requantize) return s.low == 0 && s.high >= 255 && largest_scale <= 0.5f;
+  const bool sums = s.has_residual && s.residual.is_u8 && s.out.is_u8;
+  return sums && largest_scale * s.out.inverse <= 0.5f && s.residual.scale * s.out.inverse <= 0x1p20f;
+}
+
 }  // namespace
 
 Program::Program(const Kernels& kernels, int threads, int batch)
@@ -79,11 +88,15 @@ void Program::add_conv(const std::string& name, int in, int out, int residual, c
   scratch_per_thread_ = std::max(scratch_per_thread_, packed.scratch_bytes);
   call->kernel = packed.depthwise ? (packed.integer ? kernels_.depthwise_int : kernels_.depthwise_float)
                                   : (packed.integer ? kernels_.conv_int : kernels_.conv_float);
-  const auto stored = [=, scale = reinterpret_cast<const float*>(packed.scale.data())] {
+  const auto* const scale = reinterpret_cast<const float*>(packed.scale.data());
+  const float largest_scale =
+      packed.integer ? *std::max_element(scale, scale + packed.scale.bytes() / sizeof *scale) : kInfinity;
+  const auto stored = [=] {
     Store s = store(out, residual, activation);
     s.requantize = requantize;
     s.scale = scale;
     if (requantize) bound_integers(s);
+    s.saturates = saturates(s, largest_scale);
     return s;
   };
   add_step(name, out, [=](const Task& t) { call->kernel(call->packed.conv, stored(), operand(in), t); });

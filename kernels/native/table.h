@@ -31,6 +31,7 @@ struct Store {
   bool has_residual;
   bool requantize;     // integers straight to integers: q = round(clamp(acc * scale[c], low, high)) + zero
   float low, high;     // clamp before rounding, relative to the zero point
+  bool saturates;      // of integers, or their sum with a residual, to uint8: packing with saturation gives these bounds
   float floor, ceil;   // the activation's bounds on real values
   Curve curve;         // its curve
   const float* scale;  // per channel, padded to whole vectors: acc -> real, or acc -> q where requantize
