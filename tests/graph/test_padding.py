@@ -49,7 +49,21 @@ def mixed(rng: np.random.Generator, integer: bool) -> Graph:
         Node("flatten", "flat", ("means",)),
         build.linear(rng, "flat", 6, 3, name="out", integer=integer),
     )  # fmt: skip
-    names = ("x", "stem", "own", "mixed", "pooled", "squeeze", "gated", "most", "spread", "dense", "sum", "joined", "wide")
+    names = (
+        "x",
+        "stem",
+        "own",
+        "mixed",
+        "pooled",
+        "squeeze",
+        "gated",
+        "most",
+        "spread",
+        "dense",
+        "sum",
+        "joined",
+        "wide",
+    )
     quant = {name: IN if name == "x" else OUT for name in names} if integer else {}
     return Graph("x", (5, 8, 7), nodes, "out", quant)
 
@@ -59,7 +73,7 @@ def mixed(rng: np.random.Generator, integer: bool) -> Graph:
 def test_values_stay_what_they_are(integer: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     graph = mixed(rng, integer)
-    padded = pad_channels(graph, lambda channels: channels.count + int(rng.integers(0, 9)))
+    padded = pad_channels(graph, lambda channels: channels.width + int(rng.integers(0, 9)))
     x = build.images(rng, 2, graph.input_shape)
     wanted, got = reference.interpret(graph, x), reference.interpret(padded, x)
     for name, values in wanted.items():
@@ -80,7 +94,7 @@ def test_what_shares_channels_is_padded_alike(integer: bool, rng: np.random.Gene
     widths = {name: shape[0] for name, shape in padded.shapes.items() if shape[0] != graph.shapes[name][0]}
     images = ["stem", "own", "mixed", "pooled", "gate", "gated", "bent", "moved", "most", "wide", "means", "flat"]
     assert widths == dict.fromkeys(images, 16)
-    # Six tensors from `stem` to `most` read by a depthwise layer and two dense ones of one column, `wide` by a linear layer.
+    # From `stem` to `most` a depthwise layer and two 1x1 ones read them, from `wide` on a linear layer.
     assert sorted(asked) == [Channels(6, False, False, (1,)), Channels(7, False, True, (1, 1))]
 
 

@@ -51,7 +51,9 @@ def test_every_width(level: str, integer: bool, rng: np.random.Generator) -> Non
             np.testing.assert_allclose(got[name], values, **tolerance, err_msg=f"{name} of width {width}")
 
 
-@given(st.sampled_from(LEVELS), st.integers(1, 200), st.booleans(), st.booleans(), st.lists(st.integers(1, 7), max_size=3))
+@given(
+    st.sampled_from(LEVELS), st.integers(1, 200), st.booleans(), st.booleans(), st.lists(st.integers(1, 7), max_size=3)
+)
 def test_stored_channels(level: str, count: int, integer: bool, depthwise: bool, filters: list[int]) -> None:
     """Never fewer, never a vector more, and whoever has more channels is stored with no fewer."""
     stored = _native.stored_channels(level, count, integer, depthwise, filters)

@@ -22,18 +22,18 @@ FEW_VALUES = 16
 class Channels(NamedTuple):
     """The channels that some tensors have in common, as far as they decide how many are best stored.
 
-    `integer` says whether all of the tensors are stored as uint8, `depthwise` whether depthwise layers read them, and
-    `filters` how many columns the filters of the dense layers have that do.
+    There are `width` of them. `integer` says whether all of the tensors are stored as uint8, `depthwise` whether
+    depthwise layers read them, and `filters` how many columns the filters of the dense layers have that do.
     """
 
-    count: int
+    width: int
     integer: bool
     depthwise: bool
     filters: tuple[int, ...]
 
 
 def pad_channels(graph: Graph, stored: Callable[[Channels], int]) -> Graph:
-    """Return a legalised graph whose images have as many channels as `stored` says, which is never fewer than they have.
+    """Return a legalised graph whose images have as many channels as `stored` says, which are never fewer than now.
 
     Values stay what they are: weights that read what lies behind a tensor's own channels are zero. The graph's input
     and output stay as they are, and so does whatever shares its channels with them.
@@ -46,7 +46,7 @@ def pad_channels(graph: Graph, stored: Callable[[Channels], int]) -> Graph:
 
 
 def isolate(graph: Graph) -> Graph:
-    """Return the graph between two copies of channels, so that its own tensors are padded as those inside of a network."""
+    """Return the graph between two copies of channels, so that its tensors are padded as those inside of a network."""
     taken = {graph.input, *(node.name for node in graph)}
     first, last = free_name(f"{graph.input}.copy", taken), free_name(f"{graph.output}.copy", taken)
     inside = (

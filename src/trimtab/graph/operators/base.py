@@ -69,13 +69,13 @@ class Operator:
         return replace(node, attrs=self.with_channels(node.attrs, before, len(out)), weights=weights)
 
     def widens(self, node: Node, source: Shape) -> bool:
-        """Whether, with channels of zeros behind those of its inputs, it gives what it would without them, and as many more
-        channels behind it."""
+        """Whether it may be given more channels behind those of its inputs: it then gives as many more, behind what
+        it gave before."""
         return True
 
     def widened(self, node: Node, source: int, out: int) -> Node:
-        """Return the node with `source` input and `out` output channels, those that it has first; of the inputs'
-        others it takes nothing to them."""
+        """Return the node with `source` input and `out` output channels. Those that it has come first, and take nothing
+        from the inputs' others."""
         weights = {name: padded(array, out) for name, array in node.weights.items()}
         return replace(node, weights=weights) if weights else node
 
@@ -89,7 +89,7 @@ class Operator:
 
 
 def padded(array: Array, *shape: int, fill: float = 0) -> Array:
-    """Return an array with `fill` behind its values, up to this shape along its first axes; itself where it has that."""
+    """Return an array with `fill` behind its values, up to this shape along its first axes; itself where it fits."""
     more = [n - have for n, have in zip(shape, array.shape, strict=False)]
     rest = [0] * (array.ndim - len(shape))
     return np.pad(array, [(0, after) for after in (*more, *rest)], constant_values=fill) if any(more) else array
