@@ -12,6 +12,7 @@ import numpy.typing as npt
 from trimtab.errors import BadInput, unknown_name
 from trimtab.graph import Graph, Node, bands, check_graph, is_integer
 from trimtab.graph.attributes import MAX_ELEMENTS
+from trimtab.graph.padding import pad_channels
 from trimtab.graph.passes import fuse, legalise
 from trimtab.kernels import _native
 from trimtab.kernels.isa import active_level, methods, resolve_level
@@ -69,11 +70,13 @@ class Session:
         self._memory_limit = memory_limit
         self._method = None if method is None else _number_of(method)
         self._graph = check_graph(legalise(fuse(graph)))
-        largest = max(prod(shape) for shape in self._graph.shapes.values())
+        #: As it is run: with more channels where that is quicker.
+        self._stored = pad_channels(self._graph, lambda channels: _native.stored_channels(self.level, *channels))
+        largest = max(prod(shape) for shape in self._stored.shapes.values())
         if largest * batch > MAX_ELEMENTS:
             raise BadInput(f"a batch of {batch} makes tensors of {largest * batch} elements: too large")
-        together = bands.find_chains(bands.graph_links(self._graph), self._graph.output)
-        self._steps = [self._graph.nodes[part.start : part.stop] for part in together]
+        together = bands.find_chains(bands.graph_links(self._graph), self._graph.output)  # as prices are planned
+        self._steps = [self._stored.nodes[part.start : part.stop] for part in together]
         self._program, _ = self._compile(self._steps)
 
     @property
@@ -126,13 +129,14 @@ class Session:
         Slow: for tests and inspection, which have no other view of what lies between layers.
         """
         self._check(x, 1)
-        program, ids = self._compile([(node,) for node in self._graph.nodes])  # chains leave no tensors between layers
+        program, ids = self._compile([(node,) for node in self._stored.nodes])  # chains leave no tensors between layers
         names = {index: name for name, index in ids.items()}
         parts: dict[str, list[Floats]] = {name: [] for name in ids}
         for first in range(0, len(x), self.batch):
             for index, values in program.trace(x[first : first + self.batch]):
                 parts[names[index]].append(values)
-        return {name: np.concatenate(p).reshape(-1, *self._graph.shapes[name]) for name, p in parts.items()}
+        whole = {name: np.concatenate(p).reshape(-1, *self._stored.shapes[name]) for name, p in parts.items()}
+        return {name: values[:, : self._graph.shapes[name][0]] for name, values in whole.items()}
 
     def _check(self, x: Floats, leading: int) -> None:
         shape = self._graph.input_shape
@@ -144,7 +148,7 @@ class Session:
             raise BadInput(f"input must have shape {wanted}, got {x.shape}")
 
     def _compile(self, steps: Sequence[Sequence[Node]]) -> tuple[_native.Program, dict[str, int]]:
-        graph, shapes = self._graph, self._graph.shapes
+        graph, shapes = self._stored, self._stored.shapes
         placement = place(graph, steps, shapes, self.batch)
         _check_memory(placement.total, self._memory_limit)
         program = _native.Program(self.level, self.threads, self.batch)

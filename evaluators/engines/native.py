@@ -10,6 +10,7 @@ import numpy as np
 from trimtab import kernels
 from trimtab.evaluators.engines.base import Images, TimeSlice
 from trimtab.graph import Graph
+from trimtab.graph.padding import isolate
 
 __all__ = ["NativeEngine"]
 
@@ -64,11 +65,11 @@ def open_file(path):
 
     def layer_kernel(self, graph: Graph, layer: str) -> str:
         """Name the kernel: the bits that it reads and how it goes about it; empty for what is no layer."""
-        return kernels.Session(graph, threads=self.threads, level=self.level).kernels.get(layer, "")
+        return kernels.Session(isolate(graph), threads=self.threads, level=self.level).kernels.get(layer, "")
 
     def layer_seconds(self, graph: Graph, layer: str, seconds: float) -> Sequence[float]:
         """Time one layer in place, inside runs of the whole small program."""
-        session = kernels.Session(graph, threads=self.threads, level=self.level)
+        session = kernels.Session(isolate(graph), threads=self.threads, level=self.level)
         inputs = np.random.default_rng(0).normal(size=(4, 1, *graph.input_shape)).astype(np.float32)
         first = session.time(inputs, seconds / 2)
         runs = max(3, int(seconds * first.runs / first.seconds))

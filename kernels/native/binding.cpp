@@ -13,6 +13,7 @@
 #include "cpu.h"
 #include "entropy.h"
 #include "observe.h"
+#include "padding.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -286,6 +287,11 @@ NB_MODULE(_native, m) {
   m.def("emulated_levels", &emulated_levels);
   m.def("cpu", &cpu_dict);
   m.def("has_bf16", [](const std::string& level) { return kernels_of(level).has_bf16; }, "level"_a);
+  m.def("stored_channels",
+        [](const std::string& level, int count, bool integer, bool depthwise, const std::vector<int>& filters) {
+          return stored_channels(kernels_of(level), {count, integer, depthwise, filters});
+        },
+        "level"_a, "count"_a, "integer"_a, "depthwise"_a, "filters"_a);
   m.def("peak_int", [](const std::string& level, double s) { return kernels_of(level).peak_int(s); }, "level"_a,
         "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("peak_float", [](const std::string& level, double s) { return kernels_of(level).peak_float(s); }, "level"_a,

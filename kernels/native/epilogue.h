@@ -50,7 +50,7 @@ TRIMTAB_INLINE typename S::F load_real(const Operand& o, size_t i) {
 }
 
 TRIMTAB_INLINE Clamp whole_range(const Operand& o) {
-  return {static_cast<float>(-o.zero), static_cast<float>(o.top - o.zero), o.zero};
+  return {static_cast<float>(-o.zero), static_cast<float>(o.top - o.zero), o.zero, false};
 }
 
 template <class S>
@@ -223,7 +223,7 @@ TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<int32_t>& t
 #pragma GCC unroll 8
   for (int j = 0; j < NV; ++j) scale[j] = S::template load<F>(s.scale + to.channel + j * S::kLanes);
   if (to.finish == Finish::kIntegers) {
-    store_clamped_rows<S, MR, NV>(out, to, {s.low, s.high, s.out.zero},
+    store_clamped_rows<S, MR, NV>(out, to, {s.low, s.high, s.out.zero, s.saturates},
                                   [&](int i, int j) { return S::to_float(acc[i][j]) * scale[j]; });
     return;
   }
@@ -231,7 +231,9 @@ TRIMTAB_INLINE void finish_tile(const V (&acc)[MR][NV], const Target<int32_t>& t
   const F floor = S::set(s.floor), ceil = S::set(s.ceil), step = S::set(s.residual.scale);
   const F inverse = S::set(s.out.inverse);
   const V zero = S::set(s.residual.zero);
-  store_clamped_rows<S, MR, NV>(out, to, whole_range(s.out), [&](int i, int j) {
+  Clamp range = whole_range(s.out);
+  range.saturates = s.saturates;
+  store_clamped_rows<S, MR, NV>(out, to, range, [&](int i, int j) {
     const F other = S::to_float(S::load_u8(residual + i * to.step + j * S::kLanes) - zero) * step;
     return S::activate(S::to_float(acc[i][j]) * scale[j] + other, floor, ceil) * inverse;
   });
@@ -288,7 +290,7 @@ TRIMTAB_INLINE void emit_vectors(const Store& s, const typename S::I* acc, size_
       typename S::F x[4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) x[j] = S::to_float(acc[i + j]) * scale;
-      store_clamped<S>(typename S::Stores{}, out + i * step, step, x, {s.low, s.high, s.out.zero}, least(columns, S::kLanes));
+      store_clamped<S>(typename S::Stores{}, out + i * step, step, x, {s.low, s.high, s.out.zero, s.saturates}, least(columns, S::kLanes));
     }
     return;
   }

@@ -130,6 +130,12 @@ TRIMTAB_INLINE void store_high(uint8_t* p, __m128i bytes) {
 // Four vectors as bytes, one after the other. What is too small for an int32, or not a number, becomes the least one, so the
 // lower bound can wait until two vectors have become one.
 TRIMTAB_INLINE __m256i clamped_bytes(const Avx2::F* x, const Clamp& c) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  if (c.saturates) {
+    const __m256i first = _mm256_packs_epi32(_mm256_cvtps_epi32((__m256)x[0]), _mm256_cvtps_epi32((__m256)x[1]));
+    const __m256i second = _mm256_packs_epi32(_mm256_cvtps_epi32((__m256)x[2]), _mm256_cvtps_epi32((__m256)x[3]));
+    return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
+  }
   const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(c.zero));
   const __m256i low = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(c.low) + c.zero));
   const __m256 high = _mm256_set1_ps(c.high);
@@ -139,7 +145,7 @@ TRIMTAB_INLINE __m256i clamped_bytes(const Avx2::F* x, const Clamp& c) {
     return _mm256_max_epi16(_mm256_adds_epi16(words, zero), low);
   };
   const __m256i mixed = _mm256_packus_epi16(pair(x[0], x[1]), pair(x[2], x[3]));
-  return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  return _mm256_permutevar8x32_epi32(mixed, order);
 }
 
 template <class S>

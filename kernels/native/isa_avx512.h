@@ -90,6 +90,12 @@ struct Avx512 : Vector<Lanes16> {
 
 // As at the AVX2 level.
 TRIMTAB_INLINE __m512i clamped_bytes(const Avx512::F* x, const Clamp& c) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  if (c.saturates) {
+    const __m512i first = _mm512_packs_epi32(_mm512_cvtps_epi32((__m512)x[0]), _mm512_cvtps_epi32((__m512)x[1]));
+    const __m512i second = _mm512_packs_epi32(_mm512_cvtps_epi32((__m512)x[2]), _mm512_cvtps_epi32((__m512)x[3]));
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+  }
   const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(c.zero));
   const __m512i low = _mm512_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(c.low) + c.zero));
   const __m512 high = _mm512_set1_ps(c.high);
@@ -98,7 +104,6 @@ TRIMTAB_INLINE __m512i clamped_bytes(const Avx512::F* x, const Clamp& c) {
                                              _mm512_cvtps_epi32(_mm512_min_ps(high, (__m512)b)));
     return _mm512_max_epi16(_mm512_adds_epi16(words, zero), low);
   };
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(pair(x[0], x[1]), pair(x[2], x[3])));
 }
 

@@ -181,10 +181,11 @@ struct Bf16Products {
 };
 
 // What becomes of real values on the way to uint8: clamped, rounded, moved by the zero point. The bounds are integers
-// and give 0 to 255.
+// and give 0 to 255. Where packing to bytes with saturation alone gives the same (`saturates`), levels may leave it at that.
 struct Clamp {
   float low, high;
   int32_t zero;
+  bool saturates;
 };
 
 template <class S>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.h"
+#include "channels.h"
 #include "depthwise.h"
 #include "elementwise.h"
 #include "gemm.h"
@@ -109,6 +110,7 @@ constexpr Kernels make_kernels(const char* name, bool bf16 = S::kBf16) {
           &avg_pool<S>,
           &bilinear<S>,
           &depth_to_space<S>,
+          &pick_channels,
           &input<S>,
           &round_to_steps<S>,
           &round_to_steps_back<S>,

@@ -32,6 +32,15 @@ void bound_integers(Store& s) {
     s.high = static_cast<float>(std::min(top - zero, std::nearbyint(static_cast<double>(s.ceil) / s.out.scale)));
 }
 
+// Whether packing with saturation gives the bounds of a store, of accumulators within 2^30 or their sums with a residual, for
+// which rounding them has to fit an int32.
+bool saturates(const Store& s, float largest_scale) {
+  if (s.out.zero != 0 || s.out.top != 255) return false;
+  if (s.requantize) return s.low == 0 && s.high >= 255 && largest_scale <= 0.5f;
+  const bool sums = s.has_residual && s.residual.is_u8 && s.out.is_u8;
+  return sums && largest_scale * s.out.inverse <= 0.5f && s.residual.scale * s.out.inverse <= 0x1p20f;
+}
+
 }  // namespace
 
 Program::Program(const Kernels& kernels, int threads, int batch)
@@ -79,11 +88,15 @@ void Program::add_conv(const std::string& name, int in, int out, int residual, c
   scratch_per_thread_ = std::max(scratch_per_thread_, packed.scratch_bytes);
   call->kernel = packed.depthwise ? (packed.integer ? kernels_.depthwise_int : kernels_.depthwise_float)
                                   : (packed.integer ? kernels_.conv_int : kernels_.conv_float);
-  const auto stored = [=, scale = reinterpret_cast<const float*>(packed.scale.data())] {
+  const auto* const scale = reinterpret_cast<const float*>(packed.scale.data());
+  const float largest_scale =
+      packed.integer ? *std::max_element(scale, scale + packed.scale.bytes() / sizeof *scale) : kInfinity;
+  const auto stored = [=] {
     Store s = store(out, residual, activation);
     s.requantize = requantize;
     s.scale = scale;
     if (requantize) bound_integers(s);
+    s.saturates = saturates(s, largest_scale);
     return s;
   };
   add_step(name, out, [=](const Task& t) { call->kernel(call->packed.conv, stored(), operand(in), t); });
@@ -272,62 +285,40 @@ void Program::add_flatten(const std::string& name, int in, int out) {
   });
 }
 
-// Output channels [to, to + count) are the input's from `from` on; zeros where that is negative.
-struct ChannelRun {
-  int32_t from, to, count;
-};
-
-static std::vector<ChannelRun> runs_of(const std::vector<int32_t>& index) {
-  std::vector<ChannelRun> runs;
-  for (int32_t c = 0; c < static_cast<int32_t>(index.size()); ++c) {
-    const int32_t from = std::max(index[c], -1);
-    const bool is_zero = from < 0, same = !runs.empty() && (runs.back().from < 0) == is_zero;
-    if (same && (is_zero || from == runs.back().from + runs.back().count))
-      ++runs.back().count;
-    else
-      runs.push_back({from, c, 1});
-  }
-  return runs;
-}
-
-constexpr size_t kLongRun = 4;  // channels, on the average, from which on copying runs beats copying channels
-
-template <class T>
-static void map_runs(const T* from, T* to, T zero, size_t width, size_t channels, Range pixels,
-                     const std::vector<ChannelRun>& runs) {
-  const bool any_zero = std::any_of(runs.begin(), runs.end(), [](const ChannelRun& run) { return run.from < 0; });
-  // All at once: a call for every few zeros takes longer.
-  if (any_zero) std::fill_n(to, (pixels.last - pixels.first) * channels, zero);
-  for (size_t p = pixels.first; p < pixels.last; ++p, from += width, to += channels) {
-    for (const ChannelRun& run : runs) {
-      if (run.from >= 0) std::copy_n(from + run.from, run.count, to + run.to);
+// For output channels of `bytes` bytes each, of which c is the input's index[c], or none of them where that is negative.
+static std::vector<Pick> picks_of(const std::vector<int32_t>& index, int bytes) {
+  std::vector<Pick> picks;
+  const int32_t out_bytes = static_cast<int32_t>(index.size()) * bytes;
+  for (int32_t target = 0; target < out_bytes; target += kPicked) {
+    const size_t first = picks.size();
+    for (int32_t i = target; i < std::min(target + kPicked, out_bytes); ++i) {
+      if (index[i / bytes] < 0) continue;
+      const int32_t from = index[i / bytes] * bytes + i % bytes, source = from / kPicked * kPicked;
+      size_t at = first;
+      while (at < picks.size() && picks[at].source != source) ++at;
+      if (at == picks.size()) {
+        picks.push_back({target, source, {}});
+        std::fill_n(picks[at].place, kPicked, kNowhere);
+      }
+      picks[at].place[i - target] = static_cast<uint8_t>(from - source);
     }
   }
+  picks.push_back({out_bytes + kPicked, 0, {}});
+  return picks;
 }
 
-template <class T>
-static void map_channels(const T* from, T* to, T zero, size_t width, Range pixels, const std::vector<int32_t>& index,
-                         const std::vector<ChannelRun>& runs) {
-  const size_t channels = index.size();
-  from += pixels.first * width;
-  to += pixels.first * channels;
-  if (runs.size() * kLongRun <= channels) return map_runs(from, to, zero, width, channels, pixels, runs);
-  for (size_t p = pixels.first; p < pixels.last; ++p, from += width, to += channels) {
-    for (size_t c = 0; c < channels; ++c) to[c] = index[c] < 0 ? zero : from[index[c]];
+void Program::add_channel_map(const std::string& name, int in, int out, const std::vector<int32_t>& index) {
+  const int bytes = static_cast<int>(element_bytes(tensors_[out].operand));
+  const std::vector<Pick> picks = picks_of(index, bytes);
+  std::vector<uint8_t> start(round_up(index.size() * bytes, kPicked));
+  if (bytes == 1) {
+    for (size_t c = 0; c < index.size(); ++c) start[c] = static_cast<uint8_t>(index[c] < 0 ? tensors_[out].operand.zero : 0);
   }
-}
-
-void Program::add_channel_map(const std::string& name, int in, int out, std::vector<int32_t> index) {
-  const std::vector<ChannelRun> runs = runs_of(index);
-  add_step(name, out, [=, index = std::move(index)](const Task& t) {
-    const size_t width = tensors_[in].c;
+  add_step(name, out, [=](const Task& t) {
+    const PickArgs args{tensors_[in].c * bytes, tensors_[out].c * bytes, start.data(), picks.data()};
     const Range r = share(static_cast<size_t>(tensors_[out].h) * tensors_[out].w * t.images, t);
-    const Operand from = operand(in), to = operand(out);
-    if (to.is_u8)
-      map_channels(static_cast<const uint8_t*>(from.data), static_cast<uint8_t*>(to.data),
-                   static_cast<uint8_t>(to.zero), width, r, index, runs);
-    else
-      map_channels(static_cast<const float*>(from.data), static_cast<float*>(to.data), 0.0f, width, r, index, runs);
+    kernels_.pick_channels(args, static_cast<const uint8_t*>(operand(in).data), static_cast<uint8_t*>(operand(out).data),
+                           r.first, r.last);
   });
 }
 

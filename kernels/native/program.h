@@ -63,7 +63,7 @@ class Program {
   void add_max_pool(const std::string& name, int in, int out, const PoolArgs& args);
   void add_avg_pool(const std::string& name, int in, int out, const PoolArgs& args);
   void add_flatten(const std::string& name, int in, int out);
-  void add_channel_map(const std::string& name, int in, int out, std::vector<int32_t> index);
+  void add_channel_map(const std::string& name, int in, int out, const std::vector<int32_t>& index);
   void add_subsample(const std::string& name, int in, int out, int stride_h, int stride_w);
   void add_nearest(const std::string& name, int in, int out);
   void add_bilinear(const std::string& name, int in, int out, bool align_corners);

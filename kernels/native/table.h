@@ -31,6 +31,7 @@ struct Store {
   bool has_residual;
   bool requantize;     // integers straight to integers: q = round(clamp(acc * scale[c], low, high)) + zero
   float low, high;     // clamp before rounding, relative to the zero point
+  bool saturates;      // of integers, or their sum with a residual, to uint8: packing with saturation gives these bounds
   float floor, ceil;   // the activation's bounds on real values
   Curve curve;         // its curve
   const float* scale;  // per channel, padded to whole vectors: acc -> real, or acc -> q where requantize
@@ -167,6 +168,22 @@ struct DepthToSpaceArgs {
   int32_t block_h, block_w, top, left;
 };
 
+constexpr int kPicked = 16;  // bytes of a pixel that are picked at a time
+constexpr uint8_t kNowhere = 0x80;
+
+// What kPicked bytes of an output pixel, from `target` on, take of those of the input pixel from `source` on: byte i is
+// number place[i], or none of them where that is kNowhere.
+struct Pick {
+  int32_t target, source;
+  uint8_t place[kPicked];
+};
+
+struct PickArgs {
+  int32_t in_bytes, out_bytes;  // of a pixel
+  const uint8_t* start;         // of an output pixel, up to a multiple of kPicked: what is not picked, else zeros
+  const Pick* picks;            // in the order of their targets, and one more, behind every target
+};
+
 // Softmax(scale q k^T) v of every head; a token is a pixel whose channels are its heads' features side by side.
 struct AttentionArgs {
   int32_t tokens, heads;
@@ -217,6 +234,8 @@ struct Kernels {
   void (*bilinear)(const BilinearArgs&, const Operand& in, const Store&, size_t first, size_t last, char* scratch);
   // What rows [first, last) of the input become, in all images.
   void (*depth_to_space)(const DepthToSpaceArgs&, const Operand& in, const Operand& out, size_t first, size_t last);
+  // Pixels [first, last), none of which the input and the output share.
+  void (*pick_channels)(const PickArgs&, const uint8_t* in, uint8_t* out, size_t first, size_t last);
   void (*input)(const float* nchw, const Store&, int32_t channels, int32_t pixels, int32_t begin, int32_t end);
   void (*round_to_steps)(const Steps&, const float* x, float* y, size_t count);
   // Fills dx and returns the gradient of the step.

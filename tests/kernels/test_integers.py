@@ -17,6 +17,8 @@ from trimtab.errors import BadInput
 from trimtab.kernels import Graph, Node, Quant, Session, methods
 
 PAD = {"padding": (1, 1, 1, 1)}
+FROM_ZERO = Quant(0.05, 0)  # what packing with saturation bounds already
+
 BOUNDED = ["none", "relu", "relu6"]
 
 CASES = {
@@ -49,7 +51,7 @@ def agree(graph: Graph, x: np.ndarray, level: str | None, **options: Any) -> Non
         np.testing.assert_array_equal(got[name], values, err_msg=name)
 
 
-@pairwise(case=CASES, activation=BOUNDED, to=[OUT, None], bias=[True, False], threads=[1, 2], level=LEVELS)
+@pairwise(case=CASES, activation=BOUNDED, to=[OUT, FROM_ZERO, None], bias=[True, False], threads=[1, 2], level=LEVELS)
 def test_conv(
     case: str, activation: str, to: Quant | None, bias: bool, threads: int, level: str, rng: np.random.Generator
 ) -> None:
@@ -61,7 +63,7 @@ def test_conv(
     assert len(np.unique(Session(graph, level=level).run(x))) > 5
 
 
-@pairwise(stored=[None, Quant(0.03, 200)], to=[None, OUT], explicit=[True, False], level=LEVELS)
+@pairwise(stored=[None, Quant(0.03, 200)], to=[None, OUT, FROM_ZERO], explicit=[True, False], level=LEVELS)
 def test_residual(stored: Quant | None, to: Quant | None, explicit: bool, level: str, rng: np.random.Generator) -> None:
     quant = {name: q for name, q in (("x", IN), ("short", stored), ("out", to)) if q is not None}
     short = build.conv(rng, "x", 5, 11, (1, 1), name="short", activation="relu")

@@ -90,7 +90,8 @@ class Case {
   Format random_format() {
     if (random.chance(0.4)) return {};
     const int bits = random.chance(0.7) ? 8 : random.integer(1, 7);
-    return {true, random.real(0.005f, 0.1f), random.integer(0, (1 << bits) - 1), bits};
+    const int zero = random.chance(0.3) ? 0 : random.integer(0, (1 << bits) - 1);
+    return {true, random.real(0.005f, 0.1f), zero, bits};
   }
 
   int add(Values values) {

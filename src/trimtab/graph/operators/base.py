@@ -13,7 +13,7 @@ from trimtab.errors import BadInput
 from trimtab.graph.attributes import MAX_ELEMENTS
 from trimtab.graph.node import Array, Node, Shape
 
-__all__ = ["Operator", "Pair", "check_constants", "image_of", "sized", "windows"]
+__all__ = ["Operator", "Pair", "check_constants", "image_of", "padded", "sized", "windows"]
 
 #: Two arrays with a value per channel, place by place of the same channel.
 Pair = tuple[Array, Array]
@@ -68,6 +68,17 @@ class Operator:
         before = len(next(iter(node.weights.values())))
         return replace(node, attrs=self.with_channels(node.attrs, before, len(out)), weights=weights)
 
+    def widens(self, node: Node, source: Shape) -> bool:
+        """Whether it may be given more channels behind those of its inputs: it then gives as many more, behind what
+        it gave before."""
+        return True
+
+    def widened(self, node: Node, source: int, out: int) -> Node:
+        """Return the node with `source` input and `out` output channels. Those that it has come first, and take nothing
+        from the inputs' others."""
+        weights = {name: padded(array, out) for name, array in node.weights.items()}
+        return replace(node, weights=weights) if weights else node
+
     def with_channels(self, attrs: Mapping[str, Any], before: int, after: int) -> Mapping[str, Any]:
         """Return the attributes where, of so many channels `before`, so many are left."""
         return attrs
@@ -75,6 +86,13 @@ class Operator:
     def macs(self, attrs: Mapping[str, Any], source: Shape, out: Shape) -> int:
         """Return the multiply-accumulates for one image, given the shapes of the first input and of the output."""
         return 0
+
+
+def padded(array: Array, *shape: int, fill: float = 0) -> Array:
+    """Return an array with `fill` behind its values, up to this shape along its first axes; itself where it fits."""
+    more = [n - have for n, have in zip(shape, array.shape, strict=False)]
+    rest = [0] * (array.ndim - len(shape))
+    return np.pad(array, [(0, after) for after in (*more, *rest)], constant_values=fill) if any(more) else array
 
 
 def sized(name: str, shape: Shape) -> Shape:

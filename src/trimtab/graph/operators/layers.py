@@ -12,7 +12,7 @@ import numpy as np
 from trimtab.errors import BadInput, UnsupportedOperator
 from trimtab.graph.attributes import MAX_ELEMENTS
 from trimtab.graph.node import SMALLEST_SCALE, Array, Node, Shape
-from trimtab.graph.operators.base import Operator, Pair, image_of, windows
+from trimtab.graph.operators.base import Operator, Pair, image_of, padded, windows
 
 __all__ = ["Conv2d", "Linear"]
 
@@ -48,6 +48,20 @@ class _Layer(Operator):
         bias = None if node.bias is None else node.bias[out]
         norm = None if node.norm is None else node.norm.select(out)
         return replace(node, norm=norm).with_weights(weight=weight, bias=bias)
+
+    def widens(self, node: Node, source: Shape) -> bool:
+        return node.groups == 1 or node.is_depthwise
+
+    def widened(self, node: Node, source: int, out: int) -> Node:
+        inputs = source // node.groups
+        if node.is_depthwise:
+            node, inputs = node.with_attrs(groups=source), 1
+        scale = node.weights.get("weight_scale")
+        return node.with_weights(
+            weight=padded(node.weight, out, inputs),
+            weight_scale=None if scale is None else padded(scale, out, fill=scale[-1]),
+            bias=None if node.bias is None else padded(node.bias, out),
+        )
 
 
 class Conv2d(_Layer):

@@ -31,6 +31,9 @@ class Flatten(_Move):
     def carry(self, node: Node, inputs: Sequence[Array], channels: int) -> Array:
         return np.repeat(inputs[0], channels // len(inputs[0]))
 
+    def widens(self, node: Node, source: Shape) -> bool:
+        return prod(source[1:]) == 1
+
 
 class Subsample(_Move):
     """Every stride-th row and column, from the first."""
@@ -64,6 +67,10 @@ class ChannelMap(_Move):
         position = {int(channel): i for i, channel in enumerate(source)}
         return node.with_attrs(index=tuple(position.get(node.attrs["index"][channel], -1) for channel in out))
 
+    def widened(self, node: Node, source: int, out: int) -> Node:
+        index = node.attrs["index"]
+        return node.with_attrs(index=(*index, *[-1] * (out - len(index))))
+
 
 class DepthToSpace(_Move):
     """A rearrangement of channels to pixels by a `block` (h, w): with (y, x) moved by the `crop` (top, left), output
@@ -93,6 +100,9 @@ class DepthToSpace(_Move):
         first, *others = inputs[0].reshape(-1, prod(node.attrs["block"])).T
         yield from ((first, other) for other in others)
 
+    def widens(self, node: Node, source: Shape) -> bool:
+        return False
+
 
 class Concat(Operator):
     """Tensors side by side, their channels one after the other; each may be stored with a scale of its own."""
@@ -110,3 +120,6 @@ class Concat(Operator):
 
     def carry(self, node: Node, inputs: Sequence[Array], channels: int) -> Array:
         return np.concatenate(inputs)
+
+    def widens(self, node: Node, source: Shape) -> bool:
+        return False

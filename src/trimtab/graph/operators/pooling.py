@@ -97,5 +97,8 @@ class GroupNorm(Operator):
     def needs_every_channel(self, node: Node, readers: Sequence[Node]) -> bool:
         return bool(node.attrs["groups"] != len(node.weights["weight"]))
 
+    def widens(self, node: Node, source: Shape) -> bool:
+        return False
+
     def with_channels(self, attrs: Mapping[str, Any], before: int, after: int) -> Mapping[str, Any]:
         return {**attrs, "groups": after if attrs["groups"] == before else attrs["groups"]}

@@ -31,6 +31,9 @@ class LayerNorm(Operator):
     def needs_every_channel(self, node: Node, readers: Sequence[Node]) -> bool:
         return True
 
+    def widens(self, node: Node, source: Shape) -> bool:
+        return False
+
 
 class Tokens(Operator):
     """An image (C, H, W) as a sequence (C, P + H * W, 1), row by row: the P tokens of `weights["prefix"]` (P, C) come
@@ -49,6 +52,12 @@ class Tokens(Operator):
         return bool(node.weights)
 
     def sliced(self, node: Node, source: Array, out: Array) -> Node:
+        return node
+
+    def widens(self, node: Node, source: Shape) -> bool:
+        return False
+
+    def widened(self, node: Node, source: int, out: int) -> Node:
         return node
 
 
@@ -78,3 +87,6 @@ class Attention(Operator):
 
     def macs(self, attrs: Mapping[str, Any], source: Shape, out: Shape) -> int:
         return source[1] ** 2 * (source[0] + out[0])
+
+    def widens(self, node: Node, source: Shape) -> bool:
+        return False
