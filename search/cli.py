@@ -10,6 +10,7 @@ import typer
 
 from trimtab.errors import BadInput, InfeasibleBudget, TrimtabError
 from trimtab.search.bench.cli import app as bench
+from trimtab.search.jobs.cli import app as jobs
 from trimtab.search.options import Download, Json, Setting, config_of, names_of, print_json
 
 __all__ = ["app", "main"]
@@ -53,6 +54,7 @@ KiB). Exit codes: 0 done, 2 bad input, 3 a budget that cannot be met, or an accu
 'network.import' in a configuration runs the code that it names.""",
 )
 app.add_typer(bench)
+app.add_typer(jobs)
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="A YAML file; the embedded default without it.")]
 TimeLimit = Annotated[

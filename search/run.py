@@ -100,7 +100,7 @@ def run_search(problem: Problem, folder: Path, progress: Progress, resume: bool 
         runs = _search(experiment, setting, limits, ledger, progress)
         outcome = _Finisher(experiment, setting, limits.model, ledger, runs, progress).finish(started)
         winner = None if outcome.winner is None else outcome.winner.evaluation.policy.id
-        experiment.journal.append("finished", {"winner": winner})
+        experiment.journal.append("finished", {"winner": winner, "interrupted": outcome.interrupted})
     return outcome
 
 
@@ -227,15 +227,17 @@ class _Finisher:
         self.bench, self.folder = experiment.benches[setting.budget], experiment.folder
         #: Policies whose exported file was not measured within the budgets.
         self.refused: list[str] = []
-        #: Whether Ctrl-C ended the training.
-        self.interrupted = False
+        #: Whether Ctrl-C ended the search, the verification or the training: nothing is trained after that.
+        self.interrupted = any(run.ended == "interrupted" for run in runs)
         #: Seconds of measuring exported files.
         self.exporting = 0.0
 
     def finish(self, started: float) -> Outcome:
         self.progress.line("verifying the winners on their repaired networks")
         self.experiment.journal.append("stage", {"stage": "verification"})
-        chosen, checks = self._choose()
+        with heeding_interrupts(self.progress) as stop:
+            chosen, checks = self._choose()
+        self.interrupted |= stop()
         found = [evaluation for evaluation in chosen.values() if evaluation is not None]
         finished = self._finished(found)
         kept = found if finished is None else [*found, finished.evaluation]
@@ -266,12 +268,12 @@ class _Finisher:
         summary = build_summary(self.setting, findings)
         write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         write_report(self.folder)
-        interrupted = self.interrupted or any(run.ended == "interrupted" for run in self.runs)
-        return Outcome(self.folder, best, findings.front, summary, interrupted)
+        return Outcome(self.folder, best, findings.front, summary, self.interrupted)
 
     def _finished(self, found: Sequence[Evaluation]) -> Finished | None:
         """Train the best of what was found; None where that is not asked for, failed, or made nothing better."""
-        best, asked = preferred(found), self.problem.config.finish
+        setting = _untrained(self.setting) if self.interrupted else self.setting
+        best, asked = preferred(found), setting.problem.config.finish
         if best is None and (self.baseline.kept is None or not asked.enabled):
             return None
         contenders = self._contenders(best, asked.candidates if asked.enabled else 1)
@@ -281,7 +283,7 @@ class _Finisher:
         if asked.enabled:
             self.experiment.journal.append("stage", {"stage": "finishing"})
         try:
-            return finish(self.setting, self.bench, given, self.experiment.candidates, self.folder, self.progress)
+            return finish(setting, self.bench, given, self.experiment.candidates, self.folder, self.progress)
         except KeyboardInterrupt:
             self.progress.line(f"interrupted: trimtab finish {self.folder} --resume goes on with the training")
             self.interrupted = True
@@ -400,6 +402,13 @@ class _Finisher:
             replace(self.problem.judge, by=by)(policy)
             rates[by] = 1 / (time.perf_counter() - start)
         return rates
+
+
+def _untrained(setting: Setting) -> Setting:
+    """The setting with finishing off: what was trained before stays, and nothing is trained now."""
+    config = setting.problem.config
+    off = config.model_copy(update={"finish": config.finish.model_copy(update={"enabled": False})})
+    return replace(setting, problem=replace(setting.problem, config=off))
 
 
 def _say_baseline(baseline: Baseline, config: Config, progress: Progress) -> None:
