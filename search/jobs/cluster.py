@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from trimtab.errors import BadInput, TrimtabError, in_one_line
 
-__all__ = ["Cluster", "Gone", "Job", "JobServer", "Node", "follow"]
+__all__ = ["TIMING", "Cluster", "Gone", "Job", "JobServer", "Node", "follow"]
 
 #: What a job's metadata calls the run's folder and the submission.
 FOLDER, SUBMISSION = "trimtab.out", "trimtab.submission"

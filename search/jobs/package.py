@@ -107,7 +107,7 @@ def _archived(files: Mapping[str, bytes]) -> Package:
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in sorted(files):
                 # The date of a file is not of its content.
-                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), files[name], zipfile.ZIP_DEFLATED)
+                archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), files[name], zipfile.ZIP_DEFLATED, 1)
         write_bytes(path, content.getvalue(), durable=False)
     with zipfile.ZipFile(path) as archive:
         package = Package(path, digest.hexdigest(), {each.filename: each.compress_size for each in archive.infolist()})
