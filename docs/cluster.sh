@@ -16,8 +16,9 @@ evaluations() { grep -c '"kind":"result"' "$run/journal" 2>/dev/null || true; }
 more_than() { until [ "$(evaluations)" -gt "$1" ] 2>/dev/null; do sleep 0.5; done; }
 said() { echo; echo "\$ $*"; }
 trap kill_cluster EXIT
-search=(--set budgets='{size: 0.5x, macs: 0.6x}' --set agent=random --set 'baselines=[]' --set trials=400 --set workers=1
-  --set network.training.epochs=2 --set finish=false --set network.options.width=8)
+search=(--set budgets='{size: 0.5x, macs: 0.6x}' --set agent=random --set 'baselines=[]' --set trials=300 --set workers=1
+  --set network.training.epochs=2 --set finish=false --set network.options.width=8 --set 'space.bits=[[8, 8], [32, 32]]'
+  --set 'space.ranks=[]' --set measure.link_seconds=1 --set measure.probes=2)
 
 start
 said trimtab submit --address $address --out RUN --dry-run

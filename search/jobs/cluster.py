@@ -153,28 +153,30 @@ class Cluster:
         until = time.monotonic() + seconds
         while (job := self.job(name)).goes_on and time.monotonic() < until:
             time.sleep(EVERY / 2)
+        if job.goes_on:
+            self.stop(name)
+            raise TrimtabError(f"{self.address} has not done what was asked within {seconds:.0f} s")
         with self._answers():
             lines = self._client.get_job_logs(name).strip().splitlines()
-        said = lines[-1] if lines else ""
-        with suppress(RuntimeError):
             self._client.delete_job(name)
+        said = lines[-1] if lines else ""
         if job.code != 0:
-            raise TrimtabError(f"the cluster could not do what was asked ({job.status}): {said[:300]}")
+            raise TrimtabError(f"{self.address} could not do what was asked: {said[:300]}")
         return said
 
     def _start(self, name: str, command: str, **options: Any) -> None:
         for left in reversed(range(TRIES)):
             try:
-                self._client.submit_job(submission_id=name, entrypoint=command, **options)
-            except RuntimeError as error:
+                with self._answers():
+                    self._client.submit_job(submission_id=name, entrypoint=command, **options)
+                return
+            except TrimtabError as error:
                 with suppress(Gone):
                     self.job(name)
                     return
                 if left == 0 or "No available agent" not in str(error):
-                    raise TrimtabError(f"{self.address} did not take the job: {in_one_line(error)}") from error
+                    raise
                 time.sleep(EVERY)
-            else:
-                return
 
     @contextmanager
     def _answers(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ import yaml
 from trimtab.errors import BadInput, TrimtabError, in_one_line
 from trimtab.files import check_folder, write_text
 from trimtab.search.jobs.cluster import Cluster, Job
-from trimtab.search.jobs.record import RECORD, STOP, code_of, is_here, read_record
+from trimtab.search.jobs.record import RECORD, STOP, WORDS, code_of, is_here, read_record
 from trimtab.search.loop.journal import is_written
 from trimtab.search.report.watch import RunState, read_state
 
@@ -105,8 +105,10 @@ class JobRun:
                 name, said = name or record.job, record.said
                 code = None if goes_on else code_of(folder)
             if code is None and not goes_on:
-                code = TrimtabError.exit_code if job is None or job.code is None else job.code
-                said = said or "it has died; the same submit goes on with it"
+                code = job.code if job is not None and job.code in WORDS else TrimtabError.exit_code
+                said = said or (
+                    WORDS[code] if code != TrimtabError.exit_code else "it has died; the same submit goes on with it"
+                )
             run = None
             with suppress(BadInput):  # nothing was searched yet
                 run = read_state(folder, goes_on)
@@ -151,7 +153,8 @@ class JobRun:
             yield Path(self.folder)
             return
         with TemporaryDirectory(prefix="trimtab-") as folder:
-            self._bring(f"$(ls -d {LOOKED_AT} 2>/dev/null)", Path(folder))
+            with suppress(TrimtabError):  # a job that was refused has left no folder
+                self._bring(f"$(ls -d {LOOKED_AT} 2>/dev/null)", Path(folder))
             yield Path(folder)
 
     def _bring(self, names: str, to: Path) -> None:
