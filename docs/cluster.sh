@@ -5,9 +5,9 @@ folder=$(mktemp -d) address=http://127.0.0.1:8265 run=$(mktemp -d)/run
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | base64 | tr -d '/+=' | head -c 40)
 
 start() {
-  CLUSTER=$folder setsid ray start --head --port=6379 --dashboard-host=127.0.0.1 --num-cpus=2 \
-    --temp-dir="$folder/ray" --labels trimtab.timing=true --disable-usage-stats --block &>"$folder/head.log" &
-  until (exec 3<>/dev/tcp/127.0.0.1/8265) 2>/dev/null; do sleep 1; done
+  until CLUSTER=$folder ray start --head --port=6379 --dashboard-host=127.0.0.1 --num-cpus=2 --temp-dir="$folder/ray" \
+    --labels trimtab.timing=true --disable-usage-stats &>"$folder/head.log"; do kill_cluster; done
+  until trimtab submit --address $address --out "$run" --dry-run &>/dev/null; do sleep 1; done
 }
 kill_cluster() { # whatever carries the mark of it: head, job server, node, driver, workers
   grep -lsz "^CLUSTER=$folder\$" /proc/[0-9]*/environ | cut -d/ -f3 | xargs kill -9 2>/dev/null || true
@@ -16,7 +16,7 @@ evaluations() { grep -c '"kind":"result"' "$run/journal" 2>/dev/null || true; }
 more_than() { until [ "$(evaluations)" -gt "$1" ] 2>/dev/null; do sleep 0.5; done; }
 said() { echo; echo "\$ $*"; }
 trap kill_cluster EXIT
-search=(--set budgets='{size: 0.5x, macs: 0.6x}' --set agent=random --set 'baselines=[]' --set trials=300 --set workers=1
+search=(--set budgets='{size: 0.5x, macs: 0.6x}' --set agent=random --set 'baselines=[]' --set trials=200 --set workers=1
   --set network.training.epochs=2 --set finish=false --set network.options.width=8 --set 'space.bits=[[8, 8], [32, 32]]'
   --set 'space.ranks=[]' --set measure.link_seconds=1 --set measure.probes=2)
 

@@ -33,13 +33,17 @@ class Head:
         self.address = f"http://127.0.0.1:{ports[0]}"
         names = ("dashboard-port", "port", "dashboard-agent-listen-port", "ray-client-server-port")
         command = [sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())"]
-        command += ["start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={self.folder}"]
+        command += ["start", "--head", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={self.folder}"]
         command += ["--dashboard-host=127.0.0.1", "--labels=trimtab.timing=true"]
         command += [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, **self.environment, "PATH": path, "CLUSTER": str(self.folder)}
         quiet = subprocess.DEVNULL
-        subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
+        # Ray gives up where its own processes take too long to start.
+        for _ in range(3):
+            if subprocess.run(command, env=environment, stdout=quiet, stderr=quiet, check=False).returncode == 0:
+                return
+            self.kill()
 
     def kill(self) -> None:
         for entry in Path("/proc").iterdir():
