@@ -70,7 +70,7 @@ class Job:
 
 
 class JobServer(Protocol):
-    """What follows a job's log asks of a server."""
+    """The part of a server that is asked while a job's log is followed."""
 
     def job(self, name: str) -> Job:
         """Return a job as it is now; one that is not known is `Gone`."""
@@ -93,14 +93,14 @@ class Cluster:
         for module in ("dashboard_sdk", "job.sdk"):
             logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
         self.address = address
-        with _only(address), self._answers():
+        with _as_given(), self._answers():
             self._client = JobSubmissionClient(address)
 
     def nodes(self) -> list[Node]:
         """Return the nodes that are alive, the head first."""
         from ray.util.state import list_nodes
 
-        with _only(self.address), self._answers():
+        with _as_given(), self._answers():
             found = list_nodes(self.address, filters=[("state", "=", "ALIVE")], detail=True)
         nodes = [
             Node(
@@ -247,7 +247,7 @@ def _job(found: Any) -> Job:
 
 
 @contextmanager
-def _only(address: str) -> Iterator[None]:
+def _as_given() -> Iterator[None]:
     """Keep Ray from putting the address of its environment variables in the place of the one that is given."""
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
