@@ -11,6 +11,7 @@ import typer
 
 from trimtab.errors import BadInput, InfeasibleBudget, TrimtabError
 from trimtab.search.bench.cli import app as bench
+from trimtab.search.jobs.cli import app as jobs
 from trimtab.search.options import Download, Json, Setting, config_of, names_of, print_json
 
 __all__ = ["app", "main"]
@@ -50,10 +51,12 @@ Or the fastest network that loses at most a point:
   trimtab search my.yaml --set minimise=latency --set keep.accuracy=-1.0
 
 Budgets are hard: relative to the network as given (0.2x), to its uniform int8 form (0.6x int8), or absolute (3 ms, 120
-KiB). Exit codes: 0 done, 2 bad input, 3 a budget that cannot be met, or an accuracy that nothing keeps.
+KiB). Exit codes: 0 done, 2 bad input, 3 a budget that cannot be met, or an accuracy that nothing keeps; of jobs
+also 4: stopped, with a network within the budgets.
 'network.import' in a configuration runs the code that it names.""",
 )
 app.add_typer(bench)
+app.add_typer(jobs)
 
 ConfigFile = Annotated[Path | None, typer.Argument(help="A YAML file; the embedded default without it.")]
 TimeLimit = Annotated[
@@ -69,6 +72,12 @@ def search(
     out: Annotated[Path | None, typer.Option(help="The run directory; a new one under runs/ without it.")] = None,
     time_limit: TimeLimit = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", help="A Ray cluster for the workers: auto, 10.0.0.1:6379 or ray://HOST:10001."
+        ),
+    ] = None,
     download: Download = False,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +86,7 @@ def search(
     Ctrl-C ends the search early and finishes with what was found; a second one ends at once.
     """
     from trimtab.search.loop.experiment import prepare_folder
+    from trimtab.search.loop.pool import start_ray
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.report.console import print_summary
     from trimtab.search.run import default_folder, open_run, run_search
@@ -90,6 +100,8 @@ def search(
     folder = out or default_folder(resolved)
     prepare_folder(folder, resume)
     progress = ConsoleProgress()
+    if address is not None and resolved.workers:
+        start_ray(resolved.workers, address)
     problem = load_problem(resolved, progress, download)
     outcome = run_search(problem, folder, progress, resume, began)
     if as_json:

@@ -112,7 +112,7 @@ def run_search(
         runs = _search(experiment, setting, limits, ledger, seconds, progress)
         outcome = _Finisher(experiment, setting, limits.model, ledger, runs, progress).finish(started)
         winner = None if outcome.winner is None else outcome.winner.evaluation.policy.id
-        experiment.journal.append("finished", {"winner": winner})
+        experiment.journal.append("finished", {"winner": winner, "interrupted": outcome.interrupted})
     return outcome
 
 
@@ -261,15 +261,17 @@ class _Finisher:
         self.bench, self.folder = experiment.benches[setting.budget], experiment.folder
         #: Policies whose exported file was not measured within the budgets.
         self.refused: list[str] = []
-        #: Whether Ctrl-C ended the training.
-        self.interrupted = False
+        #: Whether Ctrl-C ended the search, the verification or the training: nothing is trained after that.
+        self.interrupted = any(run.ended == "interrupted" for run in runs)
         #: Seconds of measuring exported files.
         self.exporting = 0.0
 
     def finish(self, started: float) -> Outcome:
         self.progress.line("verifying the winners on their repaired networks")
         self.experiment.journal.append("stage", {"stage": "verification"})
-        chosen, checks = self._choose()
+        with heeding_interrupts(self.progress) as stop:
+            chosen, checks = self._choose()
+        self.interrupted |= stop()
         found = [evaluation for evaluation in chosen.values() if evaluation is not None]
         finished = self._finished(found, started)
         kept = found if finished is None else [*found, finished.evaluation]
@@ -300,8 +302,7 @@ class _Finisher:
         summary = build_summary(self.setting, findings)
         write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         write_report(self.folder)
-        interrupted = self.interrupted or any(run.ended == "interrupted" for run in self.runs)
-        return Outcome(self.folder, best, findings.front, summary, interrupted)
+        return Outcome(self.folder, best, findings.front, summary, self.interrupted)
 
     def _training_seconds(self, started: float) -> float:
         """What is left of a time limit, less the measuring for it; at least the training's share of it."""
@@ -314,7 +315,8 @@ class _Finisher:
 
     def _finished(self, found: Sequence[Evaluation], started: float) -> Finished | None:
         """Train the best of what was found; None where that is not asked for, failed, or made nothing better."""
-        best, asked = preferred(found), self.problem.config.finish
+        setting = _untrained(self.setting) if self.interrupted else self.setting
+        best, asked = preferred(found), setting.problem.config.finish
         if best is None and (self.baseline.kept is None or not asked.enabled):
             return None
         contenders = self._contenders(best, asked.candidates if asked.enabled else 1)
@@ -325,7 +327,7 @@ class _Finisher:
             self.experiment.journal.append("stage", {"stage": "finishing"})
         try:
             candidates, left = self.experiment.candidates, self._training_seconds(started)
-            return finish(self.setting, self.bench, given, candidates, self.folder, self.progress, seconds=left)
+            return finish(setting, self.bench, given, candidates, self.folder, self.progress, seconds=left)
         except KeyboardInterrupt:
             self.progress.line(f"interrupted: trimtab finish {self.folder} --resume goes on with the training")
             self.interrupted = True
@@ -444,6 +446,13 @@ class _Finisher:
             replace(self.problem.judge, by=by)(policy)
             rates[by] = 1 / (time.perf_counter() - start)
         return rates
+
+
+def _untrained(setting: Setting) -> Setting:
+    """The setting with finishing off: what was trained before stays, and nothing is trained now."""
+    config = setting.problem.config
+    off = config.model_copy(update={"finish": config.finish.model_copy(update={"enabled": False})})
+    return replace(setting, problem=replace(setting.problem, config=off))
 
 
 def _say_baseline(baseline: Baseline, config: Config, progress: Progress) -> None:

@@ -35,6 +35,7 @@ FLOORS = {
     "report": {"progress", "setup", "loop", "finish"},
     "run": {"progress", "setup", "loop", "finish", "report"},
     "contest": {"progress", "setup", "loop", "finish", "report", "run"},
+    "jobs": {"progress", "options", "setup", "loop", "report", "run"},
     "train": {"progress", "training", "setup"},
     "bench": {"progress", "options", "training", "setup", "loop", "finish", "report"},
 }

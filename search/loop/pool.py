@@ -161,19 +161,25 @@ class RayPool(Pool):
             self._ray.shutdown()
 
     def _start(self) -> Any:
-        return self._worker.remote(self._shipped, self._cores)
+        return self._worker.remote(self._shipped, self._cores, _machine())
 
 
 class _Worker:
     """Runs in a Ray worker process."""
 
-    def __init__(self, judge: Judge, cores: Sequence[int]) -> None:
-        os.sched_setaffinity(0, cores)
+    def __init__(self, judge: Judge, cores: Sequence[int], machine: str) -> None:
+        if machine == _machine():  # nothing is timed on others
+            os.sched_setaffinity(0, cores)
         torch.set_num_threads(1)
         self._judge = judge
 
     def judge(self, policy: dict[str, Any]) -> Judgement:
         return self._judge(Policy.from_json(policy))
+
+
+def _machine() -> str:
+    """The machine that this process is on, whatever container or node it runs in, until it is started again."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def make_pool(judge: Judge, workers: int, threads: int = 1) -> Pool:

@@ -113,11 +113,14 @@ def follow(folder: Path, every: float) -> Iterator[RunState]:
         time.sleep(every)
 
 
-def read_state(folder: Path) -> RunState:
-    """Return the state of the run in a folder; a folder without one that has begun to search is a `BadInput`."""
+def read_state(folder: Path, goes_on: bool | None = None) -> RunState:
+    """Return the state of the run in a folder; a folder without one that has begun to search is a `BadInput`.
+
+    Whether it `goes_on` is looked up on this machine, unless it is known from elsewhere.
+    """
     config = _config(folder)
     # Asked before the journal is read: one that is closed after that is read to its end.
-    goes_on = is_written(folder / "journal")
+    goes_on = is_written(folder / "journal") if goes_on is None else goes_on
     records = read_journal(folder / "journal")
     setting = next((record.data for record in records if record.kind == "setting"), None)
     if setting is None or records[0].data.get("of") != "search":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import judging_session
 from trimtab.evaluators.lowering import lower
 from trimtab.search.loop.candidates import CandidateFolder, candidate_of
+from trimtab.search.loop.journal import read_journal
+from trimtab.search.loop.verify import Verifier
 from trimtab.search.progress import Progress
 from trimtab.search.run import Outcome, finish_run, run_search
 from trimtab.search.setup.config import Config, FinishConfig, make_config
@@ -229,6 +233,29 @@ def test_what_predicts_as_the_network_as_given_is_not_trained(with_shared_cache:
     assert outcome.winner.evaluation.loss < 1e-3
     assert outcome.summary["finished"] is None
     assert any("nothing to train" in line for line in said.said)
+
+
+def test_an_interrupt_while_winners_are_verified_lets_that_end_and_nothing_is_trained(
+    given: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Verifier.winner
+
+    def interrupted(*arguments: object) -> object:
+        monkeypatch.setattr(Verifier, "winner", real)
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Verifier, "winner", interrupted)
+    outcome = run_search(given, tmp_path / "run", Progress())
+    assert outcome.interrupted
+    assert outcome.winner is not None
+    assert outcome.summary["finished"] is None
+    last = read_journal(tmp_path / "run" / "journal")[-1]
+    assert (last.kind, last.data["interrupted"]) == ("finished", True)
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+    again = run_search(given, tmp_path / "run", Progress(), resume=True)
+    assert again.summary["finished"] is not None
+    assert not read_journal(tmp_path / "run" / "journal")[-1].data["interrupted"]
 
 
 def test_an_interrupted_finishing_is_reported_and_gone_on_with(
