@@ -48,9 +48,9 @@ def batch_for(images: int, most: int = OneCycle.batch) -> int:
 class Recipe(OneCycle):
     """The recipe of a training under a policy, towards the network as given.
 
-    The learning rate is AdamW's (Loshchilov and Hutter 2019, arXiv:1711.05101), of weights of length 1 or mean square
-    1, and of everything else in units of what it was at first. Steps of quantisers learn at `step_rate` times that. The
-    loss is the divergence from the given network's softened predictions at `temperature` (Hinton et al. 2015,
+    The learning rate is AdamW's (Loshchilov and Hutter 2019, arXiv:1711.05101), of weights whose length per channel is
+    about 1, and of everything else in units of what it was at first. Steps of quantisers learn at `step_rate` times
+    that. The loss is the divergence from the given network's softened predictions at `temperature` (Hinton et al. 2015,
     arXiv:1503.02531, section 2), and, `labels` of it, the cross-entropy with the labels. Norms are held still for the
     last `frozen` of all steps.
     """

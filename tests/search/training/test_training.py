@@ -100,6 +100,16 @@ def test_without_a_step_a_candidate_stays_what_it_was(
         np.testing.assert_array_equal(same.int8[name][0], values)
 
 
+def test_all_weights_start_at_one_length_whatever_the_zeros(problem: Problem, candidate: Candidate) -> None:
+    images = torch.from_numpy(problem.judge.images[:64])
+    for normalised in (problem.space.normalised, frozenset[str]()):
+        network = TrainedNetwork(candidate, normalised, images)
+        for op in network.network.layers:
+            lengths = network.layers["_" + op.name.replace(".", "|")].weight.detach().flatten(1).norm(dim=1)
+            lengths = lengths[lengths > 0] if op.name in normalised else lengths.square().mean()
+            torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
 def test_what_was_trained_is_what_runs(
     problem: Problem, lessons: Lessons, learning: Learning, candidate: Candidate, tmp_path: Path
 ) -> None:
