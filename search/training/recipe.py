@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from trimtab.errors import BadInput
 
-__all__ = ["LabelRecipe", "OneCycle", "Recipe", "batch_for"]
+__all__ = ["NOTHING_TO_LEARN", "LabelRecipe", "OneCycle", "Recipe", "batch_for", "rate_for"]
+
+#: What has lost no more, in nats or as a share of the images, has nothing to learn; what has lost MUCH or more, learns
+#: at the full rate.
+NOTHING_TO_LEARN, MUCH = 1e-3, 0.1
 
 #: A batch is so small that an epoch has at least so many steps.
 STEPS_AT_LEAST = 8
@@ -59,6 +63,12 @@ class Recipe(OneCycle):
     temperature: float = 4.0
     labels: float = 0.1
     frozen: float = 0.3
+
+
+def rate_for(lost: float) -> float:
+    """Return the learning rate for a candidate that has lost so much, in nats or as a share of the images: the full one
+    from MUCH on, below it less by the root, for what has less far to go."""
+    return Recipe.learning_rate * (min(max(lost, NOTHING_TO_LEARN), MUCH) / MUCH) ** 0.5
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem, load_problem
 from trimtab.search.training.distillation import Distillation, distance
 from trimtab.search.training.network import TrainedNetwork
-from trimtab.search.training.recipe import Recipe
+from trimtab.search.training.recipe import Recipe, rate_for
 from trimtab.search.training.trainer import train
 from trimtab.search.training.training import Lessons, Training
 from trimtab.search.training.training import Progress as Steps
@@ -249,6 +249,12 @@ def test_the_loss_is_hinton_s(rng: np.random.Generator) -> None:
 def test_the_rate_rises_and_falls_to_nothing() -> None:
     recipe = Recipe(learning_rate=1.0, warm_up=0.2)
     assert [round(recipe.rate(done), 6) for done in (0, 0.1, 0.2, 0.6, 1)] == [0, 0.5, 1, 0.5, 0]
+
+
+def test_what_has_lost_less_learns_more_slowly() -> None:
+    full = Recipe().learning_rate
+    assert [rate_for(lost) / full for lost in (5.0, 0.1, 0.025)] == pytest.approx([1, 1, 0.5])
+    assert 0 < rate_for(0.0) == rate_for(1e-3) < rate_for(2e-3)
 
 
 @pytest.mark.slow
