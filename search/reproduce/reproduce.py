@@ -58,6 +58,9 @@ def reproduce(
     another one is a `BadInput`. The final images are read once for every seed, in its run.
     """
     case = load_case(name)
+    case.configured(settings)
+    if checkpoint is not None and not checkpoint.is_file():
+        raise BadInput(f"the checkpoint {checkpoint} does not exist")
     asked = {
         "case": case.model_dump(mode="json", exclude={"seeds"}),
         "checkpoint": None if checkpoint is None else str(checkpoint.expanduser().absolute()),
@@ -144,7 +147,8 @@ def _base(config: Config, file: Path, progress: Progress, download: bool) -> Pat
         raise BadInput("the case's network is none of the zoo's: give --checkpoint")
     if not file.is_file():
         begun = file.with_name(file.name + ".unfinished").is_file()
-        order = Order(network, config.data.name, config.network.options, config.data.selection, seed=config.seed)
+        data = config.data
+        order = Order(network, data.name, config.network.options, data.selection, seed=config.seed, root=data.root)
         train_network(order, file, progress, begun, download)
     return file
 

@@ -108,6 +108,10 @@ def test_it_is_gone_on_with_and_nothing_is_done_twice(
     ):
         with pytest.raises(BadInput, match=said):
             reproduce(str(case_file), folder, Progress(), **{"checkpoint": checkpoint, **changes})
+    for changes, said in (({"settings": ["trials=no"]}, "trials"), ({"checkpoint": folder / "none"}, "does not exist")):
+        with pytest.raises(BadInput, match=said):
+            reproduce(str(case_file), folder / "new", Progress(), **{"checkpoint": checkpoint, **changes})
+        assert not (folder / "new").exists()
     with pytest.raises(BadInput, match="no reproduction to go on with"):
         reproduce(str(case_file), folder / "seed-0", Progress(), checkpoint=checkpoint, resume=True)
 
