@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 from trimtab.errors import BadInput
 
@@ -68,7 +69,7 @@ class Recipe(OneCycle):
 def rate_for(lost: float) -> float:
     """Return the learning rate for a candidate that has lost so much, in nats or as a share of the images: the full one
     from MUCH on, below it less by the root, for what has less far to go."""
-    return Recipe.learning_rate * (min(max(lost, NOTHING_TO_LEARN), MUCH) / MUCH) ** 0.5
+    return Recipe.learning_rate * sqrt(min(max(lost, NOTHING_TO_LEARN), MUCH) / MUCH)
 
 
 @dataclass(frozen=True)
