@@ -87,16 +87,21 @@ def _prepare(folder: Path, asked: dict[str, Any], resume: bool) -> None:
         write_text(file, json.dumps(asked, indent=1) + "\n")
     elif not file.is_file():
         raise BadInput(f"there is no reproduction to go on with in {folder}: it has no {file.name}")
-    elif json.loads(file.read_text(encoding="utf-8")) != asked:
+    elif _read(file) != asked:
         raise BadInput(f"the reproduction in {folder} was begun with another case, checkpoint or settings: see {file}")
 
 
 def _known(folder: Path, seed: int) -> dict[str, Any] | None:
     """What is known of a seed whose run has ended."""
     file = folder / f"seed-{seed}.json"
-    if not file.is_file():
-        return None
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return _read(file) if file.is_file() else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file} cannot be read: {error}") from error
     return found
 
 
@@ -117,7 +122,7 @@ def _run(
     split = "test-half" if trained is None else "held-out"
     config = case.configured([*more, f"network.checkpoint={base}", f"data.split={split}"])
     problem, place = load_problem(config, progress, download), folder / f"seed-{seed}"
-    begun = (place / "journal").is_file()
+    begun = place.is_dir() and any(place.iterdir())
     outcome = run_search(problem, place, progress, begun)
     if outcome.interrupted:
         raise KeyboardInterrupt
@@ -134,10 +139,9 @@ def _run(
         "resumed": begun,
         "machine": _machine(config),
     }
-    text = json.dumps(figures, indent=1)
-    write_text(folder / f"seed-{seed}.json", text + "\n")
-    as_read_again: dict[str, Any] = json.loads(text)
-    return as_read_again
+    file = folder / f"seed-{seed}.json"
+    write_text(file, json.dumps(figures, indent=1) + "\n")
+    return _read(file)
 
 
 def _base(config: Config, file: Path, progress: Progress, download: bool) -> Path:
