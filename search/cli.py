@@ -387,6 +387,60 @@ def train(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A case that --list names, or its YAML file.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the cases, and what is to be reached.")] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Comma-separated: a run of its own for each; the case's without it.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The base; without it trimtab train makes one with every seed.")
+    ] = None,
+    set_: Setting = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; runs/NAME without it.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the reproduction in --out; seeds may grow.")
+    ] = False,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Run a published case again: train its base, search, finish, time the result, and set it beside others' figures.
+
+    Every seed's run is a folder of its own, which all commands for runs take. A checkpoint that trimtab train did not
+    make may have seen every training image: policies are then chosen on one half of the test images, and the figure is
+    read from the other half.
+    """
+    from trimtab.search.progress import ConsoleProgress
+    from trimtab.search.reproduce.cases import case_names, load_case
+    from trimtab.search.reproduce.reproduce import reproduce as run_case
+    from trimtab.search.reproduce.row import as_markdown
+
+    if list_:
+        cases = {each: load_case(each) for each in case_names()}
+        if as_json:
+            print_json({each: case.model_dump(mode="json") for each, case in cases.items()})
+            return
+        for each, case in cases.items():
+            typer.echo(f"{each}: {case.title}; to reach: {case.reach}")
+        return
+    if name is None:
+        raise BadInput(f"name a case, one of {', '.join(case_names())}; --list says what they are")
+    found = run_case(
+        name,
+        out or Path("runs") / Path(name).stem,
+        ConsoleProgress(),
+        seeds=_numbers(seeds),
+        checkpoint=checkpoint,
+        settings=set_ or [],
+        resume=resume,
+        download=download,
+    )
+    print_json(found) if as_json else typer.echo(as_markdown(found))
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")], as_json: Json = False) -> None:
     """Write a finished run's report.html again and print its tables."""
     from trimtab.search.report.console import print_summary
@@ -474,6 +528,13 @@ def main() -> None:
             raise
         show()
         sys.exit(2)
+
+
+def _numbers(seeds: str | None) -> tuple[int, ...]:
+    names = names_of(seeds or "")
+    if not all(each.isdecimal() for each in names):
+        raise BadInput(f"--seeds are whole numbers with commas between them, like 0,1,2, not {seeds!r}")
+    return tuple(dict.fromkeys(map(int, names)))
 
 
 def _beside(policy: Path) -> Path | None:

@@ -12,13 +12,13 @@ from trimtab.evaluators.engines import ENGINES
 from trimtab.evaluators.measure.timing import timing_cores, worker_cores
 from trimtab.files import cache_dir
 
-__all__ = ["examine"]
+__all__ = ["examine", "package_version"]
 
 
 def examine() -> dict[str, Any]:
     """Return facts about processor, kernels, threads, Ray, engines and folders, as plain values."""
     return {
-        "trimtab": _version("trimtab"),
+        "trimtab": package_version("trimtab"),
         "python": platform.python_version(),
         "cpu": kernels.cpu(),
         "kernel_levels": kernels.levels(),
@@ -28,16 +28,17 @@ def examine() -> dict[str, Any]:
         "timing_cores": sorted(timing_cores()),
         "worker_cores": sorted(worker_cores()),
         "real_time_priority": _may_raise_priority(),
-        "ray": _version("ray"),
-        "torch": _version("torch"),
-        "optuna": _version("optuna"),
-        "engines": {name: _version(engine.package) for name, engine in ENGINES.items()},
+        "ray": package_version("ray"),
+        "torch": package_version("torch"),
+        "optuna": package_version("optuna"),
+        "engines": {name: package_version(engine.package) for name, engine in ENGINES.items()},
         "data_root": os.environ.get("TRIMTAB_DATA"),
         "cache": str(cache_dir()),
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -38,10 +38,10 @@ OWN_RECIPES = {"lenet5": LabelRecipe(epochs=15, learning_rate=0.05)}
 class Order:
     """The order of a training: what is trained, on what, and for how long.
 
-    `network` is a zoo name, `options` its constructor's keyword arguments, `data` a data set's name. `selection` of the
-    training images are held out and watched: those that a search with the same `seed` chooses on. `epochs` None: the
-    recipe's; `seconds` end the training earlier, the learning rate at 0 by then. `processes` None: one for each core,
-    or one alone where there is an accelerator.
+    `network` is a zoo name, `options` its constructor's keyword arguments, `data` a data set's name, with its files
+    under `root`, or TRIMTAB_DATA. `selection` of the training images are held out and watched: those that a search with
+    the same `seed` chooses on. `epochs` None: the recipe's; `seconds` end the training earlier, the learning rate at 0
+    by then. `processes` None: one for each core, or one alone where there is an accelerator.
     """
 
     network: str
@@ -52,6 +52,7 @@ class Order:
     seconds: float | None = None
     processes: int | None = None
     seed: int = 0
+    root: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and not 0 < self.epochs < math.inf:
@@ -96,7 +97,7 @@ def train_network(
     """
     make = partial(build, order.network, **order.options)
     network, unfinished = make(), _unfinished(out, resume)
-    splits = load(order.data, download=download, selection=order.selection, seed=order.seed)
+    splits = load(order.data, root=order.root, download=download, selection=order.selection, seed=order.seed)
     check_fits(network, splits)
     out.parent.mkdir(parents=True, exist_ok=True)
     lessons = Lessons(*splits.train(), splits.augmentation)

@@ -32,7 +32,7 @@ from trimtab.search.setup.budgets import describe
 from trimtab.search.setup.config import FinishConfig
 from trimtab.search.setup.setting import Setting
 from trimtab.search.training.distillation import Distillation
-from trimtab.search.training.recipe import Recipe, batch_for
+from trimtab.search.training.recipe import NOTHING_TO_LEARN, Recipe, batch_for, rate_for
 from trimtab.search.training.trainer import train
 from trimtab.search.training.training import Lessons
 from trimtab.search.training.training import Progress as Steps
@@ -53,9 +53,6 @@ EPOCHS, STEPS = 15.0, 1500
 #: The uniform int8 form, which predicts in half the time, is the teacher where it is no further, in nats, from the
 #: network as given.
 AS_GIVEN = 0.01
-
-#: What has lost no more has nothing to learn.
-NOTHING_TO_LEARN = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,6 +343,5 @@ class _Finishing:
         given = self.asked.model_dump(include=set(Recipe.__dataclass_fields__), exclude_none=True)
         batch = batch_for(images, given.get("batch", Recipe.batch))
         epochs = max(EPOCHS, STEPS * batch / images) if self.asked.epochs is None else self.asked.epochs
-        rate = Recipe.learning_rate * min(1.0, max(NOTHING_TO_LEARN, self._damage(of))) ** 0.5
-        usual = {"learning_rate": rate, "seed": self.problem.config.seed}
+        usual = {"learning_rate": rate_for(self._damage(of)), "seed": self.problem.config.seed}
         return Recipe(**{**usual, **given, "batch": batch, "epochs": share * epochs})

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,7 +25,16 @@ from trimtab.search.setup.config import Config, NetworkConfig, TrainingConfig
 from trimtab.spaces.zoo import build
 from trimtab.threads import torch_threads
 
-__all__ = ["PROVENANCE", "check_fits", "load_checkpoint", "load_network", "make_model", "save_checkpoint", "train"]
+__all__ = [
+    "PROVENANCE",
+    "check_fits",
+    "load_checkpoint",
+    "load_network",
+    "make_model",
+    "provenance_of",
+    "save_checkpoint",
+    "train",
+]
 
 #: The entry of a checkpoint's metadata in which `trimtab train` says, in JSON, how it was made.
 PROVENANCE = "trimtab.trained"
@@ -158,21 +167,34 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
+def provenance_of(checkpoint: Path) -> Mapping[str, Any] | None:
+    """Return what `trimtab train` says of a checkpoint that it made: its `data`, `seed`, how many training images were
+    `held_out`, the `seconds`; None of any other one, of which nothing is known."""
+    if checkpoint.suffix != ".safetensors" or not checkpoint.is_file():
+        return None
+    try:
+        with safe_open(str(checkpoint), "pt") as file:
+            said = (file.metadata() or {}).get(PROVENANCE)
+        if said is None:
+            return None
+        trained = json.loads(said)
+        kept = {
+            "data": str(trained["data"]),
+            "held_out": int(trained["held_out"]),
+            "seconds": float(trained["seconds"]),
+        }
+        return {**kept, "seed": int(trained["recipe"]["seed"])}
+    except (SafetensorError, ValueError, TypeError, LookupError) as error:
+        raise BadInput(f"the checkpoint {checkpoint} does not say how it was trained: {in_one_line(error)}") from error
+
+
 def _check_held_out(checkpoint: Path, config: Config) -> None:
     """Check that policies are not chosen on images that `trimtab train` trained the checkpoint on."""
-    if checkpoint.suffix != ".safetensors" or config.data.split != "held-out":
+    if config.data.split != "held-out" or (trained := provenance_of(checkpoint)) is None:
         return
-    with safe_open(str(checkpoint), "pt") as file:
-        said = (file.metadata() or {}).get(PROVENANCE)
-    if said is None:
+    if trained["data"] != config.data.name:
         return
-    try:
-        trained = json.loads(said)
-        data, seed, most = trained["data"], trained["recipe"]["seed"], int(trained["held_out"])
-    except (ValueError, TypeError, LookupError) as error:
-        raise BadInput(f"the checkpoint {checkpoint} does not say how it was trained: {in_one_line(error)}") from error
-    if data != config.data.name:
-        return
+    seed, most = trained["seed"], trained["held_out"]
     if config.seed != seed or config.data.selection > most:
         raise BadInput(
             f"the checkpoint {checkpoint} was trained on images that policies would be chosen on: choose on those that "

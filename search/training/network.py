@@ -244,8 +244,9 @@ class _Shift(nn.Module):
 class _Layer(nn.Module):
     """A layer whose weight is rounded to what is stored of it, with what is behind its products.
 
-    Behind a norm the size of a channel's weights is free, and they start at length 1; without one, a layer's weights
-    start at mean square 1, and its size is put back behind the products. So all learn at the rate that is meant.
+    Behind a norm the size of a channel's weights is free, and they start at length 1; without one, the mean square of
+    these lengths starts at 1, and the layer's size is put back behind the products. So a rate means the same in all
+    layers, however many weights a channel has and however many of them are zero.
     """
 
     mask: Tensor | None
@@ -256,7 +257,8 @@ class _Layer(nn.Module):
         self.op, self.format = op, decision.format.weight
         weight = torch.tensor(op.weight)
         bias = torch.zeros(len(weight)) if op.bias is None else torch.tensor(op.bias)
-        size = weight.flatten(1).norm(dim=1) if normalised else _size(weight).expand(len(weight))
+        lengths = weight.flatten(1).norm(dim=1)
+        size = lengths if normalised else _size(lengths).expand(len(weight))
         self.start = torch.where(size > 0, size, 1.0), bias
         self.behind = _Norm(len(weight)) if normalised else _Shift(len(weight))
         self.weight = nn.Parameter(weight / per_output(self.start[0], weight), requires_grad=decision.sharing is None)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 from trimtab.errors import BadInput
 
-__all__ = ["LabelRecipe", "OneCycle", "Recipe", "batch_for"]
+__all__ = ["NOTHING_TO_LEARN", "LabelRecipe", "OneCycle", "Recipe", "batch_for", "rate_for"]
+
+#: What has lost no more, in nats or as a share of the images, has nothing to learn; what has lost MUCH or more, learns
+#: at the full rate.
+NOTHING_TO_LEARN, MUCH = 1e-3, 0.1
 
 #: A batch is so small that an epoch has at least so many steps.
 STEPS_AT_LEAST = 8
@@ -48,9 +53,9 @@ def batch_for(images: int, most: int = OneCycle.batch) -> int:
 class Recipe(OneCycle):
     """The recipe of a training under a policy, towards the network as given.
 
-    The learning rate is AdamW's (Loshchilov and Hutter 2019, arXiv:1711.05101), of weights of length 1 or mean square
-    1, and of everything else in units of what it was at first. Steps of quantisers learn at `step_rate` times that. The
-    loss is the divergence from the given network's softened predictions at `temperature` (Hinton et al. 2015,
+    The learning rate is AdamW's (Loshchilov and Hutter 2019, arXiv:1711.05101), of weights whose length per channel is
+    about 1, and of everything else in units of what it was at first. Steps of quantisers learn at `step_rate` times
+    that. The loss is the divergence from the given network's softened predictions at `temperature` (Hinton et al. 2015,
     arXiv:1503.02531, section 2), and, `labels` of it, the cross-entropy with the labels. Norms are held still for the
     last `frozen` of all steps.
     """
@@ -59,6 +64,12 @@ class Recipe(OneCycle):
     temperature: float = 4.0
     labels: float = 0.1
     frozen: float = 0.3
+
+
+def rate_for(lost: float) -> float:
+    """Return the learning rate for a candidate that has lost so much, in nats or as a share of the images: the full one
+    from MUCH on, below it less by the root, for what has less far to go."""
+    return Recipe.learning_rate * sqrt(min(max(lost, NOTHING_TO_LEARN), MUCH) / MUCH)
 
 
 @dataclass(frozen=True)

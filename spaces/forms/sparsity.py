@@ -223,10 +223,11 @@ def refit(rows: Array, mask: Array, gram: Array) -> Array:
 
 def _mask(cells: Cells, gone: Array) -> Array:
     """Which weights stay, (O, I), when these cells (panels, blocks) go."""
-    mask = np.ones((cells.panels[-1].stop, sum(len(block) for block in cells.blocks)), dtype=bool)
-    for panel, block in np.argwhere(gone).tolist():
-        mask[cells.panels[panel], cells.blocks[block]] = False
-    return mask
+    panel = np.repeat(np.arange(len(cells.panels)), [each.stop - each.start for each in cells.panels])
+    inputs, sizes = np.concatenate(cells.blocks), [len(each) for each in cells.blocks]
+    block = np.empty_like(inputs)
+    block[inputs] = np.repeat(np.arange(len(sizes)), sizes)
+    return np.asarray(~gone[panel[:, None], block])
 
 
 def _smallest(costs: Array, cells: Cells) -> Array:

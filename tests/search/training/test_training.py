@@ -22,7 +22,7 @@ from trimtab.search.progress import Progress
 from trimtab.search.setup.problem import Problem, load_problem
 from trimtab.search.training.distillation import Distillation, distance
 from trimtab.search.training.network import TrainedNetwork
-from trimtab.search.training.recipe import Recipe
+from trimtab.search.training.recipe import Recipe, rate_for
 from trimtab.search.training.trainer import train
 from trimtab.search.training.training import Lessons, Training
 from trimtab.search.training.training import Progress as Steps
@@ -98,6 +98,16 @@ def test_without_a_step_a_candidate_stays_what_it_was(
     assert close(torch_logits(candidate, x), torch_logits(same, x))
     for name, (values, _) in candidate.int8.items():
         np.testing.assert_array_equal(same.int8[name][0], values)
+
+
+def test_all_weights_start_at_one_length_whatever_the_zeros(problem: Problem, candidate: Candidate) -> None:
+    images = torch.from_numpy(problem.judge.images[:64])
+    for normalised in (problem.space.normalised, frozenset[str]()):
+        network = TrainedNetwork(candidate, normalised, images)
+        for op in network.network.layers:
+            lengths = network.layers["_" + op.name.replace(".", "|")].weight.detach().flatten(1).norm(dim=1)
+            lengths = lengths[lengths > 0] if op.name in normalised else lengths.square().mean()
+            torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
 def test_what_was_trained_is_what_runs(
@@ -239,6 +249,12 @@ def test_the_loss_is_hinton_s(rng: np.random.Generator) -> None:
 def test_the_rate_rises_and_falls_to_nothing() -> None:
     recipe = Recipe(learning_rate=1.0, warm_up=0.2)
     assert [round(recipe.rate(done), 6) for done in (0, 0.1, 0.2, 0.6, 1)] == [0, 0.5, 1, 0.5, 0]
+
+
+def test_what_has_lost_less_learns_more_slowly() -> None:
+    full = Recipe().learning_rate
+    assert [rate_for(lost) / full for lost in (5.0, 0.1, 0.025)] == pytest.approx([1, 1, 0.5])
+    assert 0 < rate_for(0.0) == rate_for(1e-3) < rate_for(2e-3)
 
 
 @pytest.mark.slow
