@@ -77,7 +77,7 @@ def test_a_regression_is_judged_by_its_error_and_learns_from_targets(regressor: 
     parts = [(x, said_by(regressor, x) + noise[: len(x)]) for x in (images(96), images(60, 1), images(60, 2))]
     finish = {"epochs": 20, "candidates": 1, "processes": 2, "batch": 16}
     task = Task(*parts, metric="rmse", loss=lambda y, wanted: F.mse_loss(y, wanted))
-    space = {"bits": [[2, 8], [8, 8]], "ranks": [], "channels": 1}
+    space = {"bits": [[2, 8], [8, 8]], "ranks": [], "channels": 1, "drop_pointless": False}
     result = search(regressor, task, finish=finish, space=space, budgets={"size": "0.15x"}, out=tmp_path / "run")
     summary = result.summary
     x, targets = parts[2]
