@@ -1,4 +1,4 @@
-"""Proxy accuracy: what a candidate is worth before any fine-tuning, on the engine that will run it."""
+"""Proxy accuracy: what a candidate is worth by the metric before any fine-tuning, on the engine that will run it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.evaluators.answers import Answers
+from trimtab.evaluators.answers import Graded, Scale
 from trimtab.evaluators.engines.base import EngineSession, Images
 from trimtab.evaluators.engines.native import NativeEngine
 from trimtab.evaluators.engines.registry import SIMULATED, make_engine
 from trimtab.evaluators.engines.torch_operators import to_bf16
 from trimtab.evaluators.lowering import copied_bits, is_bf16, lower, quant_of, storage
+from trimtab.evaluators.metrics import TOP_1, Metric, graded
+from trimtab.evaluators.targets import Targets
 from trimtab.graph import Array, Graph, Node, Quant
 from trimtab.kernels import stored_bytes
 from trimtab.spaces.candidate import Candidate, apply
@@ -36,27 +38,31 @@ __all__ = [
     "graded",
     "judging_session",
     "simulated",
+    "squared_distance",
     "timing_candidate",
     "torch_logits",
 ]
 
 BATCH = 16
 
+#: Images whose predictions are compared at once.
+AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class Judgement:
-    """`answers` are to the judge's images, `loss` is the mean `divergence` on them from the untouched network's
-    outputs, in nats, at least 0; `size` the bytes of the weights as they are stored, entropy code included; `seconds`
-    says where the evaluation's time went: repair (or stitch and settle), store, compile, run."""
+    """`answers` are what the metric finds on the judge's images, `loss` is the mean `divergence` on them from the
+    untouched network's outputs, at least 0; `size` the bytes of the weights as they are stored, entropy code
+    included; `seconds` says where the evaluation's time went: repair (or stitch and settle), store, compile, run."""
 
-    answers: Answers
+    answers: Graded
     loss: float
     size: int
     seconds: Mapping[str, float]
 
     @property
     def accuracy(self) -> float:
-        """Top-1 accuracy in [0, 1]."""
+        """The metric as agents take it, in [0, 1], higher is better."""
         return self.answers.accuracy
 
 
@@ -68,7 +74,8 @@ class Judge:
     numbers that are rounded as integers would be (`torch_logits`); the candidate and its size are the same by all.
     PyTorch computes on one thread, whoever calls: the number of threads shows in the last bits.
 
-    `images` (N, C, H, W) and `labels` (N,) are those that policies are chosen on. With a `database`, what is judged is
+    `images` (N, C, H, W) and their `targets` are those that policies are chosen on, by the `metric`. Without targets
+    (None), they are held to what the untouched network says. With a `database`, what is judged is
     stitched from its entries and settled on the `few` images of a calibration of its own: many times as fast, and less
     accurate than the finished candidate that `candidate` makes.
     """
@@ -76,10 +83,11 @@ class Judge:
     space: Space
     calibration: Calibration
     images: Array
-    labels: Array
+    targets: Targets
     by: str = "native"
     database: LayerDatabase | None = None
     few: Calibration | None = None
+    metric: Metric = TOP_1
 
     @torch_threads(1)
     def candidate(self, policy: Policy) -> Candidate:
@@ -91,9 +99,26 @@ class Judge:
         """Return the candidate whose accuracy stands for the policy's."""
         return self._proxy(policy, _Laps())
 
-    def loss(self, logits: Array) -> float:
-        """Return the mean divergence of a network's outputs (N, classes) on the images from the untouched one's."""
-        return divergence(self._untouched, logits)
+    def loss(self, outputs: Array) -> float:
+        """Return the mean divergence of a network's outputs (N, ...) on the images from the untouched one's."""
+        return (divergence if self.metric.classes else squared_distance)(self._untouched, outputs)
+
+    def graded(self, outputs: Array) -> Graded:
+        """Return what the metric finds of a network's outputs (N, ...) on the images."""
+        return self.held_to(self._wanted, outputs)
+
+    def held_to(self, targets: Targets, outputs: Array) -> Graded:
+        """Return what the metric finds of a network's outputs (N, ...), by the targets, on any images."""
+        return graded(outputs, targets, self.metric, self.scale)
+
+    def wanted(self, images: Array, targets: Targets) -> Targets:
+        """Return the targets of images (N, C, H, W); where there are none, what the untouched network says of them:
+        its classes, or its outputs themselves where they are none."""
+        if targets is not None:
+            return targets
+        own = images is self.images
+        outputs = self._untouched if own else self.outputs(self.candidate(self.space.base()), images)
+        return outputs.argmax(axis=1) if self.metric.classes else outputs
 
     @torch_threads(1)
     def __call__(self, policy: Policy) -> Judgement:
@@ -105,24 +130,34 @@ class Judge:
         laps.note("store")
         session = self._session(candidate, graph)
         laps.note("compile")
-        logits = session.run(self.images)
-        answers, loss = graded(logits, self.labels), self.loss(logits)
+        outputs = session.run(self.images)
+        answers, loss = self.graded(outputs), self.loss(outputs)
         laps.note("run")
         return Judgement(answers, loss, size, laps.seconds)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is shipped: the untouched outputs too, so that they are computed once and the same everywhere."""
-        return {**self.__dict__, "_untouched": self._untouched}
+        """Return what is shipped: what the untouched network says too, so that it is computed once and the same
+        everywhere."""
+        return {**self.__dict__, "_untouched": self._untouched, "_wanted": self._wanted, "scale": self.scale}
 
     @cached_property
     @torch_threads(1)
     def _untouched(self) -> Array:
-        """The untouched network's outputs on the images, (N, classes), by the same judge."""
-        return self.logits(self.candidate(self.space.base()), self.images)
+        """The untouched network's outputs on the images, (N, ...), by the same judge."""
+        return self.outputs(self.candidate(self.space.base()), self.images)
+
+    @cached_property
+    def _wanted(self) -> Targets:
+        return self.wanted(self.images, self.targets)
+
+    @cached_property
+    def scale(self) -> Scale:
+        """The metric's scale, by what it is of the untouched network."""
+        return self.metric.scale(self.metric.value(self._untouched, self._wanted))
 
     @torch_threads(1)
-    def logits(self, candidate: Candidate, images: Array) -> Array:
-        """Return a candidate's outputs (N, classes) for images (N, C, H, W)."""
+    def outputs(self, candidate: Candidate, images: Array) -> Array:
+        """Return a candidate's outputs (N, ...) for images (N, C, H, W)."""
         return self._session(candidate, lower(candidate)).run(images)
 
     def _session(self, candidate: Candidate, graph: Graph) -> _Runs:
@@ -143,7 +178,7 @@ class Judge:
 
 
 class _Runs(Protocol):
-    """A runner of networks: outputs (N, classes) for images (N, C, H, W)."""
+    """A runner of networks: outputs (N, ...) for images (N, C, H, W)."""
 
     def run(self, x: Images) -> Images: ...
 
@@ -177,25 +212,36 @@ def judging_session(candidate: Candidate) -> EngineSession:
 
 def accuracy_of(session: EngineSession, images: Array, labels: Array) -> float:
     """Return a session's top-1 accuracy in [0, 1]."""
-    return graded(session.run(images), labels).accuracy
-
-
-def graded(logits: Array, labels: Array) -> Answers:
-    """Return the answers of outputs (N, classes): right where the largest value is at the label (N,)."""
-    return Answers.of(logits.argmax(axis=1) == labels)
+    return graded(session.run(images), labels).value
 
 
 def divergence(reference: Array, logits: Array) -> float:
-    """Return the mean over N images of KL(p || q) in nats, at least 0, of the softmaxes p of `reference` and q of
-    `logits`, both (N, classes).
+    """Return the mean over N images, and over all places of each, of KL(p || q) in nats, at least 0, of the softmaxes p
+    of `reference` and q of `logits`, both (N, classes, ...).
 
     That is by how much the cross-entropy exceeds the least possible one where the reference's predictions are the
     labels (the loss of Hinton et al. 2015, at temperature 1). An output that is not finite says nothing: it counts as
     a uniform guess.
     """
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(reference), AT_ONCE)]
+    each = np.concatenate([_divergences(reference[part], logits[part]) for part in parts])
+    return float(np.maximum(each, 0.0).mean())  # rounding takes equal predictions a little below 0
+
+
+def squared_distance(reference: Array, outputs: Array) -> float:
+    """Return the mean squared distance of outputs from those of a reference, both (N, ...), of which no softmax is
+    taken, as a share of the reference's variance, each output's (axis 1) about its own mean; one that is not finite
+    counts as 0."""
+    finite = np.where(np.isfinite(outputs), outputs, 0.0)
+    errors = ((finite - reference.astype(np.float64)) ** 2).mean()
+    others = (0, *range(2, reference.ndim))
+    return float(errors / max(float(reference.var(axis=others, dtype=np.float64).mean()), np.finfo(np.float32).tiny))
+
+
+def _divergences(reference: Array, logits: Array) -> Array:
     log_p, log_q = _log_softmax(reference), _log_softmax(logits)
     each = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    return float(np.maximum(each, 0.0).mean())  # rounding takes equal predictions a little below 0
+    return np.asarray(each.reshape(len(each), -1).mean(axis=1))
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -221,7 +267,7 @@ def timing_candidate(space: Space, policy: Policy) -> Candidate:
 
 
 def torch_logits(candidate: Candidate, images: Array, batch: int = 64) -> Array:
-    """Run a candidate in PyTorch with simulated quantisation: (N, C, H, W) -> (N, classes)."""
+    """Run a candidate in PyTorch with simulated quantisation: (N, C, H, W) -> (N, ...)."""
     network, quant = simulated(candidate)
     halved = {op.inputs[0] for op in network.layers if is_bf16(op, candidate.decisions.get(op.name))}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import BadInput, unknown_name
+from trimtab.evaluators.targets import Targets
 from trimtab.files import cache_dir, write_bytes
 
 __all__ = ["DATASETS", "Augmentation", "Images", "Labels", "Splits", "data_root", "load"]
@@ -34,19 +35,20 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Parts of a data set, each (images (N, C, H, W) float32 as the network sees them, labels (N,)).
+    """Parts of a data set, each (images (N, C, H, W) float32 as the network sees them, their targets, or None).
 
     `train` returns the images to fit on (a function: few runs need them), `calibration` is for repairs (part of the
     training images), `selection` for choosing policies, and `final` returns what the reported figure is read from,
     once. These two are disjoint from each other and from the training images; `provenance` says where they come from.
+    `classes` are those of labels, 0 where targets are none.
     `signals` are images of one column, which the network takes as (N, C, L). `augmentation` is how training images may
     be varied.
     """
 
-    train: Callable[[], tuple[Images, Labels]]
+    train: Callable[[], tuple[Images, Targets]]
     calibration: Images
-    selection: tuple[Images, Labels]
-    final: Callable[[], tuple[Images, Labels]]
+    selection: tuple[Images, Targets]
+    final: Callable[[], tuple[Images, Targets]]
     classes: int
     provenance: str
     signals: bool = False
@@ -61,10 +63,10 @@ class Splits:
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """Training and test images, uint8 or float (N, C, H, W), unscaled, with labels."""
+    """Training and test images, uint8 or float (N, C, H, W), unscaled, with labels, if there are any."""
 
-    train: tuple[npt.NDArray[Any], Labels]
-    test: tuple[npt.NDArray[Any], Labels]
+    train: tuple[npt.NDArray[Any], Labels | None]
+    test: tuple[npt.NDArray[Any], Labels | None]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     largest: float = 255.0
@@ -99,11 +101,11 @@ def load(
     raw = DATASETS[name](Source(name, data_root(name, root), download, size or 224, seed))
     scale = _Scale(raw, mean, std)
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(raw.train[1]))
-    test_order = rng.permutation(len(raw.test[1]))
+    order = rng.permutation(len(raw.train[0]))
+    test_order = rng.permutation(len(raw.test[0]))
     if split == "held-out":
         held, rest = order[:selection], order[selection:]
-        chosen, last = scale(raw.train, held), np.arange(len(raw.test[1]))
+        chosen, last = scale(raw.train, held), np.arange(len(test_order))
         provenance = (
             f"{len(held)} training images that are left out of training; final: all {len(test_order)} test images"
         )
@@ -112,8 +114,8 @@ def load(
         rest = order
         chosen = scale(raw.test, test_order[: min(half, selection)])
         last = np.sort(test_order[half:])
-        provenance = f"{len(chosen[1])} images of one half of the test split; final: the other half, {len(last)} images"
-    if len(rest) < calibration or len(chosen[1]) == 0:
+        provenance = f"{len(chosen[0])} images of one half of the test split; final: the other half, {len(last)} images"
+    if len(rest) < calibration or len(chosen[0]) == 0:
         raise BadInput(
             f"data set {name!r} has {len(order)} training images: too few for {selection} to choose on and "
             f"{calibration} to calibrate with"
@@ -123,7 +125,7 @@ def load(
         calibration=scale(raw.train, rest[:calibration])[0],
         selection=chosen,
         final=lambda: scale(raw.test, last),
-        classes=int(raw.train[1].max()) + 1,
+        classes=0 if raw.train[1] is None else int(raw.train[1].max()) + 1,
         provenance=provenance,
         augmentation=raw.augmentation,
     )
@@ -141,13 +143,15 @@ class _Scale:
         self.largest = raw.largest
         self.mean, self.std = (np.asarray(v, np.float32).reshape(1, -1, 1, 1) for v in given)
 
-    def __call__(self, part: tuple[npt.NDArray[Any], Labels], indices: npt.NDArray[Any]) -> tuple[Images, Labels]:
+    def __call__(
+        self, part: tuple[npt.NDArray[Any], Labels | None], indices: npt.NDArray[Any]
+    ) -> tuple[Images, Labels | None]:
         # C order, whatever the files' own: engines take nothing else and would copy in every evaluation.
         images = part[0][indices].astype(np.float32, order="C")
         images /= np.float32(self.largest)
         images -= self.mean
         images /= self.std
-        return images, part[1][indices].astype(np.int64)
+        return images, None if part[1] is None else part[1][indices].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -266,24 +270,51 @@ def _unpacked(kind: Any, place: Path) -> Path:
 
 
 def _image_folder(source: Source) -> Raw:
-    """`root/train/<class>/*` and `root/val/<class>/*` (or `test`): resized, centre-cropped to data.size."""
-    from torchvision.datasets import ImageFolder
+    """`root/train/<class>/*` and `root/val/<class>/*` (or `test`), or images without classes in `root/train` and
+    `root/val`: resized, centre-cropped to data.size."""
     from torchvision.transforms import v2
 
     root = source.folder()
     test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     if not (root / "train").is_dir() or test is None:
-        raise BadInput(f"an image folder needs {root}/train and {root}/val (or test), with a folder per class in each")
+        raise BadInput(
+            f"an image folder needs {root}/train and {root}/val (or test), with a folder per class in each, or images"
+        )
     shape = v2.Compose([v2.Resize(round(source.size * 256 / 224)), v2.CenterCrop(source.size), v2.PILToTensor()])
+    folders = (root / "train", test)
+    labelled = [any(each.is_dir() for each in folder.iterdir()) for folder in folders]
+    if labelled[0] != labelled[1]:
+        raise BadInput(f"one of {root}/train and {test} has a folder per class, the other has not")
+    read = _with_classes if labelled[0] else _without_classes
     try:
-        parts = [ImageFolder(str(folder), shape) for folder in (root / "train", test)]
-        if parts[0].classes != parts[1].classes:
-            raise BadInput(f"{root}/train and {test} do not have the same classes")
-        train, final = ((np.stack([x.numpy() for x, _ in part]), np.asarray(part.targets)) for part in parts)
+        train, final = read(folders, lambda image: shape(image).numpy())
     except OSError as error:  # no class folder, an empty one, or a file that is no image
         raise BadInput(f"cannot read the images under {root}: {error}") from error
     varied = Augmentation(source.size // 8, mirror=True)
     return Raw(train, final, IMAGENET_MEAN, IMAGENET_STD, augmentation=varied)
+
+
+def _with_classes(folders: Sequence[Path], shape: Callable[[Any], Any]) -> list[tuple[npt.NDArray[Any], Labels | None]]:
+    from torchvision.datasets import ImageFolder
+
+    parts = [ImageFolder(str(folder), shape) for folder in folders]
+    if parts[0].classes != parts[1].classes:
+        raise BadInput(f"{folders[0]} and {folders[1]} do not have the same classes")
+    return [(np.stack([x for x, _ in part]), np.asarray(part.targets)) for part in parts]
+
+
+def _without_classes(
+    folders: Sequence[Path], shape: Callable[[Any], Any]
+) -> list[tuple[npt.NDArray[Any], Labels | None]]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+
+    found: list[tuple[npt.NDArray[Any], Labels | None]] = []
+    for folder in folders:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMG_EXTENSIONS)
+        if not files:
+            raise BadInput(f"{folder} has neither a folder per class nor images")
+        found.append((np.stack([shape(default_loader(str(file))) for file in files]), None))
+    return found
 
 
 #: Data sets that need no files.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
 from trimtab.agents.base import Agent
-from trimtab.errors import BadInput
-from trimtab.evaluators.data import Augmentation, Images, Labels, Splits
+from trimtab.errors import BadInput, in_one_line
+from trimtab.evaluators.data import Augmentation, Images, Splits
+from trimtab.evaluators.metrics import Better, Metric
+from trimtab.evaluators.targets import Targets, as_labels, class_count, joined, read_targets, taken
 from trimtab.files import check_folder
 from trimtab.search.finish.export import ExportCheck, export_candidate
 from trimtab.search.finish.run_link import measured_link
@@ -22,9 +24,10 @@ from trimtab.search.loop.candidates import candidate_of
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.experiment import prepare_folder
 from trimtab.search.progress import ConsoleProgress, Progress
+from trimtab.search.report.metric import ShownMetric
 from trimtab.search.run import Outcome, finish_run, run_search
 from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, make_config
-from trimtab.search.setup.problem import Problem, make_problem
+from trimtab.search.setup.problem import Loss, Problem, make_problem
 from trimtab.search.setup.setting import bench_of
 from trimtab.spaces.policy import Policy
 from trimtab.threads import torch_threads
@@ -37,46 +40,100 @@ TRAINED_ON = 4 << 30
 #: The most images that are kept of what can be read once only, and may have no end.
 ONCE = 1 << 18
 
+#: Of training images alone, one in so many is held out to choose on, and as many for the final figure.
+HELD_OUT = 5
+
+#: Images, and their targets, if there are any.
+Part: TypeAlias = tuple[Images, Targets]
+
 _GIVEN = {"network": {"import": GIVEN_NETWORK}, "data": {"name": GIVEN_DATA}}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A user's data: each part a DataLoader or any iterable of (images, labels) batches, or a pair of arrays.
+    """What a network is for: data, and by what it is judged.
 
-    Images are (N, C, H, W) float32 as the network sees them, signals (N, C, L), vectors (N, F), labels (N,) integers;
-    all parts are of one shape. On `train`, as it yields it, the winner is trained (up to TRAINED_ON bytes of images),
-    and `calibration` images of it are for repairs; policies are chosen on `selection`, and `final` is read once, for
-    the reported figure; without it the figure comes from `selection`, and the summary says so. In training,
-    images may be moved by `shift` pixels, and, with `mirror`, left and right exchanged.
+    Each part is a DataLoader or any iterable of (images, targets) batches, or a pair of arrays; or of images alone.
+    Images are (N, C, H, W) float32 as the network sees them, signals (N, C, L), vectors (N, F); all parts are of one
+    shape. On `train`, as it yields it, the winner is trained (up to TRAINED_ON bytes of images), and `calibration`
+    images of it are for repairs; policies are chosen on `selection`, and `final` is read once, for the reported figure;
+    without it the figure comes from `selection`, and the summary says so. Without either, a fifth of `train` each is
+    held out for them, drawn by a seed. In training, images may be moved by `shift` pixels, and, with `mirror`, left and
+    right exchanged, where targets are labels (N,).
+
+    `metric` is a name ("top-1", "top-5", "mean-iou", "mean-recall", "worst-class-recall", "mean-average-precision",
+    "rmse", "explained-variance") or any callable of (outputs, targets), tensors of all images, of which `better` is
+    "higher" or "lower": it returns a value for each image, (N,), whose mean counts, or one number for all, which is
+    then bootstrapped, in 200 calls. Without one, targets are labels (N,), and the largest output has to be at them.
+    Targets are whatever is yielded: arrays or tensors (N, ...), tuples and dicts of them, or lists of N things. What
+    has no targets is held to what the untouched network says of it. `loss`, of (outputs, targets), is what the winner
+    is trained on beside the network as given; the cross-entropy, where targets are labels and nothing else is said.
     """
 
     train: Any
-    selection: Any
+    selection: Any = None
     final: Any = None
     calibration: int = 256
     shift: int = 0
     mirror: bool = False
+    metric: Any = None
+    better: Better | None = None
+    loss: Loss | None = None
+
+    @property
+    def judged_by(self) -> Metric | None:
+        """The metric, where one is given; what is none is a `BadInput`."""
+        return None if self.metric is None else Metric.of(self.metric, self.better)
 
     def splits(self) -> Splits:
-        """Collect the parts into arrays; anything that is not images and labels is a `BadInput`."""
-        train = self.train
-        if isinstance(train, Iterator):  # it can be read once only
-            train = _collect(train, "train", ONCE)
-        fitted = _collect(train, "train", self.calibration)
+        """Collect the parts into arrays; anything that is not images and their targets is a `BadInput`."""
+        train, metric = self.train, self.judged_by
+        labelled = metric is None or bool(metric.classes)
+        if isinstance(train, Iterator) or self.selection is None:  # it can be read once only, or is divided
+            train = _collect(train, "train", labelled, ONCE)
+        if self.selection is None:
+            return self._divided(train, labelled)
+        fitted = _collect(train, "train", labelled, self.calibration)
         shape = fitted[0].shape[1:]
-        selection = _collect(self.selection, "selection", shape=shape)
-        final = selection if self.final is None else _collect(self.final, "final", shape=shape)
-        said = "the selection images themselves" if self.final is None else f"{len(final[1])} images given as final"
+        selection = _collect(self.selection, "selection", labelled, shape=shape)
+        final = selection if self.final is None else _collect(self.final, "final", labelled, shape=shape)
+        said = "the selection images themselves" if self.final is None else f"{len(final[0])} images given as final"
+        limit = max(1, TRAINED_ON // fitted[0][0].nbytes)
+        provenance = f"{len(selection[0])} images given by the user; final: {said}"
+        return self._parts(lambda: _collect(train, "train", labelled, limit), fitted, selection, final, provenance)
+
+    def _divided(self, given: Part, labelled: bool) -> Splits:
+        """The parts of what is all in one: a fifth to choose on, and one for the final figure, if none is given."""
+        images, targets = given
+        order = np.random.default_rng(0).permutation(len(images))
+        count = len(order) // HELD_OUT
+        if not count:
+            raise BadInput(f"task.train: {len(order)} images are too few to hold some of them out: give task.selection")
+        cuts = np.split(order, [count, count if self.final is not None else 2 * count])
+        chosen, last, fitted = ((images[cut], None if targets is None else taken(targets, cut)) for cut in cuts)
+        said = f"{count} others of them"
+        if self.final is not None:
+            last = _collect(self.final, "final", labelled, shape=images.shape[1:])
+            said = f"{len(last[0])} images given as final"
+        first = fitted[0][: self.calibration], None
+        return self._parts(
+            lambda: fitted, first, chosen, last, f"{count} of the user's images, held out; final: {said}"
+        )
+
+    def _parts(self, train: Callable[[], Part], fitted: Part, selection: Part, final: Part, provenance: str) -> Splits:
+        dense = any(isinstance(targets, np.ndarray) and targets.ndim > 1 for _, targets in (selection, final))
+        if dense and (self.shift or self.mirror):
+            raise BadInput("task.shift and task.mirror move images, and not their targets: vary both in the loader")
+        classes = max(class_count(targets) for _, targets in (selection, final))
         return Splits(
-            train=lambda: _as_images(_collect(train, "train", max(1, TRAINED_ON // fitted[0][0].nbytes))),
+            train=lambda: _as_images(train()),
             calibration=_as_images(fitted)[0],
             selection=_as_images(selection),
             final=lambda: _as_images(final),
-            signals=len(shape) == 2,
+            signals=fitted[0].ndim == 3,
             augmentation=Augmentation(self.shift, self.mirror),
-            classes=int(max(selection[1].max(), final[1].max())) + 1,
-            provenance=f"{len(selection[1])} images given by the user; final: {said}",
+            classes=classes,
+            provenance=provenance,
         )
 
 
@@ -142,7 +199,8 @@ class Result:
         if self.best is None or self.best.latency is None:
             return "Result(no network met every budget)"
         latency = self.best.latency
-        return f"Result(accuracy {self.best.accuracy:.2%}, {latency.ratio:.3f}x latency, {self.best.cost.size} bytes)"
+        name, said = ShownMetric.of(self.summary).name, self.best.answers.said()
+        return f"Result({name} {said}, {latency.ratio:.3f}x latency, {self.best.cost.size} bytes)"
 
 
 def compress(
@@ -178,16 +236,17 @@ def compress(
     if resume and out is None:
         raise BadInput("resume needs out, the folder of the run to go on with")
     asked = {"budgets": {} if budgets is None else budgets, "minimise": minimise, "keep": keep}
-    config = make_config(
-        {**_GIVEN, **asked, "agent": agent, **({} if trials is None else {"trials": trials}), **settings}, "compress"
-    )
     given = task if isinstance(task, Task) else _pair(task)
+    metric = given.judged_by
+    network = {**_GIVEN["network"], **({} if metric is None else {"metric": metric.name, "better": metric.better})}
+    own = {**_GIVEN, "network": network, **asked, "agent": agent, **({} if trials is None else {"trials": trials})}
+    config = make_config({**own, **settings}, "compress")
     if out is not None:
         prepare_folder(Path(out), resume)
     shown: Progress = ConsoleProgress() if progress else Progress()
     folder = Path(out if out is not None else tempfile.mkdtemp(prefix="trimtab-"))
     try:
-        problem = make_problem(config, model, given.splits())
+        problem = make_problem(config, model, given.splits(), metric, given.loss)
         with torch_threads(1):
             return Result(problem, run_search(problem, folder, shown, resume))
     finally:
@@ -201,43 +260,51 @@ def _pair(task: object) -> Task:
     raise BadInput(f"task is a trimtab.Task or a pair (train, selection), not {type(task).__name__}")
 
 
-def _as_images(part: tuple[Images, Labels]) -> tuple[Images, Labels]:
+def _as_images(part: Part) -> Part:
     """A part whose signals are images of one column."""
-    images, labels = part
-    return images[..., None] if images.ndim == 3 else images, labels
+    images, targets = part
+    return images[..., None] if images.ndim == 3 else images, targets
 
 
 def _collect(
-    part: Any, name: str, limit: int | None = None, shape: tuple[int, ...] | None = None
-) -> tuple[Images, Labels]:
-    """Return images (N, C, H, W) float32, signals (N, C, L) or vectors (N, F), and labels (N,) int64; at most about
-    `limit` of them, each of `shape` where that is given."""
-    if isinstance(part, tuple) and len(part) == 2 and all(hasattr(array, "shape") for array in part):
+    part: Any, name: str, labelled: bool, limit: int | None = None, shape: tuple[int, ...] | None = None
+) -> Part:
+    """Return images (N, C, H, W) float32, signals (N, C, L) or vectors (N, F), and their targets, labels where they are
+    `labelled`, or None; at most about `limit` of them, each of `shape` where that is given."""
+    if isinstance(part, tuple) and len(part) == 2 and hasattr(part[0], "shape"):
         batches: Iterable[Any] = [part]
+    elif hasattr(part, "shape"):
+        batches = [(part,)]
     elif isinstance(part, Iterable):
         batches = part
     else:
-        raise BadInput(f"task.{name} is a DataLoader, an iterable of (images, labels), or a pair of arrays")
-    images, labels, count = [], [], 0
+        raise BadInput(f"task.{name} is a DataLoader, an iterable of (images, targets), or a pair of arrays")
+    images: list[Images] = []
+    targets: list[Targets] = []
+    count = 0
     for batch in batches:
         try:
-            x, y = batch
+            x, *given = (batch,) if hasattr(batch, "shape") else batch
             images.append(np.asarray(torch.as_tensor(x).detach().cpu(), dtype=np.float32))
-            given = np.asarray(torch.as_tensor(y).detach().cpu())
-            labels.append(given.astype(np.int64))
+            if len(given) > 1:
+                raise ValueError(f"{len(given) + 1} things in a batch")
+            if given and given[0] is not None:
+                targets.append(read_targets(given[0], len(images[-1])))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise BadInput(f"task.{name} does not yield (images, labels): {error}") from error
-        if images[-1].ndim not in (2, 3, 4) or labels[-1].shape != images[-1].shape[:1]:
+            raise BadInput(f"task.{name} does not yield (images, targets): {error}") from error
+        if images[-1].ndim not in (2, 3, 4):
             raise BadInput(
                 f"task.{name}: expected batches of images (N, C, H, W), signals (N, C, L) or vectors (N, F), and "
-                f"labels (N,), found {images[-1].shape} and {labels[-1].shape}"
+                f"their targets, found {images[-1].shape}"
             )
         if shape is not None and images[-1].shape[1:] != shape:
             raise BadInput(f"task.{name}: its images are of shape {images[-1].shape[1:]}, those of task.train {shape}")
-        if images[-1].shape[1:] != images[0].shape[1:] or labels[-1].min(initial=0) < 0:
-            raise BadInput(f"task.{name}: images of one shape and labels from 0 are needed in every batch")
-        if (labels[-1] != given).any():
-            raise BadInput(f"task.{name}: labels are whole numbers, found {given[labels[-1] != given][0]:g}")
+        if images[-1].shape[1:] != images[0].shape[1:]:
+            raise BadInput(f"task.{name}: images of one shape are needed in every batch")
+        if len(targets) not in (0, len(images)):
+            raise BadInput(f"task.{name}: some batches have targets, and others have none")
+        if targets and labelled:
+            targets[-1] = as_labels(targets[-1], f"task.{name}")
         if endless := int((~np.isfinite(images[-1])).any(axis=tuple(range(1, images[-1].ndim))).sum()):
             raise BadInput(f"task.{name}: {endless} images of a batch have values that are not finite")
         count += len(images[-1])
@@ -245,4 +312,8 @@ def _collect(
             break
     if not count:
         raise BadInput(f"task.{name} yields no images")
-    return np.concatenate(images)[:limit], np.concatenate(labels)[:limit]
+    try:
+        found = joined(targets) if targets else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"task.{name}: the targets of its batches do not go together: {in_one_line(error)}") from error
+    return np.concatenate(images)[:limit], None if found is None else taken(found, slice(limit))

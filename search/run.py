@@ -16,8 +16,7 @@ from shutil import rmtree
 from typing import Any
 
 from trimtab.errors import BadInput, TrimtabError
-from trimtab.evaluators.accuracy import graded
-from trimtab.evaluators.answers import Answers
+from trimtab.evaluators.answers import Graded
 from trimtab.evaluators.engines import SIMULATED
 from trimtab.evaluators.price.cost import CostModel, TableError
 from trimtab.files import write_text
@@ -38,6 +37,7 @@ from trimtab.search.loop.tensorboard import Scalars
 from trimtab.search.loop.verify import Verifier, judged
 from trimtab.search.progress import Progress
 from trimtab.search.report.agent_rows import winning
+from trimtab.search.report.metric import ACCURACY, ShownMetric
 from trimtab.search.report.run_report import write_report
 from trimtab.search.report.summary import Findings, Winner, best_of, build_summary, finished_summary, load_summary
 from trimtab.search.setup.agent_factory import fill_for
@@ -105,7 +105,7 @@ def run_search(
                 f"this run was begun on another machine ({setting.elsewhere}): its budgets and prices are of that "
                 "one, and what is measured from now on is not"
             )
-        _say_baseline(setting.baseline, config, progress)
+        _say_baseline(setting.baseline, problem, progress)
         seconds = _search_seconds(config, time.perf_counter() - started)
         experiment.journal.append("stage", {"stage": "search", "seconds": None if math.isinf(seconds) else seconds})
         limits, ledger = setting.limits(experiment.table), Ledger(experiment.journal)
@@ -150,15 +150,16 @@ def finish_run(problem: Problem, folder: Path, progress: Progress, resume: bool 
             summary["winner"] = {"agent": agent, "policy": finished.evaluation.policy.to_json()}
             write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
             write_report(folder)
-            winner = Winner(agent, finished.evaluation, finals[FINISHED].accuracy)
+            winner = Winner(agent, finished.evaluation, finals[FINISHED].value)
         journal.append("finished", {"winner": winner.evaluation.policy.id})
     return Outcome(folder, winner, (), summary)
 
 
-def _final_answers(problem: Problem, networks: Mapping[str, Candidate]) -> dict[str, Answers]:
-    """The answers of networks to the final images."""
-    images, labels = problem.splits.final()
-    return {name: graded(problem.judge.logits(network, images), labels) for name, network in networks.items()}
+def _final_answers(problem: Problem, networks: Mapping[str, Candidate]) -> dict[str, Graded]:
+    """What the metric finds of networks on the final images."""
+    judge, (images, targets) = problem.judge, problem.splits.final()
+    wanted = judge.wanted(images, targets)
+    return {name: judge.held_to(wanted, judge.outputs(network, images)) for name, network in networks.items()}
 
 
 def _final_accuracy(summary: Mapping[str, Any]) -> float:
@@ -278,12 +279,12 @@ class _Finisher:
         self.experiment.candidates.keep([evaluation.policy for evaluation in kept])
         finals = self._read_final(found, finished)
         winners = {
-            agent: None if one is None else Winner(agent, one, finals[one.policy.id].accuracy)
+            agent: None if one is None else Winner(agent, one, finals[one.policy.id].value)
             for agent, one in chosen.items()
         }
         best = best_of(winners)
         if finished is not None:
-            best = Winner(self._who_found(finished.evaluation.policy), finished.evaluation, finals[FINISHED].accuracy)
+            best = Winner(self._who_found(finished.evaluation.policy), finished.evaluation, finals[FINISHED].value)
         findings = Findings(
             runs=self.runs,
             winners=winners,
@@ -408,7 +409,7 @@ class _Finisher:
         counts = [f"{count} {IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
         return ", ".join([f"{len(tried)} tried", *counts])
 
-    def _read_final(self, chosen: Sequence[Evaluation], finished: Finished | None) -> dict[str, Answers]:
+    def _read_final(self, chosen: Sequence[Evaluation], finished: Finished | None) -> dict[str, Graded]:
         """Read the final images, once: the answers of the base, of its int8 form, of every winner, and of the network
         that was finished."""
         space, judge = self.problem.space, self.problem.judge
@@ -455,18 +456,20 @@ def _untrained(setting: Setting) -> Setting:
     return replace(setting, problem=replace(setting.problem, config=off))
 
 
-def _say_baseline(baseline: Baseline, config: Config, progress: Progress) -> None:
-    base, int8 = baseline.base, baseline.int8
+def _say_baseline(baseline: Baseline, problem: Problem, progress: Progress) -> None:
+    base, int8, config, metric = baseline.base, baseline.int8, problem.config, ShownMetric.by(problem.judge)
+    if metric != ACCURACY:
+        progress.line(f"judged by {metric.said}")
     progress.line(
-        f"base: {base.latency * 1e3:.4f} ms, {describe('size', base.size)}, {describe('macs', base.macs)}, accuracy "
-        f"{baseline.base_accuracy:.2%}; int8: {int8.latency / base.latency:.3f}x latency, "
-        f"{int8.size / base.size:.3f}x size, accuracy {baseline.int8_accuracy:.2%}; "
+        f"base: {base.latency * 1e3:.4f} ms, {describe('size', base.size)}, {describe('macs', base.macs)}, "
+        f"{metric.name} {baseline.base_answers.said()}; int8: {int8.latency / base.latency:.3f}x latency, "
+        f"{int8.size / base.size:.3f}x size, {metric.name} {baseline.int8_answers.said()}; "
         f"noise floor {baseline.noise_floor:.2%}"
     )
     limits = baseline.limits
     if config.keep is not None:
         progress.line(
-            f"the least {config.minimise} that loses at most {-config.keep.accuracy:g} points of accuracy, by "
+            f"the least {config.minimise} that loses at most {-config.keep.accuracy:g} points of {metric.name}, by "
             f"{100 * config.keep.confidence:.4g} %"
         )
     if config.budgets:

@@ -423,20 +423,19 @@ def _upsample(writer: _Writer, node: Node, output: str) -> None:
     if node.attrs["mode"] == "bilinear":
         # Between DequantizeLinear and QuantizeLinear onnxruntime would interpolate integers, and cut off fractions.
         corners = "align_corners" if node.attrs["align_corners"] else "half_pixel"
-        _resize(writer, node, writer.source(node), output, corners, mode="linear")
+        size = writer.constant(f"{node.name}:size", np.array(node.attrs["size"], np.int64))
+        inputs = [writer.source(node), "", "", size]
+        writer.add("Resize", inputs, output, axes=[2, 3], coordinate_transformation_mode=corners, mode="linear")
     elif all(new % old == 0 for old, new in sides):
-        _resize(writer, node, source, output, "asymmetric", mode="nearest", nearest_mode="floor")
+        # By whole factors: sizes are lost where onnxruntime moves the rounding past it, and its own check fails then.
+        scales = writer.constant(f"{node.name}:scales", np.array([1, 1, *(n // o for o, n in sides)], np.float32))
+        floor = {"coordinate_transformation_mode": "asymmetric", "mode": "nearest", "nearest_mode": "floor"}
+        writer.add("Resize", [source, "", scales], output, **floor)
     else:
         # Resize divides by a rounded factor, and may take the row before where the quotient is a whole number.
         for axis, (old, new) in enumerate(sides, 2):
             index = writer.constant(f"{node.name}:index{axis}", np.arange(new) * old // new)
             source = writer.add("Gather", [source, index], output if axis == 3 else f"{node.name}:rows", axis=axis)
-
-
-def _resize(writer: _Writer, node: Node, source: str, output: str, where: str, **attrs: object) -> None:
-    size = writer.constant(f"{node.name}:size", np.array(node.attrs["size"], np.int64))
-    inputs = [source, "", "", size]
-    writer.add("Resize", inputs, output, axes=[2, 3], coordinate_transformation_mode=where, **attrs)
 
 
 def _depth_to_space(writer: _Writer, node: Node, output: str) -> None:

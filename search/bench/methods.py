@@ -12,11 +12,12 @@ import numpy as np
 
 from trimtab.agents.allocation import allocate_widths
 from trimtab.errors import BadInput
-from trimtab.evaluators.accuracy import graded, judging_session
-from trimtab.evaluators.answers import Answers, paired
-from trimtab.evaluators.data import Images, Labels
+from trimtab.evaluators.accuracy import Judge
+from trimtab.evaluators.answers import Graded, paired
+from trimtab.evaluators.data import Images
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.price.plan import StepPlan
+from trimtab.evaluators.targets import Targets
 from trimtab.kernels import stored_bytes
 from trimtab.search.progress import ConsoleProgress
 from trimtab.search.setup.config import Config
@@ -113,39 +114,40 @@ def bench_methods(config: Config, cases: Sequence[str], final: bool) -> list[dic
     """
     parsed = [parse_case(case) for case in cases]
     problem = load_problem(_config(config, parsed), ConsoleProgress())
-    parts = {"selection": problem.splits.selection}
+    judge, parts = replace(problem.judge, by="native"), {"selection": problem.splits.selection}
     if final:
         parts["final"] = problem.splits.final()
-    base = problem.judge.candidate(problem.space.base())
-    right = {part: _right(base, *data) for part, data in parts.items()}
+    wanted = {part: (images, judge.wanted(images, targets)) for part, (images, targets) in parts.items()}
+    base = judge.candidate(problem.space.base())
+    as_given = {part: judge.held_to(targets, judge.outputs(base, x)) for part, (x, targets) in wanted.items()}
     plan = StepPlan(problem.space)
-    rows = [_row("base", problem, base, 0.0, parts, right, plan)]
+    rows = [_row("base", judge, base, 0.0, wanted, as_given, plan)]
     for case in parsed:
         policy = case.policy(problem)
         start = time.perf_counter()
-        candidate = problem.judge.candidate(policy)
+        candidate = judge.candidate(policy)
         seconds = time.perf_counter() - start
-        rows.append(_row(case.text, problem, candidate, seconds, parts, right, plan))
+        rows.append(_row(case.text, judge, candidate, seconds, wanted, as_given, plan))
     return rows
 
 
 def _row(
     name: str,
-    problem: Problem,
+    judge: Judge,
     candidate: Candidate,
     seconds: float,
-    parts: dict[str, tuple[Images, Labels]],
-    base_right: dict[str, Answers],
+    wanted: dict[str, tuple[Images, Targets]],
+    as_given: dict[str, Graded],
     plan: StepPlan,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"case": name}
-    for part, data in parts.items():
-        right = _right(candidate, *data)
-        change = paired(right, base_right[part])
-        row |= {part: right.accuracy, f"{part}_change": change.value, f"{part}_error": change.error}
+    for part, (images, targets) in wanted.items():
+        found = judge.held_to(targets, judge.outputs(candidate, images))
+        change = paired(found, as_given[part])
+        row |= {part: found.value, f"{part}_change": change.value, f"{part}_error": change.error}
     size = stored_bytes(lower(candidate))
-    row["macs"] = _macs(plan, candidate.policy) / _macs(plan, problem.space.base())
-    return {**row, "bytes": size, "smaller": 4 * _weights(problem.space) / size, "seconds": seconds}
+    row["macs"] = _macs(plan, candidate.policy) / _macs(plan, judge.space.base())
+    return {**row, "bytes": size, "smaller": 4 * _weights(judge.space) / size, "seconds": seconds}
 
 
 def _config(config: Config, cases: Sequence[Case]) -> Config:
@@ -159,11 +161,6 @@ def _config(config: Config, cases: Sequence[Case]) -> Config:
     for kind, key in (("pattern", "patterns"), ("sharing", "sharing")):
         chosen[key] = tuple({form.text: None for form in forms if form.kind == kind})
     return config.model_copy(update={"space": replace(config.space, **chosen)})
-
-
-def _right(candidate: Candidate, images: Images, labels: Labels) -> Answers:
-    """Which images are classified rightly, on the native engine."""
-    return graded(judging_session(candidate).run(images), labels)
 
 
 def _macs(plan: StepPlan, policy: Policy) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from trimtab.evaluators.accuracy import Judge, accuracy_of, judging_session
+from trimtab.evaluators.accuracy import Judge
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.intervals import Interval
 from trimtab.search.bench.feasible import random_feasible
@@ -102,7 +102,9 @@ class _Worker:
         self.teacher = lower(problem.judge.candidate(space.base()))
         self.lessons = Lessons(*problem.splits.train(), problem.splits.augmentation)
         self.recipe = Recipe(epochs=steps * Recipe.batch / len(self.lessons.images), seed=config.seed)
-        self.normalised, self.final = space.normalised, problem.splits.final()
+        self.normalised, (self.final, targets) = space.normalised, problem.splits.final()
+        self.judge = replace(problem.judge, by="native")
+        self.wanted = self.judge.wanted(self.final, targets)
 
     def __call__(self, policy: Policy) -> dict[str, float]:
         figures = {}
@@ -112,5 +114,5 @@ class _Worker:
             figures[f"{name} seconds"] = time.perf_counter() - start
         repaired = self.judges["all repairs"].candidate(policy)
         tuned = train(partial(Distillation, repaired, self.normalised, self.teacher), self.lessons, self.recipe)
-        figures["tuned"] = accuracy_of(judging_session(tuned), *self.final)
+        figures["tuned"] = self.judge.held_to(self.wanted, self.judge.outputs(tuned, self.final)).accuracy
         return figures

@@ -19,7 +19,6 @@ from typing import Any
 
 from trimtab.agents import label
 from trimtab.errors import BadInput
-from trimtab.evaluators.accuracy import graded
 from trimtab.files import write_text
 from trimtab.search.contest.summary import Finished, contest_summary
 from trimtab.search.contest.trial import Trial, read_trial
@@ -161,4 +160,4 @@ def _accuracy(experiment: Experiment, setting: Setting, winner: Evaluation) -> f
     """Return the accuracy of a winner's finished network on the selection images."""
     judge = setting.problem.judge
     candidate = experiment.verifier.candidate(setting, winner.policy)
-    return graded(judge.logits(candidate, judge.images), judge.labels).accuracy
+    return judge.graded(judge.outputs(candidate, judge.images)).accuracy

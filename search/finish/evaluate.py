@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import kernels
-from trimtab.evaluators.accuracy import graded
-from trimtab.evaluators.answers import Answers
+from trimtab.evaluators.answers import Graded
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.price.cost import CostModel
 from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.finish.run_link import PATIENCE, measured_link
 from trimtab.search.loop.candidates import candidate_of
 from trimtab.search.progress import Progress
+from trimtab.search.report.metric import ShownMetric
 from trimtab.search.setup.kept import Kept
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import bench_of
@@ -33,20 +33,21 @@ def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: P
     """
     problem.space.check(policy)
     candidate = candidate_of(problem, policy, run)
-    judge, (images, labels) = problem.judge, problem.splits.final()
-    logits = judge.logits(candidate, judge.images)
+    judge, (images, targets) = problem.judge, problem.splits.final()
+    outputs, wanted = judge.outputs(candidate, judge.images), judge.wanted(images, targets)
     bench = bench_of(problem)
     link, limit = measured_link(problem, bench, run, progress)
-    answers = graded(logits, judge.labels), graded(judge.logits(candidate, images), labels)
+    answers = judge.graded(outputs), judge.held_to(wanted, judge.outputs(candidate, images))
     seconds = problem.config.measure.final_seconds * (1 if limit is None else PATIENCE)
     latency = bench.measure(candidate, link, seconds, limit)
     model = CostModel(problem.space, LatencyTable(bench.engine, problem.space))
     return {
         "policy": policy.id,
         "engine": bench.engine.signature,
-        "accuracy": answers[0].accuracy,
-        "loss": judge.loss(logits),
-        "final_accuracy": answers[1].accuracy,
+        "metric": ShownMetric.by(judge).to_json(),
+        "accuracy": answers[0].value,
+        "loss": judge.loss(outputs),
+        "final_accuracy": answers[1].value,
         "kept": _kept(problem, *answers),
         "provenance": problem.splits.provenance,
         "latency": latency.to_json(),
@@ -62,14 +63,15 @@ def evaluate_policy(problem: Problem, policy: Policy, progress: Progress, run: P
     }
 
 
-def _kept(problem: Problem, selection: Answers, final: Answers) -> dict[str, Any] | None:
+def _kept(problem: Problem, selection: Graded, final: Graded) -> dict[str, Any] | None:
     """Whether answers to both kinds of images keep the accuracy that a configuration says; None where it says none."""
     if problem.config.keep is None:
         return None
     judge, given = problem.judge, problem.judge.candidate(problem.space.base())
-    images, labels = problem.splits.final()
-    shown = {"selection": (selection, judge.images, judge.labels), "final": (final, images, labels)}
-    return {
-        name: Kept.asked(problem.config.keep, graded(judge.logits(given, x), right)).judgement(answers)
-        for name, (answers, x, right) in shown.items()
+    images, targets = problem.splits.final()
+    as_given = {
+        "selection": judge.graded(judge.outputs(given, judge.images)),
+        "final": judge.held_to(judge.wanted(images, targets), judge.outputs(given, images)),
     }
+    answers = {"selection": selection, "final": final}
+    return {name: Kept.asked(problem.config.keep, each).judgement(answers[name]) for name, each in as_given.items()}

@@ -18,7 +18,9 @@ from trimtab.evaluators.measure.comparison import Verdict
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.evaluators.measure.intervals import Interval
 from trimtab.evaluators.measure.latency import Latency, Link
+from trimtab.evaluators.targets import taken
 from trimtab.files import write_text
+from trimtab.graph import Array
 from trimtab.search.finish.run_link import PATIENCE
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces.candidate import Candidate
@@ -27,6 +29,9 @@ __all__ = ["IN_WORDS", "ExportCheck", "export_candidate"]
 
 #: Images on which an export is compared with the candidate that was measured.
 PARITY_IMAGES = 1000
+
+#: Outputs that are no classes agree within this share of their standard deviation.
+NEAR = 0.01
 
 #: On engines that no budget is meant for, measuring takes this share of the time.
 ELSEWHERE = 0.2
@@ -43,7 +48,9 @@ IN_WORDS: Mapping[Verdict, str] = {
 class ExportCheck:
     """One export, run back: its file, its bytes, how it agrees with the candidate on the selection images, its latency.
 
-    `agreement` is the share of images with the same class, `largest_difference` is of logits; `latency` is relative to
+    `accuracy` is the metric; `agreement` is the share of images (of their places, where every one has a class) with the
+    same class, or of values that differ by less than NEAR times their standard deviation where outputs are no classes;
+    `largest_difference` is of outputs; `latency` is relative to
     the fp32 base on the same engine. `verdict` says of the file for the engine that the budgets are meant for on which
     side of the latency budget it was measured; it is None for other files, and without such a budget. `measuring` is
     the seconds that measuring took, the base on the same engine included.
@@ -62,8 +69,8 @@ class ExportCheck:
     def line(self) -> str:
         """Say it in a line."""
         return (
-            f"{self.engine}: {self.path} ({self.file_bytes / 1024:.1f} KiB), same class on {self.agreement:.2%} of "
-            f"images, largest logit difference {self.largest_difference:.3g}, accuracy {self.accuracy:.2%}, "
+            f"{self.engine}: {self.path} ({self.file_bytes / 1024:.1f} KiB), the same on {self.agreement:.2%} of "
+            f"images, largest difference of an output {self.largest_difference:.3g}, accuracy {self.accuracy:.2%}, "
             f"{self.latency.seconds * 1e3:.4f} ms = {self.latency.ratio:.4f}x fp32 "
             f"[{self.latency.low:.4f}, {self.latency.high:.4f}]"
             + ("" if self.verdict is None else f", {IN_WORDS[self.verdict]}")
@@ -80,7 +87,8 @@ def export_candidate(
     folder.mkdir(parents=True, exist_ok=True)
     graph = lower(candidate)
     write_text(folder / "policy.json", json.dumps(candidate.policy.to_json(), indent=1) + "\n")
-    images, labels = problem.judge.images[:PARITY_IMAGES], problem.judge.labels[:PARITY_IMAGES]
+    judge, part = problem.judge, slice(PARITY_IMAGES)
+    images, wanted = judge.images[part], taken(judge.wanted(judge.images, judge.targets), part)
     measured = problem.config.measuring
     expected = judging_session(candidate).run(images)
     checks = []
@@ -100,8 +108,8 @@ def export_candidate(
                 name,
                 str(path),
                 path.stat().st_size,
-                float((found.argmax(1) == labels).mean()),
-                float((found.argmax(1) == expected.argmax(1)).mean()),
+                judge.metric.value(found, wanted),
+                _agreement(found, expected, bool(judge.metric.classes)),
                 float(np.abs(found - expected).max()),
                 latency,
                 latency.verdict(limit) if budgeted and limit is not None else None,
@@ -109,6 +117,13 @@ def export_candidate(
             )
         )
     return checks
+
+
+def _agreement(found: Array, expected: Array, classes: bool) -> float:
+    """The share of outputs (N, ...) that say the same as those expected."""
+    if classes:
+        return float((found.argmax(1) == expected.argmax(1)).mean())
+    return float((np.abs(found - expected) <= NEAR * expected.std()).mean())
 
 
 def _file_engines(problem: Problem) -> dict[str, FileEngine]:

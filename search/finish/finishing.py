@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any
 from trimtab.errors import BadInput
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.end_to_end import LatencyBench
+from trimtab.evaluators.targets import class_count
 from trimtab.files import write_bytes, write_text
 from trimtab.graph import Graph
 from trimtab.kernels import stored_bytes
@@ -31,7 +33,7 @@ from trimtab.search.progress import Progress
 from trimtab.search.setup.budgets import describe
 from trimtab.search.setup.config import FinishConfig
 from trimtab.search.setup.setting import Setting
-from trimtab.search.training.distillation import Distillation
+from trimtab.search.training.distillation import Distillation, Objective
 from trimtab.search.training.recipe import NOTHING_TO_LEARN, Recipe, batch_for, rate_for
 from trimtab.search.training.trainer import train
 from trimtab.search.training.training import Lessons
@@ -154,7 +156,7 @@ class _Finishing:
 
     def _damage(self, of: Evaluation) -> float:
         """What a network has lost: in nats or, where that is more, as a share of the images."""
-        return max(of.loss, self.setting.baseline.base_accuracy - of.accuracy)
+        return max(of.loss, self.setting.baseline.base_answers.accuracy - of.accuracy)
 
     def _ordered(self, contenders: Sequence[Evaluation]) -> Sequence[Evaluation]:
         """The contenders of the finishing that was interrupted, if its best one is the best one still; else these."""
@@ -198,7 +200,7 @@ class _Finishing:
         found = {
             **trained.found,
             "epochs": sum(each.found["epochs"] for each in own),
-            "accuracy_before": before.accuracy,
+            "accuracy_before": before.answers.value,
             "loss_before": before.loss,
             "seconds": time.perf_counter() - started,
             "tried": [{**each.found, "policy": each.evaluation.policy.id} for each in tried],
@@ -233,22 +235,34 @@ class _Finishing:
     @cached_property
     def _lessons(self) -> Lessons:
         space, splits = self.problem.space, self.problem.splits
-        images, labels = splits.train()
+        images, targets = splits.train()
         outputs = space.network.shapes[space.network.output][0]
-        if labels.max(initial=0) >= outputs:
-            raise BadInput(f"training images have labels up to {labels.max()}, the network has {outputs} outputs")
-        return Lessons(images, labels, splits.augmentation)
+        if self.problem.judge.metric.classes and class_count(targets) > outputs:
+            raise BadInput(
+                f"training images have labels up to {class_count(targets) - 1}, the network has {outputs} outputs"
+            )
+        return Lessons(images, targets, splits.augmentation)
+
+    @cached_property
+    def _objective(self) -> Objective:
+        """What is learned: from the network as given, and from the targets as far as there are some."""
+        taught = self._lessons.targets is not None
+        return Objective(bool(self.problem.judge.metric.classes), self.problem.loss if taught else None)
 
     @cached_property
     def _teacher(self) -> Graph:
         judge, space = self.problem.judge, self.problem.space
         teacher = judge.candidate(space.int8())
-        if judge.loss(judge.logits(teacher, judge.images)) > AS_GIVEN:
+        if judge.loss(judge.outputs(teacher, judge.images)) > AS_GIVEN:
             teacher = judge.candidate(space.base())
         return lower(teacher)
 
-    @property
+    @cached_property
     def _processes(self) -> int:
+        try:
+            pickle.dumps(self._objective)
+        except (AttributeError, TypeError, pickle.PicklingError):
+            return 1  # a loss that no other process can import
         return self.asked.processes or len(os.sched_getaffinity(0))
 
     @property
@@ -309,6 +323,7 @@ class _Finishing:
                     start,
                     self.problem.space.normalised,
                     self._teacher,
+                    objective=self._objective,
                     most=self.setting.baseline.limits.get("size"),
                 ),
                 self._lessons,
@@ -326,7 +341,7 @@ class _Finishing:
             "images_per_second": last.rate,
             "processes": self._processes,
             "training": time.perf_counter() - begun,
-            "accuracy": now.accuracy,
+            "accuracy": now.answers.value,
         }
         save_candidate(file, candidate, Provenance(stage, found), self.problem.space)
         return Finished(now, candidate, found)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.answers import Answers
+from trimtab.evaluators.answers import Graded
 from trimtab.evaluators.measure.intervals import Interval
 from trimtab.evaluators.measure.latency import Latency
 from trimtab.evaluators.price.cost import Cost
@@ -54,7 +54,7 @@ class Evaluation:
     """
 
     policy: Policy
-    answers: Answers
+    answers: Graded
     loss: float
     cost: Cost
     violations: Mapping[str, float]
@@ -85,7 +85,7 @@ class Evaluation:
     def said(self) -> str:
         """Say what counts of it, in few words."""
         if self.objective is None:
-            return f"{self.accuracy:.2%}"
+            return self.answers.said()
         return f"{self.objective.share.middle:.3f}x {self.objective.cost}"
 
     def measured(self, latency: Latency, limit: Interval | None) -> Evaluation:
@@ -111,7 +111,7 @@ class Evaluation:
             objective = Objective.of("size", objective.base, size)
         return replace(self, cost=replace(self.cost, size=size), violations=found, objective=objective)
 
-    def answered(self, answers: Answers, loss: float, kept: Kept | None) -> Evaluation:
+    def answered(self, answers: Graded, loss: float, kept: Kept | None) -> Evaluation:
         """Return the evaluation with what another network of the policy answers; `kept` is the accuracy to keep."""
         found = self.violations if kept is None else {**self.violations, "accuracy": kept.violation(answers)}
         return replace(self, answers=answers, loss=loss, violations=found)
@@ -120,7 +120,7 @@ class Evaluation:
         """Return plain JSON values."""
         return {
             "policy": self.policy.to_json(),
-            "accuracy": self.accuracy,
+            "accuracy": self.answers.value,
             "answers": self.answers.to_json(),
             "loss": self.loss,
             "cost": asdict(self.cost),
@@ -140,7 +140,7 @@ class Evaluation:
             )
         latency = None if data["latency"] is None else Latency.from_json(data["latency"])
         policy = Policy.from_json(data["policy"])
-        answers, cost = Answers.from_json(data["answers"]), Cost(**data["cost"])
+        answers, cost = Graded.from_json(data["answers"]), Cost(**data["cost"])
         objective = Objective.from_json(data["objective"]) if "objective" in data else None
         return cls(policy, answers, data["loss"], cost, data["violations"], data["seconds"], latency, objective)
 

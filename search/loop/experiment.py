@@ -159,7 +159,7 @@ def _asked(value: Any) -> Any:
     kept = {key: each for key, each in value.items() if each is not None}
     for name, place in places.items():
         if isinstance(kept.get(name), dict):
-            kept[name] = {key: each for key, each in kept[name].items() if key != place}
+            kept[name] = {key: each for key, each in kept[name].items() if key != place and each is not None}
     return kept
 
 

@@ -17,8 +17,9 @@ __all__ = ["ERRORS", "best_in_reach", "is_cheaper", "nearest", "preferred", "ran
 ERRORS = 2.0
 
 
-def rule(minimise: str | None) -> str:
-    """Return the rule, for whoever reads a report; `minimise` is the cost that is minimised, if any is."""
+def rule(minimise: str | None, loss: str) -> str:
+    """Return the rule, for whoever reads a report; `minimise` is the cost that is minimised, if any is, and `loss` says
+    what the loss is."""
     if minimise is None:
         tied = (
             "of the networks whose accuracy the selection images do not tell from the highest one (a paired difference "
@@ -27,10 +28,7 @@ def rule(minimise: str | None) -> str:
     else:
         tied = f"of the networks that keep the accuracy, and whose {minimise} is not told from the least"
         tied += " (their 95% intervals overlap)" if minimise == "latency" else ""
-    return (
-        f"{tied}, the one of the lowest loss, then the smallest; the loss is the mean KL divergence from the untouched "
-        "network's predictions, in nats"
-    )
+    return f"{tied}, the one of the lowest loss, then the smallest; the loss is {loss}"
 
 
 def tie(a: Evaluation, b: Evaluation) -> bool:
@@ -89,4 +87,4 @@ def _worth(evaluation: Evaluation) -> float:
 
 def _order(evaluation: Evaluation) -> tuple[Any, ...]:
     # Two that differ in their answers alone tie with different ones: a policy's name must not say with which.
-    return evaluation.loss, evaluation.cost.size, evaluation.answers.bits, evaluation.policy.id
+    return evaluation.loss, evaluation.cost.size, evaluation.answers.key, evaluation.policy.id

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from itertools import islice
 
 from trimtab import kernels
-from trimtab.evaluators.accuracy import graded
 from trimtab.evaluators.lowering import lower
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.search.loop.candidates import CandidateFolder
@@ -74,8 +73,8 @@ class Verifier:
 def judged(setting: Setting, of: Evaluation, candidate: Candidate) -> Evaluation:
     """Return an evaluation with what a candidate of its policy answers to the selection images now."""
     judge = setting.problem.judge
-    logits = judge.logits(candidate, judge.images)
-    return of.answered(graded(logits, judge.labels), judge.loss(logits), setting.baseline.kept)
+    outputs = judge.outputs(candidate, judge.images)
+    return of.answered(judge.graded(outputs), judge.loss(outputs), setting.baseline.kept)
 
 
 def contenders(evaluations: Iterable[Evaluation]) -> list[Evaluation]:

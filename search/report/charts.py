@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from trimtab.search.report.metric import ACCURACY, ShownMetric
 from trimtab.spaces.numbers.formats import FLOAT, LayerFormat
 from trimtab.spaces.numbers.grids import UNIFORM
 
@@ -36,28 +37,30 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps [low, high] to [0, 100] percent, linearly or by logarithm."""
+    """Maps [low, high] to [0, 100] percent, linearly or by logarithm; where it is `falling`, to [100, 0]."""
 
     low: float
     high: float
     log: bool = False
+    falling: bool = False
 
     @classmethod
-    def of(cls, values: Iterable[float], pad: float = 0.05, log: bool = False) -> Axis:
+    def of(cls, values: Iterable[float], pad: float = 0.05, log: bool = False, falling: bool = False) -> Axis:
         """Return an axis that shows all finite values, with a share of its length free at both ends."""
         found = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [0.5, 1.0]
         low, high = min(found), max(found)
         if log:
             room = max((high / low) ** pad, 1.02)
-            return cls(low / room, high * room, True)
+            return cls(low / room, high * room, True, falling)
         room = max((high - low) * pad, abs(high) * 1e-3, 1e-6)
-        return cls(low - room, high + room)
+        return cls(low - room, high + room, False, falling)
 
     def at(self, value: float) -> float:
         """Return where a value stands, in percent; outside [0, 100] when it is out of view."""
         if self.log:
             return 100 * math.log(max(value, 1e-12) / self.low) / math.log(self.high / self.low)
-        return 100 * (value - self.low) / (self.high - self.low)
+        share = (value - self.low) / (self.high - self.low)
+        return 100 * (1 - share if self.falling else share)
 
     def shows(self, value: float) -> bool:
         """Whether a value is in view."""
@@ -109,7 +112,7 @@ def pareto_figure(summary: Values) -> str:
 
 def _views(summary: Values) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
     """Return the axes near the front and around everything."""
-    base, int8, points = summary["base"], summary["int8"], summary["points"]
+    base, int8, points, scale = summary["base"], summary["int8"], summary["points"], ShownMetric.of(summary).scale
     best = [row["best"] for row in summary["agents"] if row["best"]]
     if (finished := summary.get("finished")) is not None:
         best.append(finished)
@@ -117,30 +120,31 @@ def _views(summary: Values) -> tuple[tuple[Axis, Axis], tuple[Axis, Axis]]:
     marks = [base["accuracy"], int8["accuracy"], *(b["accuracy"] for b in best)]
     slow = [*limits, *(b["latency"]["high"] * base["latency"] for b in best)] or [int8["latency"]]
     good = sorted(p["accuracy"] for p in points if p["feasible"])
-    low = min([*marks, *good[len(good) // 2 :]])
-    close = [p for p in points if p["accuracy"] >= low and p["latency"] <= 1.3 * max(slow)]
+    half = len(good) // 2
+    worst = min([*marks, *good[half:]]) if scale.higher else max([*marks, *good[: len(good) - half]])
+    close = [p for p in points if scale.gain(p["accuracy"], worst) >= 0 and p["latency"] <= 1.3 * max(slow)]
     unit = base["latency"]
     near_x = Axis.of([v / unit for v in [*slow, *(p["latency"] for p in close)]], 0.06)
-    near_y = Axis.of([*marks, *(p["accuracy"] for p in close)], 0.08)
+    near_y = Axis.of([*marks, *(p["accuracy"] for p in close)], 0.08, falling=not scale.higher)
     whole_x = Axis.of(
         [1.0, *(v / unit for v in [*slow, int8["latency"], *(p["latency"] for p in points)])], 0.04, log=True
     )
-    whole_y = Axis.of([*marks, *(p["accuracy"] for p in points)], 0.06)
+    whole_y = Axis.of([*marks, *(p["accuracy"] for p in points)], 0.06, falling=not scale.higher)
     return (near_x, near_y), (whole_x, whole_y)
 
 
 def _pareto(summary: Values, x: Axis, y: Axis) -> str:
-    unit, colours = summary["base"]["latency"], series(summary)
+    unit, colours, metric = summary["base"]["latency"], series(summary), ShownMetric.of(summary)
     shown = [p for p in summary["points"] if x.shows(p["latency"] / unit) and y.shows(p["accuracy"])]
     shown.sort(key=lambda p: (p["feasible"], -colours[p["agent"]], p["measured"]))
-    dots = "".join(_dot(p, unit, colours[p["agent"]], x, y, _out(summary)) for p in shown)
+    dots = "".join(_dot(p, unit, colours[p["agent"]], x, y, _out(summary), metric) for p in shown)
     rings = "".join(
-        _ring(f"{row['agent']}'s winner", row["best"], f"s{colours[row['agent']]}", x, y)
+        _ring(f"{row['agent']}'s winner", row["best"], f"s{colours[row['agent']]}", x, y, metric)
         for row in summary["agents"]
         if row["best"]
     )
     if (finished := summary.get("finished")) is not None:
-        rings += _ring("finished", finished, "finished", x, y)
+        rings += _ring("finished", finished, "finished", x, y, metric)
     body = (
         _budget_line(summary, x)
         + _kept_line(summary, y)
@@ -149,10 +153,10 @@ def _pareto(summary: Values, x: Axis, y: Axis) -> str:
         + rings
     )
     for name, form in (("fp32 base", summary["base"]), ("int8", summary["int8"])):
-        body += _level(name, form, unit, x, y) + _reference(name, form, unit, x, y)
+        body += _level(name, form, unit, x, y, metric) + _reference(name, form, unit, x, y, metric)
     count = f"{len(shown)} of {len(summary['points'])} points in view"
     label = f"latency predicted from the table, relative to the fp32 base · {count}"
-    return _plot(x, y, body, ("{:.3g}×", label), "Accuracy against latency of every evaluated network")
+    return _plot(x, y, body, ("{:.3g}×", label), f"{metric.name} against latency of every evaluated network", metric)
 
 
 def _out(summary: Values) -> str:
@@ -161,13 +165,13 @@ def _out(summary: Values) -> str:
     return f"over a budget{kept}"
 
 
-def _dot(point: Values, unit: float, colour: int, x: Axis, y: Axis, out: str) -> str:
+def _dot(point: Values, unit: float, colour: int, x: Axis, y: Axis, out: str, metric: ShownMetric) -> str:
     ratio, accuracy = point["latency"] / unit, point["accuracy"]
     kind = ("measured" if point["measured"] else "") if point["feasible"] else "out"
     state = "within every budget" if point["feasible"] else out
     text = tip(
         f"{point['agent']} · {point['policy']}",
-        f"proxy accuracy {accuracy:.2%}",
+        f"proxy {metric.name} {metric.figure(accuracy)}",
         f"predicted {ratio:.4f}× fp32 = {point['latency'] * 1e3:.4g} ms",
         f"{point['size'] / 1024:.4g} KiB, {point['macs'] / 1e6:.4g} MMAC",
         state + (", measured end to end" if point["measured"] else ", not measured"),
@@ -177,7 +181,7 @@ def _dot(point: Values, unit: float, colour: int, x: Axis, y: Axis, out: str) ->
     return f'<circle class="dot s{colour} {kind}" {place} r="{radius}" {text}/>'
 
 
-def _ring(name: str, best: Values, kind: str, x: Axis, y: Axis) -> str:
+def _ring(name: str, best: Values, kind: str, x: Axis, y: Axis, metric: ShownMetric) -> str:
     latency = best["latency"]
     if not (x.shows(latency["ratio"]) and y.shows(best["accuracy"])):
         return ""
@@ -185,7 +189,7 @@ def _ring(name: str, best: Values, kind: str, x: Axis, y: Axis) -> str:
     left, middle, right = (f"{x.at(latency[key]):.2f}%" for key in ("low", "ratio", "high"))
     text = tip(
         f"{name} · {best['policy']}",
-        f"accuracy {best['accuracy']:.2%}, on the final images {best['final_accuracy']:.2%}",
+        f"{metric.name} {metric.figure(best['accuracy'])}, on the final images {metric.figure(best['final_accuracy'])}",
         f"measured {latency['ratio']:.4f}× fp32 [{latency['low']:.4f}, {latency['high']:.4f}]",
         f"predicted {best['predicted_seconds'] * 1e3:.4g} ms, measured {best['latency_seconds'] * 1e3:.4g} ms",
     )
@@ -216,17 +220,20 @@ def _budget_line(summary: Values, x: Axis) -> str:
 
 def _kept_line(summary: Values, y: Axis) -> str:
     """The accuracy below which more is lost than may be."""
+    metric = ShownMetric.of(summary)
     for budget in summary["budgets"]:
-        if budget["name"] == "accuracy" and y.shows(kept := summary["base"]["accuracy"] - budget["limit"]):
+        lost = budget["limit"] * metric.scale.unit * (1 if metric.scale.higher else -1)
+        if budget["name"] == "accuracy" and y.shows(kept := summary["base"]["accuracy"] - lost):
             at = f"{100 - y.at(kept):.2f}%"
             return (
                 f'<line class="budget" x1="0" x2="100%" y1="{at}" y2="{at}"/><text class="note" x="100%" y="{at}" '
-                f'text-anchor="end" dx="-6" dy="15">{budget["limit"] * 100:.3g} points below the base</text>'
+                f'text-anchor="end" dx="-6" dy="15">{budget["limit"] * 100:.3g} {escape(metric.points)} '
+                "worse than the base</text>"
             )
     return ""
 
 
-def _level(name: str, form: Values, unit: float, x: Axis, y: Axis) -> str:
+def _level(name: str, form: Values, unit: float, x: Axis, y: Axis, metric: ShownMetric) -> str:
     """The accuracy of the base or its int8 form as a line, where the form itself is out of view."""
     ratio, accuracy = form["latency"] / unit, form["accuracy"]
     if x.shows(ratio) or not y.shows(accuracy):
@@ -235,18 +242,20 @@ def _level(name: str, form: Values, unit: float, x: Axis, y: Axis) -> str:
     below = 15 if name == "int8" else -6
     return (
         f'<line class="level" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
-        f'<text class="note" x="0" y="{at}" dx="6" dy="{below}">{name} {accuracy:.2%}, at {ratio:.3g}×</text>'
+        f'<text class="note" x="0" y="{at}" dx="6" dy="{below}">{name} {metric.figure(accuracy)}, '
+        f"at {ratio:.3g}×</text>"
     )
 
 
-def _reference(name: str, form: Values, unit: float, x: Axis, y: Axis) -> str:
+def _reference(name: str, form: Values, unit: float, x: Axis, y: Axis, metric: ShownMetric) -> str:
     ratio, accuracy = form["latency"] / unit, form["accuracy"]
     if not (x.shows(ratio) and y.shows(accuracy)):
         return ""
     left, top = f"{x.at(ratio):.2f}%", f"{100 - y.at(accuracy):.2f}%"
     # Below it: what else is near has its marks on the same height, and the level's own text is above.
     side = "end" if x.at(ratio) > 94 else "start" if x.at(ratio) < 6 else "middle"
-    text = tip(name, f"proxy accuracy {accuracy:.2%}", f"measured {ratio:.4f}× fp32 = {form['latency'] * 1e3:.4g} ms")
+    figure = f"proxy {metric.name} {metric.figure(accuracy)}"
+    text = tip(name, figure, f"measured {ratio:.4f}× fp32 = {form['latency'] * 1e3:.4g} ms")
     return (
         f'<svg class="ref" x="{left}" y="{top}" overflow="visible" {text}><path d="M0-7L7 0 0 7-7 0Z"/></svg>'
         f'<text class="note strong" x="{left}" y="{top}" dy="20" text-anchor="{side}">{name}</text>'
@@ -260,24 +269,30 @@ def trace_figure(summary: Values) -> str:
     known = sorted(v for row in summary["agents"] for v in row["trace"] if v is not None)
     x = Axis(0, max([1, *(len(row["trace"]) for row in summary["agents"])]))
     few = len(known) // 20  # the first steps of all are far from the others
-    y = Axis.of(known[few:] if cost is None else known[: len(known) - few], 0.08)
+    metric = ShownMetric.of(summary)
+    rising = cost is None and metric.scale.higher
+    falling = cost is None and not rising
+    y = Axis.of(known[few:] if rising else known[: len(known) - few], 0.08, falling=falling)
     best = (
-        "best proxy accuracy among networks within every budget"
+        f"best proxy {escape(metric.name)} among networks within every budget"
         if cost is None
         else f"least {escape(cost)}, as a share of the base's, among networks that keep the accuracy"
     )
     rows = sorted(summary["agents"], key=lambda row: -colours[row["agent"]])
-    body = "".join(_trace(row, colours[row["agent"]], x, y, best) for row in rows)
-    plot = _plot(x, y, body, ("{:.4g}", f"evaluations · {best}"), f"{best[0].upper()}{best[1:]}, against evaluations")
+    shown = metric if cost is None else ACCURACY
+    body = "".join(_trace(row, colours[row["agent"]], x, y, best, shown) for row in rows)
+    plot = _plot(
+        x, y, body, ("{:.4g}", f"evaluations · {best}"), f"{best[0].upper()}{best[1:]}, against evaluations", shown
+    )
     return f'<figure class="fig">{_agents_legend(summary)}<div>{plot}</div></figure>'
 
 
-def _trace(row: Values, colour: int, x: Axis, y: Axis, caption: str) -> str:
+def _trace(row: Values, colour: int, x: Axis, y: Axis, caption: str, metric: ShownMetric) -> str:
     points = [(i + 1, v) for i, v in enumerate(row["trace"]) if v is not None]
     marks, before = "", math.nan
     for i, value in points:
         if value != before and y.shows(value):
-            text = tip(f"{row['agent']}, evaluation {i}", f"{value:.2%}: {caption}")
+            text = tip(f"{row['agent']}, evaluation {i}", f"{metric.figure(value)}: {caption}")
             place = f'cx="{x.at(i):.2f}%" cy="{100 - y.at(value):.2f}%"'
             marks += f'<circle class="dot measured s{colour}" {place} r="3" {text}/>'
         before = value
@@ -342,14 +357,14 @@ def _lines(shapes: str) -> str:
     )
 
 
-def _plot(x: Axis, y: Axis, body: str, x_label: tuple[str, str], name: str) -> str:
+def _plot(x: Axis, y: Axis, body: str, x_label: tuple[str, str], name: str, metric: ShownMetric = ACCURACY) -> str:
     """Axes, grid and labels (format and caption of x) around a body."""
     digits = 0 if y.high - y.low > 0.05 else 1
     grid = ""
     for value in y.ticks():
-        at = f"{100 - y.at(value):.2f}%"
+        at, label = f"{100 - y.at(value):.2f}%", f"{value:.{digits}%}" if metric.scale.given is None else f"{value:.3g}"
         grid += f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>'
-        grid += f'<text x="0" y="{at}" dx="-8" dy="4" text-anchor="end">{value:.{digits}%}</text>'
+        grid += f'<text x="0" y="{at}" dx="-8" dy="4" text-anchor="end">{label}</text>'
     for value in x.ticks():
         at = f"{x.at(value):.2f}%"
         grid += f'<line class="tick" x1="{at}" x2="{at}" y1="0" y2="100%"/>'

@@ -21,6 +21,7 @@ from trimtab.search.report.agent_rows import HEAD, agent_rows, form_rows, winnin
 from trimtab.search.report.contest_report import feasible_line, ranking
 from trimtab.search.report.headline import change, gains, headline
 from trimtab.search.report.markdown import markdown_table
+from trimtab.search.report.metric import ACCURACY, ShownMetric
 from trimtab.search.report.run_report import kept_lines, measuring_line, training_line
 from trimtab.search.report.watch import RunState, line_of, rendered
 from trimtab.search.setup.budgets import describe
@@ -67,12 +68,14 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     alone = ", ".join(f"{rate:.2f} by {name}" for name, rate in rates.items() if name != "search")
     console.print(f"Candidates per second: {rates['search']:.2f} in the search; the winner alone {alone}.")
     if (finished := summary.get("finished")) is not None:
-        console.print(f"Finished: {training_line(finished)}.")
+        console.print(f"Finished: {training_line(finished, ShownMetric.of(summary))}.")
+    if (metric := ShownMetric.of(summary)) != ACCURACY:
+        console.print(f"Judged by {metric.said}.", soft_wrap=True)
     console.print(f"Chosen on {summary['provenance']}. Agents' networks are repaired, not trained. {ONE_MAC}")
     for check in summary["exports"]:
         latency = check["latency"]
         console.print(
-            f"Export {check['engine']}: same class on {check['agreement']:.2%}, largest logit difference "
+            f"Export {check['engine']}: the same on {check['agreement']:.2%}, largest difference of an output "
             f"{check['largest_difference']:.2g}, {latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "
             f"there [{latency['low']:.4f}, {latency['high']:.4f}]"
         )
@@ -139,10 +142,12 @@ def _agents(summary: Mapping[str, Any]) -> Table:
 def _winner(agent: str, best: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """What the winner is beside the network as given, and beside its int8 form."""
     base, trained = summary["base"], ", trained" if summary.get("finished") else ""
+    metric = ShownMetric.of(summary)
     beside = gains(best, summary["int8"])
     return (
-        f"Winner ({agent}'s{trained}) beside the network as given: {headline(best, base)}, accuracy {change(best)} "
-        f"points (paired standard error); beside its int8 form: {beside['size']}, {beside['latency_seconds']}."
+        f"Winner ({agent}'s{trained}) beside the network as given: {headline(best, base)}, {metric.name} "
+        f"{change(best)} {metric.points} (paired standard error); beside its int8 form: {beside['size']}, "
+        f"{beside['latency_seconds']}."
     )
 
 
@@ -173,14 +178,15 @@ def _verdict(found: Mapping[str, Any]) -> str | None:
 
 def print_evaluation(found: Mapping[str, Any]) -> None:
     """Print one policy's figures."""
-    latency = found["latency"]
+    latency, metric = found["latency"], ShownMetric.of(found)
     print_facts(
         {
             "policy": found["policy"],
             "engine": found["engine"],
-            "proxy accuracy": f"{found['accuracy']:.2%}",
-            "loss": f"{found['loss']:.3g} nats from the untouched network's predictions",
-            "final accuracy": f"{found['final_accuracy']:.2%}",
+            "metric": metric.said,
+            f"proxy {metric.name}": metric.figure(found["accuracy"]),
+            "loss": f"{found['loss']:.3g}: {metric.loss}",
+            f"final {metric.name}": metric.figure(found["final_accuracy"]),
             **{f"{name} images": f"{kept['said']} points" for name, kept in (found["kept"] or {}).items()},
             "chosen on": found["provenance"],
             "latency": f"{latency['seconds'] * 1e3:.4f} ms = {latency['ratio']:.4f}x fp32 "

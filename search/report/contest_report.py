@@ -11,6 +11,7 @@ from trimtab.files import write_text
 from trimtab.search.loop.preference import rule
 from trimtab.search.report.charts import curves_figure, series
 from trimtab.search.report.markdown import markdown_table
+from trimtab.search.report.metric import ShownMetric
 from trimtab.search.report.run_report import duration, page, section, table
 from trimtab.search.setup.budgets import describe
 
@@ -23,6 +24,8 @@ _NOISE = (
     "of two agents that are alike, one does so by chance in 1 of 10 contests with 3 seeds each. Ranges are from the "
     "lowest to the highest seed."
 )
+
+_SCALED = "; accuracies here are that on the scale of agents, from 0 to 1, where the network as given is at 0.5"
 
 
 def write_contest(summary: Values, folder: Path) -> None:
@@ -107,7 +110,7 @@ def _reach(found: Values) -> str:
 
 
 def _facts(summary: Values) -> list[tuple[str, str]]:
-    limit = summary["time_limit"]
+    limit, metric = summary["time_limit"], ShownMetric.of(summary)
     facts = [
         ("images", f"chosen on {summary['provenance']}"),
         ("selection images", f"{summary['selection_images']:d}"),
@@ -124,8 +127,9 @@ def _facts(summary: Values) -> list[tuple[str, str]]:
             "of the feasible points of cost and accuracy, seen from the limit and the accuracy of chance: 1 would be a "
             "perfect network for nothing. The cost is the latency, or the first budget where latency has no limit",
         ),
+        ("metric", f"{metric.said}{_SCALED * (metric.scale.given is not None)}"),
         ("best after", "the highest proxy accuracy, by the latency table"),
-        ("winner", f"{rule(None)}; the first in this order whose finished network passed the measurement"),
+        ("winner", f"{rule(None, metric.loss)}; the first in this order whose finished network passed the measurement"),
         ("late", "the last tenth of a trial's evaluations"),
         ("winner, finished", "accuracy on the selection images of the network that was built and measured"),
     ]

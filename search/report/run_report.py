@@ -19,6 +19,7 @@ from trimtab.search.loop.preference import rule
 from trimtab.search.report.agent_rows import HEAD, AgentRow, agent_rows, form_rows, winning
 from trimtab.search.report.charts import SERIES, pareto_figure, policy_figure, series, time_figure, trace_figure
 from trimtab.search.report.headline import Gain, change, gains, points
+from trimtab.search.report.metric import ShownMetric
 from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.budgets import describe
 
@@ -59,16 +60,17 @@ def write_report(folder: Path) -> Path:
 
 def render(summary: Values) -> str:
     """Return the page, in ASCII: whatever encoding it is written or served in, it reads the same."""
-    title = f"{summary['network']} on {summary['data']}"
+    title, named = f"{summary['network']} on {summary['data']}", ShownMetric.of(summary).name
+    named = named[0].upper() + named[1:]
     body = "".join(
         (
             _headline(summary, title),
             section("Agents side by side", _agents(summary)),
-            section("Accuracy against latency", pareto_figure(summary)),
+            section(f"{escape(named)} against latency", pareto_figure(summary)),
             section("What each evaluation brought", trace_figure(summary)),
             section("What was decided for each layer", _policy(summary)),
             section("Where the time goes", _times(summary)),
-            section("Exports, run back", _exports(summary["exports"])),
+            section("Exports, run back", _exports(summary["exports"], ShownMetric.of(summary))),
             section("How it was measured", _method(summary)),
         )
     )
@@ -106,7 +108,7 @@ def _headline(summary: Values, title: str) -> str:
         agent, best = found
         met = "Every" if all(violation <= 0 for violation in best["violations"].values()) else "Not every"
         lead = f"{met} budget is met, verified on the network that {escape(agent)} found{_then_trained(summary)}."
-        cards = f'<div class="cards">{_cards(best, summary["base"], summary["int8"])}</div>'
+        cards = f'<div class="cards">{_cards(best, summary["base"], summary["int8"], ShownMetric.of(summary))}</div>'
     header = f'<header><h1>{escape(title)}</h1><p class="lead">{lead}</p>{cards}</header>'
     return header + _budgets(summary, best) + "".join(f"<p>{escape(line)}</p>" for line in kept_lines(summary))
 
@@ -139,35 +141,37 @@ def kept_lines(summary: Values) -> list[str]:
 
 def _then_trained(summary: Values) -> str:
     finished = summary.get("finished")
-    return "" if finished is None else f" and that was then trained: {training_line(finished)}"
+    return "" if finished is None else f" and that was then trained: {training_line(finished, ShownMetric.of(summary))}"
 
 
-def training_line(finished: Values) -> str:
+def training_line(finished: Values, metric: ShownMetric) -> str:
     """Say what training made of the network that was finished, and what it took."""
     training = finished["training"]
     before = finished["final_before"]
-    final = f"{finished['final_accuracy']:.2%} on the final images"
+    final = f"{metric.figure(finished['final_accuracy'])} on the final images"
     return (
-        f"{training['accuracy_before']:.2%} → {finished['accuracy']:.2%} on the selection images, "
-        + (f"{before:.2%} → {final}" if before is not None else final)
+        f"{metric.figure(training['accuracy_before'])} → {metric.figure(finished['accuracy'])} on the selection "
+        "images, "
+        + (f"{metric.figure(before)} → {final}" if before is not None else final)
         + f", in {training['epochs']:.1f} epochs ({training['images_per_second']:.0f} images/s by "
         f"{training['processes']} process{'es' * (training['processes'] != 1)}); {duration(training['seconds'])}, "
         f"{max(0, len(training['tried']) - 1)} others tried for a while"
     )
 
 
-def _cards(best: Values, base: Values, int8: Values) -> str:
+def _cards(best: Values, base: Values, int8: Values, metric: ShownMetric) -> str:
     """What the winner gained and lost of each kind, beside the base and its int8 form."""
     of_base, of_int8 = gains(best, base), gains(best, int8)
     time, latency = of_base["latency_seconds"], best["latency"]
     final, interval = best["final_accuracy"], f"[{latency['low']:.4f}, {latency['high']:.4f}]"
     accuracy = (
-        f"{base['final_accuracy']:.2%} → {final:.2%} on the final images; {points(final - int8['final_accuracy'])} "
-        "from int8"
+        f"{metric.figure(base['final_accuracy'])} → {metric.figure(final)} on the final images; "
+        f"{points(metric.scale.gain(final, int8['final_accuracy']))} from int8"
     )
+    unit = f"points of {metric.name}" if metric.scale.given is None else f"% of the {metric.name} as given"
     took = f"{_span(time, 1e3)} ms, {latency['ratio']:.4f}× {interval}; beside int8: {of_int8['latency_seconds']}"
     cards = (
-        (change(best), "points of accuracy", accuracy),
+        (change(best), escape(unit), accuracy),
         (time.factor, time.words, took),
         *(
             (of_base[cost].factor, of_base[cost].words, f"{_span(of_base[cost], scale)} {detail}")
@@ -219,16 +223,16 @@ def _budget(budget: Values, best: Values | None) -> list[str]:
 
 
 def _agents(summary: Values) -> str:
-    colours = series(summary)
+    colours, metric = series(summary), ShownMetric.of(summary)
     rows = [[row.name, *row.cells] for row in form_rows(summary)]
     rows += [[_agent_name(row, colours.get(row.name)), *map(_interval, row.cells)] for row in agent_rows(summary)]
     return (
-        f'<p class="verdict">{escape(summary["verdict"])}</p>{table(HEAD, rows)}<p class="note">Accuracies are of '
-        "each agent's best network that met every budget, repaired, not trained: <em>proxy</em> on the selection "
-        "images, <em>final</em> on images that no choice has seen; <em>loss</em> is the divergence from the "
-        "predictions as given, in nats; <em>change</em> is in points, with the standard error of that paired "
-        "difference. MACs are the theory, latency is measured. Absolute milliseconds differ from run to run; the "
-        "ratios are what to compare. One multiply-accumulate counts as 1 MAC.</p>"
+        f'<p class="verdict">{escape(summary["verdict"])}</p>{table(HEAD, rows)}<p class="note">Figures are of '
+        "each agent's best network that met every budget, repaired, not trained: <em>proxy</em> is its "
+        f"{escape(metric.name)} on the selection images, <em>final</em> on images that no choice has seen; "
+        f"<em>loss</em> is {metric.loss}; <em>change</em> is in {metric.points}, with the standard error of that "
+        "paired difference. MACs are the theory, latency is measured. Absolute milliseconds differ from run to run; "
+        "the ratios are what to compare. One multiply-accumulate counts as 1 MAC.</p>"
     )
 
 
@@ -256,19 +260,21 @@ def _times(summary: Values) -> str:
     return f'{time_figure(summary["profile"])}<p class="note">{note}</p>'
 
 
-def _exports(checks: Sequence[Values]) -> str:
+def _exports(checks: Sequence[Values], metric: ShownMetric) -> str:
     if not checks:
         return "<p>Nothing was exported: there is no winner.</p>"
-    head = ("engine", "file", "KiB", "same class", "logits differ by", "accuracy", "latency / fp32", "ms")
+    same = "same class" if metric.classes else "the same"
+    head = ("engine", "file", "KiB", same, "outputs differ by", escape(metric.name), "latency / fp32", "ms")
+    share = "the share given the same class" if metric.classes else "the share of values that are all but the same"
     note = (
         "Each file was opened as anybody would who has nothing else, and compared with the network that was measured, "
-        "on selection images: the share given the same class, and the largest difference of a logit. "
+        f"on selection images: {share}, and the largest difference of an output. "
         "Latency is relative to the fp32 base on the same engine."
     )
-    return table(head, [_export(check) for check in checks]) + f'<p class="note">{note}</p>'
+    return table(head, [_export(check, metric) for check in checks]) + f'<p class="note">{note}</p>'
 
 
-def _export(check: Values) -> list[str]:
+def _export(check: Values, metric: ShownMetric) -> list[str]:
     latency = check["latency"]
     return [
         escape(check["engine"]),
@@ -276,14 +282,14 @@ def _export(check: Values) -> list[str]:
         f"{check['file_bytes'] / 1024:.4g}",
         f"{check['agreement']:.2%}",
         f"{check['largest_difference']:.3g}",
-        f"{check['accuracy']:.2%}",
+        metric.figure(check["accuracy"]),
         _interval(f"{latency['ratio']:.4f}× [{latency['low']:.4f}, {latency['high']:.4f}]"),
         f"{latency['seconds'] * 1e3:.4g}",
     ]
 
 
 def _method(summary: Values) -> str:
-    error, rates = summary["table_error"], summary["candidates_per_second"]
+    error, rates, metric = summary["table_error"], summary["candidates_per_second"], ShownMetric.of(summary)
     pairs = [
         (
             "noise floor",
@@ -306,8 +312,9 @@ def _method(summary: Values) -> str:
         ("processor", escape(summary["cpu"])),
         ("images", escape(f"chosen on {summary['provenance']}")),
         ("selection images", f"{summary['selection_images']:d}"),
-        ("proxy accuracy", "of repaired networks, before any training"),
-        ("winner", rule(summary.get("minimise"))),
+        ("metric", escape(metric.said)),
+        ("proxy", "the metric of repaired networks, before any training"),
+        ("winner", rule(summary.get("minimise"), metric.loss)),
         ("candidates per second", "; ".join(f"{rate:.3g} {_judge(name)}" for name, rate in rates.items())),
         ("evaluations per agent", f"{summary['trials']:d}"),
         ("seed", f"{summary['seed']:d}"),

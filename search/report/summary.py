@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.answers import Answers, paired
+from trimtab.evaluators.answers import Graded, paired
 from trimtab.evaluators.engines import cpu_name
 from trimtab.evaluators.measure.intervals import Interval
 from trimtab.evaluators.price.cost import Cost, TableError
@@ -19,6 +19,7 @@ from trimtab.search.finish.finishing import FINISHED, Finished
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun
 from trimtab.search.loop.preference import nearest, preferred, tie
+from trimtab.search.report.metric import ACCURACY, ShownMetric
 from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.kept import Kept
 from trimtab.search.setup.problem import Problem
@@ -77,8 +78,9 @@ def about(problem: Problem) -> dict[str, Any]:
         "schema": SCHEMA,
         "network": config.network.zoo or config.network.torchvision or config.network.import_,
         "data": config.data.name,
+        "metric": ShownMetric.by(problem.judge).to_json(),
         "provenance": problem.splits.provenance,
-        "selection_images": len(problem.judge.labels),
+        "selection_images": len(problem.judge.images),
         "engine": engine_of(problem).signature,
         "cpu": cpu_name(),
     }
@@ -99,7 +101,7 @@ class Findings:
     best: Winner | None
     finished: Finished | None
     front: tuple[Evaluation, ...]
-    finals: Mapping[str, Answers]
+    finals: Mapping[str, Graded]
     checks: Sequence[ExportCheck]
     refused: Sequence[str]
     table_error: TableError
@@ -110,7 +112,8 @@ class Findings:
 
 
 def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
-    """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies in [0, 1]."""
+    """Collect a run's figures. Latencies are in seconds, sizes in bytes, accuracies as the metric has them, and their
+    changes shares, or in its units."""
     problem, baseline = setting.problem, setting.baseline
     config, space, finals = problem.config, problem.space, found.finals
     best = found.best
@@ -121,8 +124,8 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
         "seconds": found.seconds,
         "minimise": baseline.minimise,
         "budgets": _budgets(setting),
-        "base": _form(baseline.base, count_parameters(space, space.base()), baseline.base_accuracy, finals["base"]),
-        "int8": _form(baseline.int8, count_parameters(space, space.int8()), baseline.int8_accuracy, finals["int8"]),
+        "base": _form(baseline.base, count_parameters(space, space.base()), baseline.base_answers, finals["base"]),
+        "int8": _form(baseline.int8, count_parameters(space, space.int8()), baseline.int8_answers, finals["int8"]),
         "link": {**baseline.link.to_json(), "int8": baseline.link.int8},
         "noise_floor": baseline.noise_floor,
         "table_error": _table_error(found.table_error),
@@ -131,7 +134,7 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
             _agent(run, found.winners[run.agent], run.agent == config.agent, setting, finals) for run in found.runs
         ],
         "winner": None if best is None else {"agent": best.agent, "policy": best.evaluation.policy.to_json()},
-        "verdict": _verdict(config.agent, found),
+        "verdict": _verdict(config.agent, found, ShownMetric.by(problem.judge)),
         **_least(baseline, found),
         "candidates_per_second": dict(found.judging),
         "finished": None,
@@ -197,13 +200,13 @@ def _share(evaluation: Evaluation) -> Interval:
     return evaluation.objective.share
 
 
-def _verdict(agent: str, found: Findings) -> str:
+def _verdict(agent: str, found: Findings, metric: ShownMetric) -> str:
     if not any(run.evaluations for run in found.runs if run.agent == agent):
         return f"{agent} evaluated nothing: the search ended before its turn."
-    return verdict_on_images(agent, found.winners)
+    return verdict_on_images(agent, found.winners, metric)
 
 
-def verdict_on_images(agent: str, winners: Mapping[str, Winner | None]) -> str:
+def verdict_on_images(agent: str, winners: Mapping[str, Winner | None], metric: ShownMetric = ACCURACY) -> str:
     """Say whether the chosen agent's winner is more accurate than the best one of the others by more than chance."""
     own = winners[agent]
     others = {name: winner for name, winner in winners.items() if name != agent}
@@ -215,13 +218,12 @@ def verdict_on_images(agent: str, winners: Mapping[str, Winner | None]) -> str:
     if own.evaluation.objective is not None:
         return _verdict_on_costs(own, rival)
     apart = paired(own.evaluation.answers, rival.evaluation.answers)
-    difference = (
-        f"{abs(apart.value) * 100:.2f} points of proxy accuracy (paired standard error {apart.error * 100:.2f})"
-    )
+    points = metric.points if metric.scale.given is not None else f"points of proxy {metric.name}"
+    difference = f"{abs(apart.value) * 100:.2f} {points} (paired standard error {apart.error * 100:.2f})"
     if not tie(own.evaluation, rival.evaluation):
         first, second = (own, rival) if apart.value > 0 else (rival, own)
         return f"{first.agent} beats {second.agent} by {difference}."
-    losses = f"{own.evaluation.loss:.3g} against {rival.evaluation.loss:.3g} nats"
+    losses = f"{own.evaluation.loss:.3g} against {rival.evaluation.loss:.3g}" + " nats" * metric.classes
     return (
         f"{agent} and {rival.agent} differ by {difference}: within the noise, {agent} does not win. Their losses are "
         f"{losses}."
@@ -236,8 +238,8 @@ def _verdict_on_costs(own: Winner, rival: Winner) -> str:
     return f"{first.agent} beats {second.agent}: {takes}."
 
 
-def _form(cost: Cost, parameters: int, accuracy: float, final: Answers) -> dict[str, Any]:
-    return {**asdict(cost), "parameters": parameters, "accuracy": accuracy, "final_accuracy": final.accuracy}
+def _form(cost: Cost, parameters: int, selection: Graded, final: Graded) -> dict[str, Any]:
+    return {**asdict(cost), "parameters": parameters, "accuracy": selection.value, "final_accuracy": final.value}
 
 
 def _table_error(error: TableError) -> dict[str, Any]:
@@ -250,7 +252,7 @@ def _table_error(error: TableError) -> dict[str, Any]:
 
 
 def _agent(
-    run: AgentRun, winner: Winner | None, chosen: bool, setting: Setting, finals: Mapping[str, Answers]
+    run: AgentRun, winner: Winner | None, chosen: bool, setting: Setting, finals: Mapping[str, Graded]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "agent": run.agent,
@@ -265,24 +267,24 @@ def _agent(
     return row
 
 
-def finished_summary(finished: Finished, setting: Setting, finals: Mapping[str, Answers]) -> dict[str, Any]:
+def finished_summary(finished: Finished, setting: Setting, finals: Mapping[str, Graded]) -> dict[str, Any]:
     """Return what a summary says once a network was trained: what it has become, how, and its exports."""
     evaluation = finished.evaluation
     network = _network(evaluation, finals[FINISHED], setting, finals["base"])
     before = finals.get(evaluation.policy.id)
-    trained = {"training": dict(finished.found), "final_before": None if before is None else before.accuracy}
+    trained = {"training": dict(finished.found), "final_before": None if before is None else before.value}
     return {"finished": {**network, **trained}, "exports": [asdict(check) for check in finished.checks]}
 
 
-def _network(evaluation: Evaluation, final: Answers, setting: Setting, base: Answers) -> dict[str, Any]:
+def _network(evaluation: Evaluation, final: Graded, setting: Setting, base: Graded) -> dict[str, Any]:
     """The figures of a network that was measured; `base` are the final answers of the network as given."""
     latency, baseline = evaluation.latency, setting.baseline
     if latency is None:
         raise ValueError(f"{evaluation.policy.id} was not measured")
     return {
         "policy": evaluation.policy.id,
-        "accuracy": evaluation.accuracy,
-        "final_accuracy": final.accuracy,
+        "accuracy": evaluation.answers.value,
+        "final_accuracy": final.value,
         "final_change": asdict(paired(final, base)),
         "loss": evaluation.loss,
         "latency": latency.to_json(),
@@ -299,7 +301,7 @@ def _network(evaluation: Evaluation, final: Answers, setting: Setting, base: Ans
     }
 
 
-def _kept(kept: Kept | None, answers: Answers, final: Answers, base: Answers) -> dict[str, Any] | None:
+def _kept(kept: Kept | None, answers: Graded, final: Graded, base: Graded) -> dict[str, Any] | None:
     """Whether a network keeps the accuracy, on the selection images and on the final ones, where nothing was chosen."""
     if kept is None:
         return None
@@ -308,22 +310,24 @@ def _kept(kept: Kept | None, answers: Answers, final: Answers, base: Answers) ->
 
 def _trace(run: AgentRun) -> list[float | None]:
     """Best feasible proxy accuracy after each evaluation; the least share of the cost, where one is minimised."""
-    best: float | None = None
-    trace = []
+    best: Evaluation | None = None
+    trace: list[float | None] = []
     for evaluation in run.evaluations:
-        if evaluation.feasible:
-            value = evaluation.accuracy if evaluation.objective is None else _share(evaluation).middle
-            better = max if evaluation.objective is None else min
-            best = value if best is None else better(best, value)
-        trace.append(best)
+        if evaluation.feasible and (best is None or _worth(evaluation) > _worth(best)):
+            best = evaluation
+        trace.append(None if best is None else best.answers.value if best.objective is None else _share(best).middle)
     return trace
+
+
+def _worth(evaluation: Evaluation) -> float:
+    return evaluation.accuracy if evaluation.objective is None else -_share(evaluation).middle
 
 
 def _point(agent: str, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "agent": agent,
         "policy": evaluation.policy.id,
-        "accuracy": evaluation.accuracy,
+        "accuracy": evaluation.answers.value,
         "loss": evaluation.loss,
         "latency": evaluation.cost.latency,
         "size": evaluation.cost.size,

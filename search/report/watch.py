@@ -24,6 +24,7 @@ from trimtab.search.loop.loop import Memory
 from trimtab.search.loop.preference import preferred
 from trimtab.search.report.agent_rows import winning
 from trimtab.search.report.headline import change, headline
+from trimtab.search.report.metric import ShownMetric
 from trimtab.search.report.run_report import duration
 from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.baseline import Baseline
@@ -47,8 +48,9 @@ KEYS = {"network", "data", "budgets", "agent", "baselines", "trials", "finish"}
 class AgentState:
     """An agent: the evaluations that are `done` and `asked` for, its seconds of search, and evaluations per second.
 
-    `accuracy` is that of its preferred network within every budget, by the best knowledge of its cost; None: there is
-    none, or no `rate` yet. One that has `ended` with fewer evaluations had no more proposals, or no more time.
+    `accuracy` is the metric of its preferred network within every budget, by the best knowledge of its cost, and `said`
+    the same in words; None: there is none, or no `rate` yet. One that has `ended` with fewer evaluations had no more
+    proposals, or no more time.
     """
 
     agent: str
@@ -57,6 +59,7 @@ class AgentState:
     seconds: float
     rate: float | None
     accuracy: float | None
+    said: str | None
     ended: bool
 
 
@@ -97,7 +100,7 @@ class RunState:
         best = None
         if self.best is not None:
             ratio = None if self.best.latency is None else self.best.latency.ratio
-            best = {"agent": self.found_by, "policy": self.best.policy.id, "accuracy": self.best.accuracy}
+            best = {"agent": self.found_by, "policy": self.best.policy.id, "accuracy": self.best.answers.value}
             best |= {"loss": self.best.loss, "latency_ratio": ratio}
         plain = {name: value for name, value in vars(self).items() if name != "found_by"}
         return plain | {name: [asdict(each) for each in plain[name]] for name in ("agents", "budgets")} | {"best": best}
@@ -190,7 +193,7 @@ def _best(state: RunState) -> str:
     if best.latency is not None:
         latency, known = best.latency.seconds, "measured"
     return (
-        f"best so far: accuracy {best.accuracy:.2%}, loss {best.loss:.3g}, {describe('latency', latency)} {known}, "
+        f"best so far: {best.answers.said()}, loss {best.loss:.3g}, {describe('latency', latency)} {known}, "
         f"{describe('size', best.cost.size)}, {describe('macs', best.cost.macs)} ({state.found_by})"
     )
 
@@ -206,9 +209,9 @@ def _budget_table(budgets: Sequence[BudgetState]) -> Table:
 
 
 def _agent_table(agents: Sequence[AgentState]) -> Table:
-    table = Table("agent", "evaluations", "best accuracy", "seconds", "")
+    table = Table("agent", "evaluations", "best", "seconds", "")
     for each in agents:
-        best = "–" if each.accuracy is None else f"{each.accuracy:.2%}"
+        best = each.said or "–"
         at = "done" if each.ended else "at work" if each.done else ""
         table.add_row(escape(each.agent), f"{each.done} of {each.asked}", best, f"{each.seconds:.0f}", at)
     return table
@@ -263,7 +266,8 @@ def _agent(name: str, trials: int, memory: Memory, baseline: Baseline, over: boo
         asked=trials,
         seconds=told.seconds,
         rate=len(told.evaluations) / told.seconds if told.seconds else None,
-        accuracy=None if best is None else best.accuracy,
+        accuracy=None if best is None else best.answers.value,
+        said=None if best is None else best.answers.said(),
         ended=over or len(judged) >= trials,
     )
 
@@ -327,4 +331,7 @@ def _result(folder: Path) -> str | None:
     found = winning(summary)
     if found is None:
         return "no winner: no network was measured within every budget"
-    return f"winner: accuracy {change(found[1])} points, {headline(found[1], summary['base'])} ({found[0]})"
+    metric = ShownMetric.of(summary)
+    return (
+        f"winner: {metric.name} {change(found[1])} {metric.points}, {headline(found[1], summary['base'])} ({found[0]})"
+    )

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.errors import InfeasibleBudget
+from trimtab.errors import BadInput, InfeasibleBudget
+from trimtab.evaluators.answers import Graded
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.evaluators.measure.intervals import Interval
 from trimtab.evaluators.measure.latency import Link
@@ -39,15 +40,16 @@ class Baseline:
 
     `base` and `int8` are costs (latency measured end to end, in seconds); `link` ties the yardstick of every
     measurement to both; `noise_floor` is the largest deviation of A/A runs; `limits` are in seconds, bytes
-    and MACs, `limit` is the latency's in multiples of the yardstick (None without one); `margin` is what the errors of
+    and MACs, `limit` is the latency's in multiples of the yardstick (None without one); `base_answers` and
+    `int8_answers` are what the metric finds of both; `margin` is what the errors of
     the table, of the link and of the measurement that decides take off the latency limit. `minimise` is the cost that
     is minimised, and `kept` the accuracy that is kept then; None where the accuracy is what counts.
     """
 
     base: Cost
     int8: Cost
-    base_accuracy: float
-    int8_accuracy: float
+    base_answers: Graded
+    int8_answers: Graded
     link: Link
     noise_floor: float
     fit: TableFit
@@ -60,13 +62,18 @@ class Baseline:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         parts = {name: asdict(getattr(self, name)) for name in ("base", "int8", "fit")}
+        parts |= {name: getattr(self, name).to_json() for name in ("base_answers", "int8_answers")}
         kept = None if self.kept is None else self.kept.to_json()
         return {**vars(self), **parts, "link": self.link.to_json(), "kept": kept}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Baseline:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; that of an older version is a `BadInput`."""
+        if "base_answers" not in data:
+            raise BadInput("this journal is of an older trimtab, which kept less of the network as given: start again")
         nested = {
+            "base_answers": Graded.from_json(data["base_answers"]),
+            "int8_answers": Graded.from_json(data["int8_answers"]),
             "base": Cost(**data["base"]),
             "int8": Cost(**data["int8"]),
             "link": Link.from_json(data["link"]),
@@ -119,8 +126,8 @@ class _Measurement:
         self.base = self._cost(self.space.base(), self.base_seconds)
         self.int8 = self._cost(self.space.int8(), self.base_seconds * self.link.int8.middle)
         given, keep = self.problem.judge(self.space.base()).answers, self.problem.config.keep
-        self.base_accuracy, self.kept = given.accuracy, None if keep is None else Kept.asked(keep, given)
-        self.int8_accuracy = self.problem.judge(self.space.int8()).accuracy
+        self.base_answers, self.kept = given, None if keep is None else Kept.asked(keep, given)
+        self.int8_answers = self.problem.judge(self.space.int8()).answers
         costs = ({name: c.get(name) for name in asdict(c)} for c in (self.base, self.int8))
         self.resolved = resolve(self.problem.config.parsed_budgets, *costs)
         self.limit = latency_limit(self.problem.config.parsed_budgets, self.link)
@@ -173,8 +180,8 @@ class _Measurement:
         return Baseline(
             self.base,
             self.int8,
-            self.base_accuracy,
-            self.int8_accuracy,
+            self.base_answers,
+            self.int8_answers,
             self.link,
             self.noise,
             self.model.fit,

@@ -26,6 +26,7 @@ from trimtab.agents.registry import label
 from trimtab.errors import BadInput, unknown_name
 from trimtab.evaluators.data import DATASETS
 from trimtab.evaluators.engines import SIMULATED, check_engine
+from trimtab.evaluators.metrics import METRICS, Better
 from trimtab.search.setup.budgets import BUDGETS, Budget, parse_budget
 from trimtab.search.setup.durations import parse_duration
 from trimtab.spaces.numbers.formats import DEFAULT_FORMATS, LayerFormat
@@ -88,6 +89,9 @@ class NetworkConfig(_Section):
 
     `options` are the constructor's keyword arguments, `checkpoint` a state dict (.safetensors, .pt, .pth). Without a
     checkpoint, `training` says how the network is trained on first use. Importing runs the code that is named.
+
+    `metric` says what it is worth: a name, or "package.module:function" of (outputs, targets), of which `better` is
+    "higher" or "lower". Without one, labels are held to the largest output; without labels, the untouched network is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
@@ -98,6 +102,15 @@ class NetworkConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str | None = None
     training: TrainingConfig | None = None
+    metric: str | None = None
+    better: Better | None = None
+
+    @field_validator("metric")
+    @classmethod
+    def _measures(cls, name: str | None) -> str | None:
+        if name is not None and name not in METRICS and ":" not in name:
+            raise ValueError(str(unknown_name("metric", name, METRICS)))
+        return name
 
     @model_validator(mode="after")
     def _one_source(self) -> NetworkConfig:

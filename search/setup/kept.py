@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trimtab.errors import InfeasibleBudget
-from trimtab.evaluators.answers import Answers, Lost, lost
+from trimtab.evaluators.answers import Graded, Lost, lost
 from trimtab.search.setup.config import KeepConfig
 
 __all__ = ["Kept"]
@@ -18,20 +18,20 @@ class Kept:
     """The accuracy to keep: at most `allowed`, a share of the images in (0, 1), is lost of the answers of the network
     as `given`, with a one-sided `confidence`."""
 
-    given: Answers
+    given: Graded
     allowed: float
     confidence: float
 
     @classmethod
-    def asked(cls, keep: KeepConfig, given: Answers) -> Kept:
+    def asked(cls, keep: KeepConfig, given: Graded) -> Kept:
         """Return what a configuration asks for of the network as given, by its answers."""
         return cls(given, -keep.accuracy / 100, keep.confidence)
 
-    def lost(self, answers: Answers) -> Lost:
+    def lost(self, answers: Graded) -> Lost:
         """Return what answers to the same images lose, at most, by the confidence."""
         return lost(self.given, answers, self.confidence)
 
-    def violation(self, answers: Answers) -> float:
+    def violation(self, answers: Graded) -> float:
         """Return the most that may be lost / `allowed` - 1: at most 0 where the accuracy is shown to be kept."""
         return self.lost(answers).bound / self.allowed - 1
 
@@ -45,11 +45,11 @@ class Kept:
                 f"that it loses at most {_points(least)} points; allow more, or choose on more images (data.selection)"
             )
 
-    def said(self, answers: Answers) -> str:
+    def said(self, answers: Graded) -> str:
         """Say what is lost, at most, and whether that is within what is allowed."""
         return str(self.judgement(answers)["said"])
 
-    def judgement(self, answers: Answers) -> dict[str, Any]:
+    def judgement(self, answers: Graded) -> dict[str, Any]:
         """Return all of it as plain JSON values: `value` and `bound` as `Lost` has them, `allowed`, `confidence`,
         whether it is `kept`, and all that `said` in words."""
         found = self.lost(answers)
@@ -70,7 +70,7 @@ class Kept:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Kept:
         """Read what `to_json` wrote."""
-        return cls(**{**data, "given": Answers.from_json(data["given"])})
+        return cls(**{**data, "given": Graded.from_json(data["given"])})
 
 
 def _points(share: float) -> str:

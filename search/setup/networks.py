@@ -49,12 +49,14 @@ def load_network(config: Config, splits: Splits, advance: Callable[[int, int], N
     network = config.network
     torch.manual_seed(config.seed)
     model = make_model(network)
-    check_fits(model, splits)
+    check_fits(model, splits, any_shape=network.metric is not None or not splits.classes)
     if network.checkpoint is not None:
         checkpoint = Path(network.checkpoint).expanduser()
         load_checkpoint(model, checkpoint)
         _check_held_out(checkpoint, config)
         return model.eval()
+    if network.training is not None and not splits.classes:
+        raise BadInput("network.training takes labels, and the data have none: give network.checkpoint")
     if network.training is None:
         raise BadInput(
             "the network has no weights: give network.checkpoint, or network.training to train it here; trimtab train "
@@ -70,8 +72,9 @@ def load_network(config: Config, splits: Splits, advance: Callable[[int, int], N
     return model.eval()
 
 
-def check_fits(model: nn.Module, splits: Splits) -> None:
-    """Run one image through, before anything is trained on them; a network that cannot answer it is a `BadInput`."""
+def check_fits(model: nn.Module, splits: Splits, any_shape: bool = False) -> None:
+    """Run one image through, before anything is trained on them; a network that cannot answer it is a `BadInput`, and
+    so are outputs other than one for each class, unless `any_shape` will do."""
     shape = tuple(splits.calibration.shape[1:])
     try:
         with torch.no_grad():
@@ -79,7 +82,7 @@ def check_fits(model: nn.Module, splits: Splits) -> None:
     except Exception as error:
         raise BadInput(f"the network does not take the data's images {shape}: {in_one_line(error)}") from error
     found = tuple(getattr(outputs, "shape", ()))
-    if found != (1, splits.classes):
+    if not isinstance(outputs, torch.Tensor) or (found != (1, splits.classes) and not any_shape):
         raise BadInput(
             f"the network has outputs of shape {found[1:]}, the data {splits.classes} classes"
             if isinstance(outputs, torch.Tensor)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from trimtab.errors import BadInput
 from trimtab.evaluators.accuracy import Judge
 from trimtab.evaluators.data import Splits, data_root, load
+from trimtab.evaluators.metrics import TOP_1, Metric, usual_metric
 from trimtab.evaluators.price.cost import count_macs
 from trimtab.evaluators.price.plan import StepPlan
 from trimtab.files import cache_dir
@@ -26,7 +27,10 @@ from trimtab.spaces.space import Removal, Space, build_space
 from trimtab.spaces.tracing import plain_module
 from trimtab.threads import torch_threads
 
-__all__ = ["Problem", "load_problem", "make_problem", "open_database", "with_database"]
+__all__ = ["Loss", "Problem", "load_problem", "make_problem", "open_database", "with_database"]
+
+#: A loss of (outputs, targets): a tensor of no dimension.
+Loss: TypeAlias = Callable[[Tensor, Any], Tensor]
 
 #: Images on which a stitched candidate is settled: with twice as many it ranks no better.
 SETTLING = 32
@@ -34,12 +38,19 @@ SETTLING = 32
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A traced network with its data and its judge."""
+    """A traced network with its data and its judge. `loss` of (outputs, targets), a tensor of no dimension, is what the
+    winner is trained on beside the network as given, where there is one."""
 
     config: Config
     space: Space
     splits: Splits
     judge: Judge
+    loss: Loss | None = None
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of a network that guesses, in [0, 1]; 0 of a metric that has none."""
+        return 1 / self.splits.classes if self.judge.metric.name == TOP_1.name and self.splits.classes else 0.0
 
     @cached_property
     def layer_database(self) -> LayerDatabase:
@@ -94,18 +105,33 @@ def _located(config: Config) -> Config:
 
 
 @torch_threads(1)
-def make_problem(config: Config, model: nn.Module, splits: Splits) -> Problem:
-    """Trace a model, agree on its MACs and record its untouched activations."""
+def make_problem(
+    config: Config, model: nn.Module, splits: Splits, metric: Metric | None = None, loss: Loss | None = None
+) -> Problem:
+    """Trace a model, agree on its MACs and record its untouched activations.
+
+    Without a `metric`, the configuration's, or the usual one, judges; without a `loss`, the winner is trained on the
+    cross-entropy with labels, where there are some.
+    """
     model = plain_module(model)
     example = torch.from_numpy(splits.example)
     space = build_space(model, example, config.space, splits.calibration)
-    outputs = space.network.shapes[space.network.output]
-    if len(outputs) != 1 or outputs[0] < splits.classes:
-        raise BadInput(f"the network has outputs of shape {outputs}, the data {splits.classes} classes")
+    metric = _metric(config, metric, space.network.shapes[space.network.output], splits)
     count_macs(model, example, StepPlan(space).steps(space.base()))
     calibration = Calibration.of(space, splits.calibration, config.repairs, config.quantisation)
-    judge = Judge(space, calibration, *splits.selection, by=config.accuracy_engine)
-    return Problem(config, space, splits, with_database(judge) if config.proxy == "layers" else judge)
+    judge = Judge(space, calibration, *splits.selection, by=config.accuracy_engine, metric=metric)
+    if loss is None and metric.classes and splits.classes:
+        loss = F.cross_entropy
+    return Problem(config, space, splits, with_database(judge) if config.proxy == "layers" else judge, loss)
+
+
+def _metric(config: Config, given: Metric | None, outputs: tuple[int, ...], splits: Splits) -> Metric:
+    """The metric for outputs of a shape (without N): what is given, what is configured, or the usual one."""
+    asked, targets = config.network.metric, splits.selection[1]
+    if given is None:
+        given = usual_metric(outputs) if targets is None else TOP_1
+        given = given if asked is None else Metric.of(asked, config.network.better)
+    return given.fitting(outputs, targets)
 
 
 @torch_threads(1)

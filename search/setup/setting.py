@@ -182,7 +182,7 @@ def _check_offered(problem: Problem, engine: Engine) -> None:
 def _check_kept(problem: Problem) -> None:
     """Refuse to keep, on so few images, what they cannot show even of networks that are right on the same ones."""
     if problem.config.keep is not None:
-        Kept.asked(problem.config.keep, Answers(len(problem.judge.labels), 0)).check()
+        Kept.asked(problem.config.keep, Answers(len(problem.judge.images), 0)).check()
 
 
 def _absent() -> NoReturn:

@@ -63,11 +63,11 @@ class LabelTraining(Learner[dict[str, Array]]):
             nesterov=recipe.momentum > 0,
         )
 
-    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+    def loss(self, batch: Batch, targets: Any) -> Tensor:
         """Return the cross-entropy with a batch's smoothed labels."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
             outputs = self.network(batch.x.to(self.device))
-        return F.cross_entropy(outputs.float(), labels.to(self.device), label_smoothing=self.recipe.smoothing)
+        return F.cross_entropy(outputs.float(), targets.to(self.device), label_smoothing=self.recipe.smoothing)
 
     def statistics(self) -> Sequence[Tensor]:
         """Return the running means and variances of batch norms."""
@@ -96,4 +96,4 @@ def accuracy(network: nn.Module, images: Images, labels: Labels) -> float:
     parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
     logits = [network(torch.from_numpy(np.ascontiguousarray(part)).to(place)).cpu().numpy() for part in parts]
     network.train(training)
-    return graded(np.concatenate(logits), labels).accuracy
+    return graded(np.concatenate(logits), labels).value

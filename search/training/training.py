@@ -17,7 +17,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from trimtab.errors import BadInput
-from trimtab.evaluators.data import Augmentation, Images, Labels
+from trimtab.evaluators.data import Augmentation, Images
+from trimtab.evaluators.targets import Targets, as_tensors, taken
 from trimtab.files import write_bytes
 from trimtab.search.training.images import Batch, Epoch
 from trimtab.search.training.recipe import OneCycle
@@ -44,10 +45,10 @@ _KEY = "trimtab.training"
 
 @dataclass(frozen=True, eq=False)
 class Lessons:
-    """Images (N, C, H, W) to learn from, their labels (N,), and how they may be varied."""
+    """Images (N, C, H, W) to learn from, their targets, or None, and how they may be varied."""
 
     images: Images
-    labels: Labels
+    targets: Targets
     augmentation: Augmentation
 
 
@@ -77,8 +78,8 @@ class Learner(ABC, Generic[Result_co]):
     frozen: float = 0.0
 
     @abstractmethod
-    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
-        """Return the loss, of no dimension, of a batch with the labels (N,)."""
+    def loss(self, batch: Batch, targets: Any) -> Tensor:
+        """Return the loss, of no dimension, of a batch with its targets, tensors; None where there are none."""
 
     @abstractmethod
     def result(self) -> Result_co:
@@ -204,7 +205,8 @@ class Training(Generic[Result_co]):
         optimiser, rate = self.learner.optimiser, self.recipe.rate(share)
         for group in optimiser.param_groups:
             group["lr"] = group["share"] * rate
-        loss = self.learner.loss(batch, torch.from_numpy(self.lessons.labels[batch.indices]))
+        targets = self.lessons.targets
+        loss = self.learner.loss(batch, None if targets is None else as_tensors(taken(targets, batch.indices)))
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         gradients = [each.grad for group in optimiser.param_groups for each in group["params"] if each.grad is not None]

@@ -139,23 +139,43 @@ class Evidence:
         return [layer_gradients(self.network, x, _own_loss) for x in self.batches]
 
 
-def _own_loss(logits: Tensor) -> Tensor:
-    """Return the cross-entropy of logits (N, classes) against their own largest ones, summed over images."""
-    return F.cross_entropy(logits, logits.argmax(1), reduction="sum")
+def _own_loss(outputs: Tensor) -> Tensor:
+    """Return the cross-entropy of logits (N, classes, ...) against their own largest ones, summed over images, a mean
+    over the places of each; of one output alone, half the squared deviation from its mean, in units of its variance."""
+    if outputs.shape[1] == 1:
+        values = outputs / _deviation(outputs)
+        return 0.5 * (values - values.detach().mean()).square().sum() * len(outputs) / outputs.numel()
+    return (
+        F.cross_entropy(outputs, outputs.argmax(1), reduction="sum") * len(outputs) * outputs.shape[1] / outputs.numel()
+    )
 
 
 def drawn_loss(seed: int) -> Callable[[Tensor], Tensor]:
-    """Return the cross-entropy of logits (N, classes) against classes drawn from them, summed over images.
+    """Return the cross-entropy of logits (N, classes, ...) against classes drawn from them, summed over images and over
+    the places of each, divided by the root of their number.
 
-    The mean square of its gradients is the diagonal of Fisher's information. Every call goes on drawing.
+    The mean square of its gradients is the diagonal of Fisher's information, of the mean over an image's places. One
+    output alone, (N, 1, ...), counts as the mean of a normal distribution that has its variance. Every call goes on
+    drawing.
     """
     sampler = torch.Generator().manual_seed(seed)
 
-    def loss(logits: Tensor) -> Tensor:
-        drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=sampler)[:, 0]
-        return F.cross_entropy(logits, drawn, reduction="sum")
+    def loss(outputs: Tensor) -> Tensor:
+        root = (outputs.shape[0] * outputs.shape[1] / outputs.numel()) ** 0.5
+        if outputs.shape[1] == 1:
+            noise = torch.randn(outputs.shape, generator=sampler)
+            score: Tensor = (outputs * noise / _deviation(outputs)).sum() * root
+            return score
+        rows = outputs.flatten(2).transpose(1, 2).flatten(0, 1) if outputs.ndim > 2 else outputs
+        drawn = torch.multinomial(rows.detach().softmax(1), 1, generator=sampler)[:, 0]
+        entropy: Tensor = F.cross_entropy(rows, drawn, reduction="sum") * root
+        return entropy
 
     return loss
+
+
+def _deviation(outputs: Tensor) -> Tensor:
+    return outputs.detach().std(correction=0).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _readers(op: Node, gram: Array, channel: Array) -> list[Reader]:

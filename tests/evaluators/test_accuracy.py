@@ -117,9 +117,9 @@ def test_the_judge_counts_right_answers() -> None:
     model, space, judge = trained()
     with torch.no_grad():
         answers = [int(model(torch.from_numpy(image[None])).argmax()) for image in judge.images]
-    right = sum(answer == label for answer, label in zip(answers, judge.labels, strict=True))
+    right = sum(answer == label for answer, label in zip(answers, judge.targets, strict=True))
     judged = judge(space.base())
-    assert judged.accuracy == right / len(judge.labels)
+    assert judged.accuracy == right / len(judge.targets)
     assert judged.accuracy > 0.8
     assert judged.size == stored_bytes(lower(judge.candidate(space.base())))
     assert set(judged.seconds) == {"repair", "store", "compile", "run"}
@@ -206,14 +206,14 @@ def test_an_output_that_is_not_finite_is_a_uniform_guess() -> None:
 def test_all_judges_agree() -> None:
     _, space, judge = trained()
     for by in (SIMULATED, "onnxruntime", "torch"):
-        other = Judge(space, judge.calibration, judge.images, judge.labels, by=by)
+        other = Judge(space, judge.calibration, judge.images, judge.targets, by=by)
         for policy in policies():
             assert abs(judge(policy).accuracy - other(policy).accuracy) < 0.0101, by
 
 
 def test_another_judge_judges_alike() -> None:
     _, space, judge = trained()
-    again = Judge(space, Calibration.of(space, judge.calibration.images.numpy()), judge.images, judge.labels)
+    again = Judge(space, Calibration.of(space, judge.calibration.images.numpy()), judge.images, judge.targets)
     for policy in policies():
         found = [replace(each(policy), seconds={}) for each in (judge, again, judge)]
         assert found[0] == found[1] == found[2]
@@ -225,7 +225,7 @@ def test_images_may_lie_in_any_memory_order() -> None:
     padded = np.repeat(strided, 2, axis=3)[:, :, :, ::2]
     assert not padded.flags.c_contiguous
     for by in ("native", SIMULATED):
-        judges = [Judge(space, judge.calibration, images, judge.labels, by) for images in (judge.images, padded)]
+        judges = [Judge(space, judge.calibration, images, judge.targets, by) for images in (judge.images, padded)]
         assert judges[0](space.int8()).accuracy == judges[1](space.int8()).accuracy
 
 
@@ -234,13 +234,13 @@ def test_read_only_images_serve() -> None:
     images = judge.images.copy()
     images.flags.writeable = False
     for by in ("native", SIMULATED):
-        assert Judge(space, judge.calibration, images, judge.labels, by)(space.int8()).accuracy > 0.8
+        assert Judge(space, judge.calibration, images, judge.targets, by)(space.int8()).accuracy > 0.8
 
 
 def test_accuracy_of_a_session_is_that_of_its_judgement() -> None:
     _, space, judge = trained()
     session = NativeEngine().compile(lower(judge.candidate(space.base())), 16)
-    assert accuracy_of(session, judge.images, judge.labels) == judge(space.base()).accuracy
+    assert accuracy_of(session, judge.images, judge.targets) == judge(space.base()).accuracy
 
 
 def test_grades_by_hand() -> None:

@@ -66,8 +66,8 @@ def test_the_winner_is_the_trained_network(given: Problem, outcome: Outcome) -> 
     assert provenance.stage == "finished"
     assert provenance.recipe["recipe"]["learning_rate"] == 0.003
     judge = given.judge
-    logits = judge.logits(candidate, judge.images)
-    assert finished["accuracy"] == (logits.argmax(1) == judge.labels).mean() == outcome.winner.evaluation.accuracy
+    logits = judge.outputs(candidate, judge.images)
+    assert finished["accuracy"] == (logits.argmax(1) == judge.targets).mean() == outcome.winner.evaluation.accuracy
     assert finished["loss"] == judge.loss(logits)
     assert finished["size"] == kernels.stored_bytes(lower(candidate))
     assert all(violation <= 0 for violation in finished["violations"].values())

@@ -76,7 +76,7 @@ def test_the_winner_is_the_smallest_that_was_shown_to_keep_the_accuracy(ran: Ran
         e.policy.id for e in ran.evaluations if e.feasible
     }
     assert winner.evaluation.cost.size == min(e.cost.size for e in keeps if e.feasible)
-    answers = graded(judge.logits(judge.candidate(winner.evaluation.policy), judge.images), judge.labels)
+    answers = graded(judge.outputs(judge.candidate(winner.evaluation.policy), judge.images), judge.targets)
     assert lost(base, answers, 0.95).bound <= POINTS / 100
 
 
@@ -85,7 +85,7 @@ def test_the_summary_says_what_is_lost_where_it_was_chosen_and_where_it_was_not(
     assert winner is not None
     (row,) = [row["best"] for row in ran.outcome.summary["agents"] if row["agent"] == winner.agent]
     policies = (ran.problem.space.base(), winner.evaluation.policy)
-    base, own = (graded(judge.logits(judge.candidate(policy), images), labels) for policy in policies)
+    base, own = (graded(judge.outputs(judge.candidate(policy), images), labels) for policy in policies)
     final, found = row["kept"]["final"], lost(base, own, 0.95)
     assert (final["value"], final["bound"]) == pytest.approx((found.value, found.bound))
     assert final["kept"] == (found.bound <= POINTS / 100)

@@ -154,7 +154,7 @@ def test_of_networks_of_the_same_accuracy_the_one_of_the_lowest_loss_is_exported
     problem: Problem, tmp_path: Path
 ) -> None:
     judge = problem.judge
-    undecided = Undecided(judge.space, judge.calibration, judge.images, judge.labels)
+    undecided = Undecided(judge.space, judge.calibration, judge.images, judge.targets)
     config = tiny(trials=6, agent="random", baselines=["uniform"], budgets={"size": "0.5x"})
     outcome = run_search(replace(problem, config=config, judge=undecided), tmp_path / "run", Progress())
     records = read_journal(tmp_path / "run" / "journal")
@@ -269,7 +269,7 @@ np.save(sys.argv[3], kernels.load(sys.argv[1]).run(images))
 
 
 def test_the_artefact_runs_without_torch(finished: Finished, tmp_path: Path) -> None:
-    images, labels = finished.problem.judge.images[:1], finished.problem.judge.labels
+    images, labels = finished.problem.judge.images[:1], finished.problem.judge.targets
     np.save(tmp_path / "x.npy", images)
     artefact = finished.folder / "export" / "model.safetensors"
     command = [sys.executable, "-c", WITHOUT_TORCH, artefact, tmp_path / "x.npy", tmp_path / "y.npy"]

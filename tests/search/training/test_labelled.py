@@ -76,7 +76,7 @@ def test_steps_are_those_of_the_formulas(splits: Splits, lessons: Lessons) -> No
     w, b = (each.astype(np.float64) for each in made.result().values())
     speed = [np.zeros_like(w), np.zeros_like(b)]
     for batch, share in zip(training.batches(), (0.05, 0.3)):  # noqa: B905  (two of all batches)
-        x, labels = batch.x.numpy().reshape(50, 64).astype(np.float64), lessons.labels[batch.indices]
+        x, labels = batch.x.numpy().reshape(50, 64).astype(np.float64), lessons.targets[batch.indices]
         wanted = np.full((50, 10), 0.02) + 0.8 * np.eye(10)[labels]
         logits = x @ w.T + b
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -158,7 +158,7 @@ def test_training_gains(problem: Problem, lessons: Lessons, learning: Learning) 
         candidate = problem.judge.candidate(policy_of(problem, name))
         trained = train(learning(candidate), lessons, replace(SHORT, epochs=5))
         before, after = (
-            problem.judge.loss(problem.judge.logits(each, problem.judge.images)) for each in (candidate, trained)
+            problem.judge.loss(problem.judge.outputs(each, problem.judge.images)) for each in (candidate, trained)
         )
         gained.append(before - after)
     assert np.mean(gained) > 0
@@ -175,7 +175,7 @@ def test_bytes_stay_within_their_limit(
     most, longer = 0.98 * stored_bytes(lower(candidate)), replace(SHORT, epochs=5)
     held = train(learning(candidate, most), lessons, longer)
     assert 0.99 * most < stored_bytes(lower(held)) <= most
-    x, y = problem.judge.images, problem.judge.labels
+    x, y = problem.judge.images, problem.judge.targets
     before, after = (accuracy_of(judging_session(each), x, y) for each in (candidate, held))
     # Two levels that are equally frequent have no bits to spare.
     binary = all(each.format.weight.bits == 1 for each in candidate.decisions.values())
@@ -282,7 +282,7 @@ def test_two_processes_hold_the_same_bytes(problem: Problem, lessons: Lessons, l
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_told(problem: Problem, lessons: Lessons, learning: Learning) -> None:
     candidate = problem.judge.candidate(policy_of(problem, "2 bits"))
-    broken = replace(lessons, labels=lessons.labels[:1])
+    broken = replace(lessons, targets=lessons.targets[:1])
     with pytest.raises((RuntimeError, TrimtabError), match="IndexError"):
         train(learning(candidate), broken, SHORT, processes=2)
 
