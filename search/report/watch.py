@@ -29,6 +29,7 @@ from trimtab.search.report.run_report import duration
 from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.budgets import describe
+from trimtab.search.setup.config import UNLIMITED
 from trimtab.spaces.policy import Policy
 
 __all__ = ["AgentState", "BudgetState", "RunState", "follow", "line_of", "read_state", "rendered"]
@@ -138,7 +139,7 @@ def read_state(folder: Path, goes_on: bool | None = None) -> RunState:
     words, left = "", None
     if goes_on and not finished:
         if stage == "search":
-            left = _left(config, agents, rate)
+            left = _left(_allowed(records), agents, rate)
         elif stage == "finishing":
             words, left = _training(folder, config, since)
     elif not finished:
@@ -169,7 +170,7 @@ def rendered(state: RunState) -> RenderableType:
 def line_of(state: RunState) -> str:
     """Return the same in a line."""
     done, asked = (sum(getattr(each, name) for each in state.agents) for name in ("done", "asked"))
-    parts = (_heading(state), f"{done} of {asked} evaluations", _best(state), _pace(state))
+    parts = (_heading(state), f"{_done(done, asked)} evaluations", _best(state), _pace(state))
     return "; ".join(filter(None, parts))
 
 
@@ -213,7 +214,7 @@ def _agent_table(agents: Sequence[AgentState]) -> Table:
     for each in agents:
         best = each.said or "–"
         at = "done" if each.ended else "at work" if each.done else ""
-        table.add_row(escape(each.agent), f"{each.done} of {each.asked}", best, f"{each.seconds:.0f}", at)
+        table.add_row(escape(each.agent), _done(each.done, each.asked), best, f"{each.seconds:.0f}", at)
     return table
 
 
@@ -241,6 +242,11 @@ def _stage(records: Sequence[Record]) -> tuple[str, float]:
     return next(
         ((r.data["stage"], r.time) for r in reversed(records) if r.kind == "stage"), ("search", records[-1].time)
     )
+
+
+def _done(done: int, asked: int) -> str:
+    """How many of the evaluations that were asked for are done; of as many as there is time for, how many."""
+    return f"{done} of {asked}" if asked < UNLIMITED else str(done)
 
 
 def _asked(memory: Memory, agent: str) -> list[Policy]:
@@ -279,10 +285,15 @@ def _evaluated(records: Sequence[Record], memory: Memory, baseline: Baseline) ->
     return (known | {each.policy.id: each for each in verified}).values()
 
 
-def _left(config: Mapping[str, Any], agents: Sequence[AgentState], rate: float | None) -> float | None:
+def _allowed(records: Sequence[Record]) -> float | None:
+    """The seconds that a time limit leaves the search; None without one."""
+    stages = [record.data for record in records if record.kind == "stage" and record.data["stage"] == "search"]
+    return stages[-1].get("seconds") if stages else None
+
+
+def _left(allowed: float | None, agents: Sequence[AgentState], rate: float | None) -> float | None:
     """Seconds of search that are left, where a rate is known or a time limit ends it."""
-    limit, spent = config.get("time_limit"), sum(each.seconds for each in agents)
-    most = None if limit is None else max(0.0, limit - spent)
+    most = None if allowed is None else max(0.0, allowed - sum(each.seconds for each in agents))
     if rate is None:
         return most
     estimate = sum((each.asked - each.done) / (each.rate or rate) for each in agents if not each.ended)
