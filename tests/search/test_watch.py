@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.search.runs import CommandLine
 
 from trimtab.errors import BadInput
