@@ -12,7 +12,7 @@ from trimtab.errors import BadInput
 from trimtab.search.jobs.cluster import TIMING, Cluster, Job, Node
 from trimtab.search.jobs.package import Package
 from trimtab.search.report.run_report import duration
-from trimtab.search.setup.config import Config
+from trimtab.search.setup.config import Config, said_trials
 
 __all__ = ["Submission"]
 
@@ -54,7 +54,7 @@ class Submission:
             if timing
             else f"on the head: no node has the label {TIMING}",
             "question": ", ".join(self._question()),
-            "search": f"{self.config.trials} evaluations by each of {', '.join(self.config.agents)}, "
+            "search": f"{said_trials(self.config.trials)} evaluations by each of {', '.join(self.config.agents)}, "
             f"{self.config.workers or 'no'} worker(s)",
             "time": self._time(),
         }
@@ -83,5 +83,6 @@ class Submission:
 
     def _time(self) -> str:
         limit, training = self.config.time_limit, self.config.finish
-        search = "no limit" if limit is None else f"at most {duration(limit)}"
-        return f"search: {search}; training: {f'at most {duration(training.time)}' if training.enabled else 'none'}"
+        if limit is not None:
+            return f"about {duration(limit)} in all"
+        return f"search: no limit; training: {f'at most {duration(training.time)}' if training.enabled else 'none'}"

@@ -22,7 +22,7 @@ from trimtab.search.report.headline import Gain, change, gains, points
 from trimtab.search.report.metric import ShownMetric
 from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.budgets import describe
-from trimtab.search.setup.config import UNLIMITED
+from trimtab.search.setup.config import said_trials
 
 __all__ = [
     "duration",
@@ -317,7 +317,7 @@ def _method(summary: Values) -> str:
         ("proxy", "the metric of repaired networks, before any training"),
         ("winner", rule(summary.get("minimise"), metric.loss)),
         ("candidates per second", "; ".join(f"{rate:.3g} {_judge(name)}" for name, rate in rates.items())),
-        ("evaluations per agent", _trials(summary["trials"])),
+        ("evaluations per agent", said_trials(summary["trials"])),
         ("seed", f"{summary['seed']:d}"),
         ("wall time", duration(summary["seconds"])),
     ]
@@ -492,7 +492,3 @@ t.style.top=(y+18+t.offsetHeight>innerHeight?y-t.offsetHeight-12:y+18)+"px"}
 ["pointermove","pointerdown","focusin"].forEach(function(k){document.addEventListener(k,show)});
 ["scroll","focusout"].forEach(function(k){document.addEventListener(k,function(){t.hidden=true},true)})})();
 """
-
-
-def _trials(asked: int) -> str:
-    return f"{asked:d}" if asked < UNLIMITED else "as many as there was time for"

@@ -52,6 +52,7 @@ __all__ = [
     "keys_of",
     "load_config",
     "make_config",
+    "said_trials",
 ]
 
 
@@ -250,6 +251,11 @@ class KeepConfig(_Section):
 
 #: Evaluations of every agent where nothing is said, and where only a time limit is.
 TRIALS, UNLIMITED = 200, 1_000_000
+
+
+def said_trials(trials: int) -> str:
+    """Say how many evaluations are asked for."""
+    return str(trials) if trials < UNLIMITED else "as many as there is time for"
 
 
 class Config(_Section):
