@@ -74,9 +74,7 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
     address: Annotated[
         str | None,
-        typer.Option(
-            envvar="RAY_ADDRESS", help="A Ray cluster for the workers: auto, 10.0.0.1:6379 or ray://HOST:10001."
-        ),
+        typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster for the workers, like 10.0.0.1:6379 or auto."),
     ] = None,
     download: Download = False,
     as_json: Json = False,

@@ -213,6 +213,8 @@ def start_ray(workers: int, address: str | None = None) -> bool:
                     **quiet,
                 )
             _protect_token()
+        elif address.startswith(("http://", "https://")):
+            raise BadInput(f"{address} is a job server's: trimtab submit takes it; workers join a cluster at HOST:6379")
         else:
             try:
                 ray.init(address=address, **quiet)

@@ -16,7 +16,7 @@ from trimtab.evaluators.answers import Answers
 from trimtab.evaluators.engines import make_engine
 from trimtab.evaluators.measure.end_to_end import LatencyBench
 from trimtab.evaluators.measure.timing import timing_cores, worker_cores
-from trimtab.search.loop.pool import RETRIES, LocalPool, RayPool, make_pool
+from trimtab.search.loop.pool import RETRIES, LocalPool, RayPool, make_pool, start_ray
 from trimtab.search.setup.problem import Problem
 from trimtab.spaces import LayerDecision, Policy
 from trimtab.spaces.numbers.formats import INT8
@@ -92,6 +92,11 @@ def test_the_local_pool_is_the_judge(problem: Problem) -> None:
     assert [policy for policy, _ in found] == policies
     assert [worth(j) for _, j in found] == [worth(problem.judge(policy)) for policy in policies]
     pool.close()
+
+
+def test_the_address_of_a_job_server_is_no_cluster_s() -> None:
+    with pytest.raises(BadInput, match="trimtab submit takes it"):
+        start_ray(1, "http://127.0.0.1:8265")
 
 
 @pytest.mark.ray
