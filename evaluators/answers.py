@@ -1,4 +1,4 @@
-"""What a metric finds of a network on images, so kept that two networks can be compared on the same ones."""
+"""Grades: findings of a metric on a network, so kept that two networks can be compared on the same images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SHARES = Scale()
 
 @dataclass(frozen=True)
 class Graded(ABC):
-    """What a metric finds of a network on so many `images`: its `value`, and what comparing it takes."""
+    """A finding of a metric on a network and so many `images`: its `value`, and what comparing it takes."""
 
     images: int
 
@@ -229,7 +229,7 @@ def paired(a: Graded, b: Graded) -> Difference:
 
 @dataclass(frozen=True)
 class Lost:
-    """What a network lost of the metric: `value`, a share (or in the scale's units), less than 0 where it gained; and
+    """The part of the metric that a network lost: `value`, a share (or in the scale's units), less than 0 where it gained; and
     the `bound` that what it loses on all such images is not above, with the confidence that was asked for."""
 
     value: float

@@ -24,9 +24,9 @@ from trimtab.search.loop.candidates import candidate_of
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.experiment import prepare_folder
 from trimtab.search.progress import ConsoleProgress, Progress
-from trimtab.search.report.metric import ShownMetric
 from trimtab.search.run import Outcome, finish_run, run_search
 from trimtab.search.setup.config import GIVEN_DATA, GIVEN_NETWORK, make_config
+from trimtab.search.setup.metric import ShownMetric
 from trimtab.search.setup.problem import Loss, Problem, make_problem
 from trimtab.search.setup.setting import bench_of
 from trimtab.spaces.policy import Policy

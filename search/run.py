@@ -37,13 +37,13 @@ from trimtab.search.loop.tensorboard import Scalars
 from trimtab.search.loop.verify import Verifier, judged
 from trimtab.search.progress import Progress
 from trimtab.search.report.agent_rows import winning
-from trimtab.search.report.metric import ACCURACY, ShownMetric
 from trimtab.search.report.run_report import write_report
 from trimtab.search.report.summary import Findings, Winner, best_of, build_summary, finished_summary, load_summary
 from trimtab.search.setup.agent_factory import fill_for
 from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.budgets import BudgetLimits, describe
 from trimtab.search.setup.config import Config, load_config
+from trimtab.search.setup.metric import ACCURACY, ShownMetric
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting, bench_of, recall_setting
 from trimtab.spaces.candidate import Candidate

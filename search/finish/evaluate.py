@@ -14,8 +14,8 @@ from trimtab.evaluators.price.table import LatencyTable
 from trimtab.search.finish.run_link import PATIENCE, measured_link
 from trimtab.search.loop.candidates import candidate_of
 from trimtab.search.progress import Progress
-from trimtab.search.report.metric import ShownMetric
 from trimtab.search.setup.kept import Kept
+from trimtab.search.setup.metric import ShownMetric
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import bench_of
 from trimtab.spaces.policy import Policy

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.search.report.headline import change
-from trimtab.search.report.metric import ShownMetric
+from trimtab.search.setup.metric import ShownMetric
 
 __all__ = ["HEAD", "AgentRow", "agent_rows", "form_rows", "winning"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from trimtab.search.report.metric import ACCURACY, ShownMetric
+from trimtab.search.setup.metric import ACCURACY, ShownMetric
 from trimtab.spaces.numbers.formats import FLOAT, LayerFormat
 from trimtab.spaces.numbers.grids import UNIFORM
 

@@ -21,10 +21,10 @@ from trimtab.search.report.agent_rows import HEAD, agent_rows, form_rows, winnin
 from trimtab.search.report.contest_report import feasible_line, ranking
 from trimtab.search.report.headline import change, gains, headline
 from trimtab.search.report.markdown import markdown_table
-from trimtab.search.report.metric import ACCURACY, ShownMetric
 from trimtab.search.report.run_report import kept_lines, measuring_line, training_line
 from trimtab.search.report.watch import RunState, line_of, rendered
 from trimtab.search.setup.budgets import describe
+from trimtab.search.setup.metric import ACCURACY, ShownMetric
 
 __all__ = [
     "markdown_rows",

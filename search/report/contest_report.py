@@ -11,9 +11,9 @@ from trimtab.files import write_text
 from trimtab.search.loop.preference import rule
 from trimtab.search.report.charts import curves_figure, series
 from trimtab.search.report.markdown import markdown_table
-from trimtab.search.report.metric import ShownMetric
 from trimtab.search.report.run_report import duration, page, section, table
 from trimtab.search.setup.budgets import describe
+from trimtab.search.setup.metric import ShownMetric
 
 __all__ = ["feasible_line", "ranking", "write_contest"]
 

@@ -19,10 +19,10 @@ from trimtab.search.loop.preference import rule
 from trimtab.search.report.agent_rows import HEAD, AgentRow, agent_rows, form_rows, winning
 from trimtab.search.report.charts import SERIES, pareto_figure, policy_figure, series, time_figure, trace_figure
 from trimtab.search.report.headline import Gain, change, gains, points
-from trimtab.search.report.metric import ShownMetric
 from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.budgets import describe
 from trimtab.search.setup.config import said_trials
+from trimtab.search.setup.metric import ShownMetric
 
 __all__ = [
     "duration",

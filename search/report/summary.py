@@ -19,9 +19,9 @@ from trimtab.search.finish.finishing import FINISHED, Finished
 from trimtab.search.loop.evaluation import Evaluation
 from trimtab.search.loop.loop import AgentRun
 from trimtab.search.loop.preference import nearest, preferred, tie
-from trimtab.search.report.metric import ACCURACY, ShownMetric
 from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.kept import Kept
+from trimtab.search.setup.metric import ACCURACY, ShownMetric
 from trimtab.search.setup.problem import Problem
 from trimtab.search.setup.setting import Setting, engine_of
 

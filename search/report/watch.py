@@ -24,12 +24,12 @@ from trimtab.search.loop.loop import Memory
 from trimtab.search.loop.preference import preferred
 from trimtab.search.report.agent_rows import winning
 from trimtab.search.report.headline import change, headline
-from trimtab.search.report.metric import ShownMetric
 from trimtab.search.report.run_report import duration
 from trimtab.search.report.summary import load_summary
 from trimtab.search.setup.baseline import Baseline
 from trimtab.search.setup.budgets import describe
 from trimtab.search.setup.config import UNLIMITED
+from trimtab.search.setup.metric import ShownMetric
 from trimtab.spaces.policy import Policy
 
 __all__ = ["AgentState", "BudgetState", "RunState", "follow", "line_of", "read_state", "rendered"]

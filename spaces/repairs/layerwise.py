@@ -132,7 +132,7 @@ class LayerFit:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What an operator sees: the covariance `gram` (J, J) of its inputs, that of the untouched layer's outputs with
+    """The view of an operator: the covariance `gram` (J, J) of its inputs, that of the untouched layer's outputs with
     them, `cross` (O, J), and their `mean` (J,); float64."""
 
     gram: Array

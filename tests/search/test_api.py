@@ -106,7 +106,7 @@ def test_a_network_of_vectors_is_trained_in_the_end(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # predictions that say something
             parameter.normal_()
-    inputs = [rng.normal(size=(n, 6)).astype(np.float32) for n in (256, 100, 100)]
+    inputs = [rng.normal(size=(n, 6)).astype(np.float32) for n in (2048, 200, 100)]
     parts = [(x, model(torch.from_numpy(x)).argmax(1).numpy()) for x in inputs]
     training = {"epochs": 20, "candidates": 1, "processes": 1, "batch": 16}
     space = {"bits": [[2, 8], [8, 8]], "ranks": [], "channels": 1}

@@ -32,7 +32,7 @@ def test_the_package_is_the_code_and_the_configuration_and_nothing_of_the_workin
     weights = tmp_path / "net.safetensors"
     weights.write_bytes(b"weights")
     package = make_package(tiny(network=with_checkpoint(weights)))
-    root = Path(trimtab.__path__[0])
+    root = Path(str(trimtab.__file__)).parent
     folders = [*[room for room in root.iterdir() if room.is_dir()]]
     code = {path.relative_to(root) for room in folders for path in room.rglob("*.py")}
     code |= {path.relative_to(root) for path in root.glob("*.py")}
