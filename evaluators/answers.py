@@ -229,8 +229,8 @@ def paired(a: Graded, b: Graded) -> Difference:
 
 @dataclass(frozen=True)
 class Lost:
-    """The part of the metric that a network lost: `value`, a share (or in the scale's units), less than 0 where it gained; and
-    the `bound` that what it loses on all such images is not above, with the confidence that was asked for."""
+    """The part of the metric that a network lost: `value`, a share (or in the scale's units), less than 0 where it
+    gained; and the `bound` that what it loses on all such images is not above, with the confidence asked for."""
 
     value: float
     bound: float

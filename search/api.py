@@ -51,7 +51,7 @@ _GIVEN = {"network": {"import": GIVEN_NETWORK}, "data": {"name": GIVEN_DATA}}
 
 @dataclass(frozen=True)
 class Task:
-    """What a network is for: data, and by what it is judged.
+    """The purpose of a network: data, and by what it is judged.
 
     Each part is a DataLoader or any iterable of (images, targets) batches, or a pair of arrays; or of images alone.
     Images are (N, C, H, W) float32 as the network sees them, signals (N, C, L), vectors (N, F); all parts are of one

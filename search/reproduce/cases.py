@@ -28,7 +28,7 @@ class _Section(BaseModel):
 
 
 class Reach(_Section):
-    """What is to be reached: the `change` of accuracy in points, at least, and ratios (RATIOS), at least."""
+    """The goals of a case: the `change` of accuracy in points, at least, and ratios (RATIOS), at least."""
 
     change: float
     macs: _Times | None = None

@@ -34,7 +34,7 @@ LEAST_VARIANCE = 1e-12
 
 @dataclass(frozen=True)
 class Objective:
-    """What a candidate learns: whether the teacher's outputs are logits of `classes` along axis 1, and the `loss` of
+    """The aim of a candidate: whether the teacher's outputs are logits of `classes` along axis 1, and the `loss` of
     (outputs, targets) that is learned beside them, None without targets."""
 
     classes: bool = True
