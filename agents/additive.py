@@ -8,7 +8,7 @@ policy under the budgets is a matter of arithmetic: no network is run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
@@ -78,9 +78,9 @@ class AdditiveModel:
     `values` (rows, 1 + B): a row for every entry of every factor, the error in nats and a share of each of the B
     `budgets` that are sums; `rest` (1 + B,) is what belongs to no layer.
 
-    The tables are worked out at a few widths of every group (`coarse_choices`) and interpolated between: shares, which
-    are nearly linear in the channels that are left, and the roots of errors, which are deviations and nearly linear in
-    those that are gone.
+    Errors are worked out at a few widths of every group (`coarse_choices`), and their roots interpolated between: these
+    are deviations, and nearly linear in the channels that are gone. Shares are asked for at every width: an engine's
+    time may have steps.
 
     A layer that depends on too many groups for a table has one over its own knobs and the last of its groups, and adds
     for each of the other groups what its counts change at a reference (half of the channels, 8 bits, dense): exact for
@@ -142,23 +142,41 @@ class AdditiveModel:
         return np.concatenate(moved)
 
     def _measure(self, limits: Limits, estimates: Estimates) -> tuple[list[Factor], Floats]:
+        def shares(policy: Policy) -> Mapping[str, list[float]]:
+            found = limits.shares(policy)
+            return {name: [found[budget].get(name, 0.0) for budget in self.budgets] for name in self.space.scopes}
+
+        def errors(policy: Policy) -> Mapping[str, list[float]]:
+            return {name: [error] for name, error in estimates.errors(policy).items()}
+
         layers = list(self._layers())
-        points = [layer.points(self._counts, self._reference) for layer in layers]
-        found = [np.zeros((len(rows), 1 + len(self.budgets))) for rows in points]
-        for vector, filled in _pack([layer.scope for layer in layers], points, self._reference):
-            policy = self.space.decode(vector.tolist())
-            errors, shares = estimates.errors(policy), limits.shares(policy)
-            for number, row in filled:
-                name = layers[number].name
-                found[number][row] = [errors[name], *(shares[budget].get(name, 0.0) for budget in self.budgets)]
+        every = {knob: tuple(range(len(counts))) for knob, counts in self._counts.items()}
+        coarse = {knob: coarse_choices(len(counts)) for knob, counts in self._counts.items()}
         factors: list[Factor] = []
         values: list[Floats] = []
-        for layer, table in zip(layers, found, strict=True):
-            for shared, private, rows in layer.tables(table, self._counts, self._reference):
+        known = zip(layers, self._ask(layers, coarse, errors), self._ask(layers, every, shares), strict=True)
+        for layer, at_coarse, at_every in known:
+            table = np.concatenate([layer.interpolated(at_coarse, self._counts), at_every], axis=1)
+            for shared, private, rows in layer.tables(table, self._reference):
                 shape = tuple(int(self.sizes[knob]) for knob in shared + private)
                 factors.append(Factor(layer.name, shared, private, sum(map(len, values)), shape))
                 values.append(rows)
         return factors, np.concatenate(values)
+
+    def _ask(
+        self,
+        layers: Sequence[_Layer],
+        widths: Mapping[int, Sequence[int]],
+        of: Callable[[Policy], Mapping[str, list[float]]],
+    ) -> list[Floats]:
+        """Return what policies are said to have `of` every layer, at its points with these widths of the groups."""
+        points = [layer.points(widths, self._reference) for layer in layers]
+        found: list[dict[int, list[float]]] = [{} for _ in layers]
+        for vector, filled in _pack([layer.scope for layer in layers], points, self._reference):
+            said = of(self.space.decode(vector.tolist()))
+            for number, row in filled:
+                found[number][row] = said[layers[number].name]
+        return [np.array([rows[i] for i in range(len(rows))]) for rows in found]
 
     @cached_property
     def _counts(self) -> Mapping[int, Floats]:
@@ -208,47 +226,48 @@ class _Layer:
     def scope(self) -> tuple[int, ...]:
         return self.increments + self.kept + self.private
 
-    def points(self, counts: Mapping[int, Floats], reference: Integers) -> Integers:
+    def points(self, widths: Mapping[int, Sequence[int]], reference: Integers) -> Integers:
         """Return the choices of the knobs in `scope` at which the layer has to be known, (points, knobs).
 
-        First those of its table in C order, then for each increment its choices with all else at the reference.
-        `counts` are the widths of each knob of channels, of which the coarse ones are enough.
+        First those of its table in C order, then for each increment its choices with all else at the reference; of
+        channels those in `widths`.
         """
         home = [int(reference[knob]) for knob in self.scope]
-        free = [coarse_choices(len(counts[knob])) for knob in self.kept]
-        free += [tuple(range(int(self.sizes[knob]))) for knob in self.private]
+        free = [widths.get(knob, range(int(self.sizes[knob]))) for knob in self.kept + self.private]
         points = [[*home[: len(self.increments)], *choices] for choices in product(*free)]
         for axis, knob in enumerate(self.increments):
-            points += [[*home[:axis], choice, *home[axis + 1 :]] for choice in coarse_choices(len(counts[knob]))]
+            points += [[*home[:axis], choice, *home[axis + 1 :]] for choice in widths[knob]]
         return np.array(points, dtype=np.int64).reshape(len(points), len(self.scope))
 
-    def tables(
-        self, values: Floats, counts: Mapping[int, Floats], reference: Integers
-    ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Floats]]:
-        """Yield (shared, private, rows) of the layer's table and of each increment, from `values` at `points`."""
+    def interpolated(self, errors: Floats, counts: Mapping[int, Floats]) -> Floats:
+        """Return errors at the points of all widths, (points, 1), from those at the points of the coarse ones."""
         private = [int(self.sizes[knob]) for knob in self.private]
         coarse = [len(coarse_choices(len(counts[knob]))) for knob in self.kept]
-        done = math.prod([*coarse, *private])
-        table = _between(values[:done].reshape(*coarse, *private, -1), [counts[knob] for knob in self.kept])
-        yield self.kept, self.private, table.reshape(-1, table.shape[-1])
+        done, roots = math.prod([*coarse, *private]), np.sqrt(errors[:, 0])
+        parts = [_between(roots[:done].reshape((*coarse, *private)), [counts[knob] for knob in self.kept])]
         for knob in self.increments:
             size = len(coarse_choices(len(counts[knob])))
-            rows = _between(values[done : done + size], [counts[knob]])
-            yield (knob,), (), rows - rows[reference[knob]]
+            parts.append(_between(roots[done : done + size], [counts[knob]]))
             done += size
+        return np.concatenate([part.ravel() for part in parts])[:, None] ** 2
+
+    def tables(self, values: Floats, reference: Integers) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Floats]]:
+        """Yield (shared, private, rows) of the layer's table and of each increment, from `values` at `points`."""
+        done = math.prod(int(self.sizes[knob]) for knob in self.kept + self.private)
+        yield self.kept, self.private, values[:done]
+        for knob in self.increments:
+            rows = values[done : done + int(self.sizes[knob])]
+            yield (knob,), (), rows - rows[reference[knob]]
+            done += len(rows)
 
 
 def _between(values: Floats, counts: Sequence[Floats]) -> Floats:
-    """Return values (.., 1 + B) at all widths from those at the coarse ones; the first axes are those of `counts`.
-
-    Shares are interpolated, and the roots of errors.
-    """
-    values = np.concatenate([np.sqrt(values[..., :1]), values[..., 1:]], axis=-1)
+    """Return values at all widths from those at the coarse ones, linearly; the first axes are those of `counts`."""
     for axis, widths in enumerate(counts):
         coarse = widths[list(coarse_choices(len(widths)))]
         weights = np.stack([np.interp(widths, coarse, unit) for unit in np.eye(len(coarse))], axis=1)
         values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
-    return np.concatenate([values[..., :1] ** 2, values[..., 1:]], axis=-1)
+    return values
 
 
 def _pack(

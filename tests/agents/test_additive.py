@@ -37,8 +37,8 @@ def test_totals_are_what_estimates_and_limits_say() -> None:
         np.testing.assert_allclose(MODEL.totals([vector])[0], directly(SPACE, ToyLimits(SPACE), vector))
 
 
-def test_between_coarse_widths_shares_and_roots_of_errors_are_interpolated() -> None:
-    """Against one policy for each corner of the widths around, layer by layer; shares of MACs are exact everywhere."""
+def test_between_coarse_widths_the_roots_of_errors_are_interpolated() -> None:
+    """Against one policy for each corner of the widths around, layer by layer; shares are exact everywhere."""
     space = toy_space(Options(channels=8, bits=(INT8, FLOAT), ranks=()))
     estimates, limits = ToyEstimates(space), ToyLimits(space)
     model = AdditiveModel(space, limits, estimates)
