@@ -97,6 +97,8 @@ class Metric:
             # An output that is not finite says nothing.
             finite = outputs if np.isfinite(outputs).all() else np.nan_to_num(outputs, posinf=0.0, neginf=0.0)
             found = np.asarray(self.function(finite, targets))
+        if found.dtype.kind not in "biuf":
+            raise BadInput(f"metric {self.name!r}: a number is wanted, or one for each image, not {found.dtype} values")
         if self.total is None and found.shape not in ((), (len(outputs),)):
             raise BadInput(
                 f"metric {self.name!r}: a number is wanted, or one for each of {len(outputs)} images, not values of "

@@ -88,12 +88,13 @@ def search(
     from trimtab.search.progress import ConsoleProgress
     from trimtab.search.report.console import print_summary
     from trimtab.search.run import default_folder, open_run, run_search
+    from trimtab.search.setup.durations import parse_duration
     from trimtab.search.setup.problem import load_problem
 
     began = perf_counter()
     if resume and out is None:
         raise BadInput("--resume needs --out, the directory of the run to go on with")
-    settings = [*(set_ or []), *([f"time_limit={time_limit}"] if time_limit is not None else [])]
+    settings = [*(set_ or []), *([f"time_limit={parse_duration(time_limit)}"] if time_limit is not None else [])]
     resolved = open_run(out, settings) if resume and out is not None and config is None else config_of(config, settings)
     folder = out or default_folder(resolved)
     prepare_folder(folder, resume)
@@ -517,7 +518,7 @@ def main() -> None:
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        print("trimtab: interrupted; a run that has begun to search or to train goes on with --resume", file=sys.stderr)
+        print("trimtab: interrupted; what has left a folder or a file goes on with --resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         # Usage errors of the command line know how to show themselves and which code to exit with.

@@ -37,7 +37,7 @@ from trimtab.search.loop.tensorboard import Scalars
 from trimtab.search.loop.verify import Verifier, judged
 from trimtab.search.progress import Progress
 from trimtab.search.report.agent_rows import winning
-from trimtab.search.report.run_report import write_report
+from trimtab.search.report.run_report import duration, write_report
 from trimtab.search.report.summary import Findings, Winner, best_of, build_summary, finished_summary, load_summary
 from trimtab.search.setup.agent_factory import fill_for
 from trimtab.search.setup.baseline import Baseline
@@ -52,6 +52,12 @@ from trimtab.spaces.policy import Policy
 #: Measurements that the end of a run is given time for, beside those of the agents' winners: of its exports, of what is
 #: trained, and of its exports.
 EXPORTS, TRAINED = 2, 3
+
+#: Why an agent made fewer evaluations than were asked for.
+ENDED = {"exhausted": "it has nothing more to propose", "time": "its time was up"}
+
+#: How many times its limit a run may take before that is said.
+LATE = 1.1
 
 #: The least share of a time limit that the search gets, however long everything before it took.
 LEAST_SEARCH = 0.1
@@ -113,6 +119,7 @@ def run_search(
         outcome = _Finisher(experiment, setting, limits.model, ledger, runs, progress).finish(started)
         winner = None if outcome.winner is None else outcome.winner.evaluation.policy.id
         experiment.journal.append("finished", {"winner": winner, "interrupted": outcome.interrupted})
+        _say_time(config, time.perf_counter() - started, progress)
     return outcome
 
 
@@ -185,6 +192,15 @@ def _evaluated(journal: Journal, policy: Policy) -> Evaluation:
     raise BadInput(f"{journal.path} has no verified network of the policy {policy.id}")
 
 
+def _say_time(config: Config, took: float, progress: Progress) -> None:
+    """Say so where a time limit was not kept."""
+    if config.time_limit is not None and took > LATE * config.time_limit:
+        progress.line(
+            f"the run took {duration(took)}, not {duration(config.time_limit)}: measurements, the layer database and "
+            "the network's own training take what they take, more of it on a busy machine"
+        )
+
+
 def _search_seconds(config: Config, spent: float) -> float:
     """The seconds that are left to the search where a run has a time limit, of which so much is spent: less what its
     end takes, the measuring of every agent's winner, of the exports and of what is trained, and the training."""
@@ -241,6 +257,8 @@ def _run_agents(
             weights = [max(len(config.agents) - 1, 1) if each == config.agent else 1 for each in config.agents]
             part = weights[number] / sum(weights[number:])
             runs.append(searcher.run(name, progress, part * left, watch))
+            if runs[-1].ended in ENDED:
+                progress.line(f"{name}: {ENDED[runs[-1].ended]}, after {len(runs[-1].evaluations)} evaluation(s)")
     return runs
 
 
@@ -272,7 +290,8 @@ class _Finisher:
         self.experiment.journal.append("stage", {"stage": "verification"})
         with heeding_interrupts(self.progress) as stop:
             chosen, checks = self._choose()
-        self.interrupted |= stop()
+        # Without a training nothing is left to go on with.
+        self.interrupted |= stop() and self.problem.config.finish.enabled
         found = [evaluation for evaluation in chosen.values() if evaluation is not None]
         finished = self._finished(found, started)
         kept = found if finished is None else [*found, finished.evaluation]

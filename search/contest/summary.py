@@ -58,7 +58,7 @@ def contest_summary(settings: Sequence[Setting], finished: Sequence[Finished]) -
     return {
         **about(problem),
         "proxy": config.proxy,
-        "trials": config.trials,
+        "trials": config.asked_trials,
         "time_limit": config.time_limit,
         "seeds": 1 + max(f.trial.seed for f in finished),
         "feasible": {

@@ -13,6 +13,7 @@ from trimtab.search.report.charts import curves_figure, series
 from trimtab.search.report.markdown import markdown_table
 from trimtab.search.report.run_report import duration, page, section, table
 from trimtab.search.setup.budgets import describe
+from trimtab.search.setup.config import said_trials
 from trimtab.search.setup.metric import ShownMetric
 
 __all__ = ["feasible_line", "ranking", "write_contest"]
@@ -115,7 +116,7 @@ def _facts(summary: Values) -> list[tuple[str, str]]:
         ("images", f"chosen on {summary['provenance']}"),
         ("selection images", f"{summary['selection_images']:d}"),
         ("proxy", f"{summary['proxy']}, before any fine-tuning"),
-        ("evaluations per trial", f"{summary['trials']:d}"),
+        ("evaluations per trial", said_trials(summary["trials"])),
         ("time per trial", "not limited" if limit is None else duration(limit)),
         ("seeds", f"{summary['seeds']:d} of the agent; everything else is the same in all trials of a budget"),
         ("engine", summary["engine"]),

@@ -120,7 +120,7 @@ def build_summary(setting: Setting, found: Findings) -> dict[str, Any]:
     return {
         **about(problem),
         "seed": config.seed,
-        "trials": config.trials,
+        "trials": config.asked_trials,
         "seconds": found.seconds,
         "minimise": baseline.minimise,
         "budgets": _budgets(setting),

@@ -47,7 +47,8 @@ KEYS = {"network", "data", "budgets", "agent", "baselines", "trials", "finish"}
 
 @dataclass(frozen=True)
 class AgentState:
-    """An agent: the evaluations that are `done` and `asked` for, its seconds of search, and evaluations per second.
+    """An agent: the evaluations that are `done` and `asked` for (None: as many as there is time for), its seconds of
+    search, and evaluations per second.
 
     `accuracy` is the metric of its preferred network within every budget, by the best knowledge of its cost, and `said`
     the same in words; None: there is none, or no `rate` yet. One that has `ended` with fewer evaluations had no more
@@ -56,7 +57,7 @@ class AgentState:
 
     agent: str
     done: int
-    asked: int
+    asked: int | None
     seconds: float
     rate: float | None
     accuracy: float | None
@@ -169,7 +170,7 @@ def rendered(state: RunState) -> RenderableType:
 
 def line_of(state: RunState) -> str:
     """Return the same in a line."""
-    done, asked = (sum(getattr(each, name) for each in state.agents) for name in ("done", "asked"))
+    done, asked = sum(each.done for each in state.agents), _all_asked(state.agents)
     parts = (_heading(state), f"{_done(done, asked)} evaluations", _best(state), _pace(state))
     return "; ".join(filter(None, parts))
 
@@ -244,9 +245,13 @@ def _stage(records: Sequence[Record]) -> tuple[str, float]:
     )
 
 
-def _done(done: int, asked: int) -> str:
+def _all_asked(agents: Sequence[AgentState]) -> int | None:
+    return None if any(each.asked is None for each in agents) else sum(each.asked or 0 for each in agents)
+
+
+def _done(done: int, asked: int | None) -> str:
     """How many of the evaluations that were asked for are done; of as many as there is time for, how many."""
-    return f"{done} of {asked}" if asked < UNLIMITED else str(done)
+    return str(done) if asked is None else f"{done} of {asked}"
 
 
 def _asked(memory: Memory, agent: str) -> list[Policy]:
@@ -269,7 +274,7 @@ def _agent(name: str, trials: int, memory: Memory, baseline: Baseline, over: boo
     return AgentState(
         agent=name,
         done=len(judged),
-        asked=trials,
+        asked=trials if trials < UNLIMITED else None,
         seconds=told.seconds,
         rate=len(told.evaluations) / told.seconds if told.seconds else None,
         accuracy=None if best is None else best.answers.value,
@@ -294,9 +299,9 @@ def _allowed(records: Sequence[Record]) -> float | None:
 def _left(allowed: float | None, agents: Sequence[AgentState], rate: float | None) -> float | None:
     """Seconds of search that are left, where a rate is known or a time limit ends it."""
     most = None if allowed is None else max(0.0, allowed - sum(each.seconds for each in agents))
-    if rate is None:
+    if rate is None or _all_asked(agents) is None:
         return most
-    estimate = sum((each.asked - each.done) / (each.rate or rate) for each in agents if not each.ended)
+    estimate = sum(((each.asked or 0) - each.done) / (each.rate or rate) for each in agents if not each.ended)
     return estimate if most is None else min(estimate, most)
 
 

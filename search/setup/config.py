@@ -253,9 +253,9 @@ class KeepConfig(_Section):
 TRIALS, UNLIMITED = 200, 1_000_000
 
 
-def said_trials(trials: int) -> str:
-    """Say how many evaluations are asked for."""
-    return str(trials) if trials < UNLIMITED else "as many as there is time for"
+def said_trials(trials: int | None) -> str:
+    """Say how many evaluations are asked for; None: as many as there is time for."""
+    return str(trials) if trials is not None and trials < UNLIMITED else "as many as there is time for"
 
 
 class Config(_Section):
@@ -300,6 +300,11 @@ class Config(_Section):
     def measuring(self) -> MeasureConfig:
         """`measure`, as far as the time limit allows."""
         return self.measure if self.time_limit is None else self.measure.within(self.time_limit)
+
+    @property
+    def asked_trials(self) -> int | None:
+        """`trials`; None where as many are asked for as there is time for."""
+        return self.trials if self.trials < UNLIMITED else None
 
     @property
     def training_seconds(self) -> float:

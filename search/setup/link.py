@@ -34,7 +34,8 @@ def tie(bench: LatencyBench, config: Config, progress: Progress) -> Link:
     with progress.bar("seconds of the network as given in turn with the yardstick", round(seconds)) as bar:
         link = bench.tie(yardstick, seconds, lambda took: bar.update(min(int(took), round(seconds))))
     progress.line(_described(link, bench.space.int8()))
-    if max(link.ratio.precision, link.to_int8.precision) > UNCERTAIN:
+    limited = any(budget.name == "latency" for budget in config.parsed_budgets)
+    if limited and max(link.ratio.precision, link.to_int8.precision) > UNCERTAIN:
         progress.line(
             f"what budgets relative to the network as given mean is known to within {link.ratio.precision:.1%}, "
             f"relative to int8 to within {link.to_int8.precision:.1%}, and as much room is kept: a machine with less "

@@ -163,6 +163,8 @@ def test_networks_that_agree_may_lose_a_few_images_all_the_same() -> None:
         (lambda: Metric.of(lambda y, t: y / 0 @ t).value(LOGITS, LABELS), "metric .*: RuntimeError"),
         (lambda: Metric.of(lambda y, t: y).value(LOGITS, LABELS), r"values of shape \(60, 7\)"),
         (lambda: Metric.of(lambda y, t: float("nan")).value(LOGITS, LABELS), "it has to be finite"),
+        (lambda: Metric.of(lambda y, t: None).value(LOGITS, LABELS), "a number is wanted"),
+        (lambda: Metric.of(lambda y, t: "good").value(LOGITS, LABELS), "a number is wanted"),
         (lambda: METRICS["mean-iou"].fitting((3, 5, 4), LABELS), r"labels of shape \(5, 4\)"),
         (lambda: METRICS["mean-iou"].fitting((3, 5, 4), MAPS), "targets that are no labels"),
         (lambda: METRICS["mean-iou"].fitting((2, 5, 4), MASKS), "3 classes"),
