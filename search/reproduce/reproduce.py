@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from trimtab.errors import BadInput, InfeasibleBudget
@@ -31,6 +32,9 @@ from trimtab.search.train import Order, train_network
 from trimtab.spaces.policy import Policy
 
 __all__ = ["reproduce"]
+
+#: The file in a reproduction's folder that says what was asked for.
+ASKED = "asked.json"
 
 #: The engines that what came out is timed on, where they are installed.
 TIMED_ON = ("native", "onnxruntime", "openvino")
@@ -67,10 +71,15 @@ def reproduce(
         "settings": list(settings),
     }
     _prepare(folder, asked, resume)
-    runs = [
-        _known(folder, seed) or _run(case, folder, seed, checkpoint, settings, progress, download)
-        for seed in seeds or case.seeds
-    ]
+    try:
+        runs = [
+            _known(folder, seed) or _run(case, folder, seed, checkpoint, settings, progress, download)
+            for seed in seeds or case.seeds
+        ]
+    except BadInput:
+        if [path.name for path in folder.iterdir()] == [ASKED]:  # nothing was begun
+            rmtree(folder)
+        raise
     row = row_of(name, case, runs)
     write_text(folder / "row.json", json.dumps(row, indent=1) + "\n")
     write_text(folder / "row.md", as_markdown(row))
@@ -78,7 +87,7 @@ def reproduce(
 
 
 def _prepare(folder: Path, asked: dict[str, Any], resume: bool) -> None:
-    file = folder / "asked.json"
+    file = folder / ASKED
     if not resume:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise BadInput(f"{folder} exists already: choose another --out, or pass --resume to go on with it")

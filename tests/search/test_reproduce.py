@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import save_file
 from tests.search.runs import TINY, CommandLine
 
 from trimtab.errors import BadInput
@@ -148,6 +149,15 @@ def test_every_published_case_loads() -> None:
         assert config.network.zoo is not None
         assert config.seed == 3
         assert all(each.lost is not None for each in case.published)
+
+
+def test_what_could_not_begin_leaves_nothing(case_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"weight": np.zeros((3, 3), np.float32)}, other)
+    for _ in range(2):  # the second is refused for the same reason, and not for what the first has left
+        with pytest.raises(BadInput, match=r"other\.safetensors"):
+            reproduce(str(case_file), tmp_path / "out", Progress(), checkpoint=other)
+        assert not (tmp_path / "out").exists()
 
 
 def test_the_mean_of_all_seeds_has_to_reach_everything(reproduced: tuple[Path, dict[str, Any]]) -> None:
