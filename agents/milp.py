@@ -38,8 +38,7 @@ FREE = (0.1, 0.6)
 FAR = 1e3
 
 #: What has its optimum proposed on its own: the knobs of a kind, or all of them in step.
-UNIFORM = "uniform"
-PARTS = ("channels", "bits", "form", UNIFORM)
+PARTS = ("channels", "bits", "form", Uniform.name)
 
 #: HiGHS's verdict that nothing is feasible.
 INFEASIBLE = 2
@@ -156,7 +155,7 @@ class Milp(Agent):
 
     def _part(self, kind: str) -> Policy | None:
         """Return the optimum over the knobs of one kind, or the best uniform policy; None where none is feasible."""
-        if kind == UNIFORM:
+        if kind == Uniform.name:
             return next(iter(Uniform(self.space, self.limits, self.seed).ask(1)), None)
         model = self.planner.model
         kept = np.array([knob.kind != kind for knob in self.space.knobs])

@@ -39,7 +39,6 @@ CHANGEABLE: Mapping[Kind, frozenset[str]] = {
     "contest": frozenset({"workers", "trials", "time_limit", "storage", "finish", "agent", "baselines", "budgets"}),
 }
 
-
 #: How often proposals are measured before it begins. A search measures what becomes the best, too.
 PROPOSED: Mapping[Kind, int] = {"search": 1, "contest": ROUNDS}
 

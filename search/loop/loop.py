@@ -265,7 +265,9 @@ class _AgentSearch:
         for event in self.ledger.events.get(self.run.agent, []):
             if isinstance(event, Spent):
                 if self.in_flight:
-                    self._told(self.in_flight.popleft().policies, event)
+                    policies = self.in_flight.popleft().policies
+                    self._tell(policies)
+                    self.run.spend(len(policies), event)
             elif self._asked < self.trials:
                 self.agent.resume(event.state)
                 self._state = event.state
@@ -281,8 +283,11 @@ class _AgentSearch:
         """Ask for as much as the pool takes; return whether anything was asked for."""
         asked = self._asked
         while self._asked < self.trials and len(self.in_flight) < self.searcher.pool.ahead:
-            if self.searcher.stop() or self.run.seconds >= seconds:
-                self.run.ended = "interrupted" if self.searcher.stop() else "time"
+            if self.searcher.stop():
+                self.run.ended = "interrupted"
+                break
+            if self.run.seconds >= seconds:
+                self.run.ended = "time"
                 break
             start = time.perf_counter()
             policies = self.agent.ask(1)
@@ -319,10 +324,6 @@ class _AgentSearch:
             self.run.ended = "exhausted"
         elif self._state is not None:
             self.agent.resume(self._state)
-
-    def _told(self, policies: Sequence[Policy], spent: Spent) -> None:
-        self._tell(policies)
-        self.run.spend(len(policies), spent)
 
     def _tell(self, policies: Sequence[Policy]) -> None:
         """Choose anew after every result, and tell the agent everything in the order asked."""

@@ -33,6 +33,16 @@ TINY: dict[str, Any] = {
 }
 
 
+#: What the small configuration asks for, for searches from Python.
+FROM_PYTHON: dict[str, Any] = {
+    "trials": 3,
+    "workers": 0,
+    "baselines": ["random"],
+    "measure": TINY["measure"],
+    "space": TINY["space"],
+}
+
+
 def tiny(**changes: Any) -> Config:
     """The small configuration, with some of its sections replaced."""
     return make_config({**TINY, **changes})

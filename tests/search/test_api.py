@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.search.runs import TINY
+from tests.search.runs import FROM_PYTHON
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -14,14 +14,6 @@ from trimtab import Result, Task, compress
 from trimtab.agents import Agent, Random
 from trimtab.errors import BadInput, InfeasibleBudget
 from trimtab.spaces import Policy
-
-SETTINGS: dict[str, Any] = {
-    "trials": 3,
-    "workers": 0,
-    "baselines": ["random"],
-    "measure": TINY["measure"],
-    "space": TINY["space"],
-}
 
 
 class Nameless(Random):
@@ -65,7 +57,7 @@ def loader(count: int) -> DataLoader[Any]:
 
 
 def search(model: Any, task: Any, **changes: Any) -> Result:
-    return compress(model, task, **{"budgets": {"size": "0.6x"}, **SETTINGS, **changes})
+    return compress(model, task, **{"budgets": {"size": "0.6x"}, **FROM_PYTHON, **changes})
 
 
 def test_a_module_with_loaders_is_compressed_and_exported(model: nn.Module, tmp_path: Path) -> None:
@@ -151,7 +143,7 @@ def test_an_agent_of_one_s_own_is_defined_again_and_its_run_gone_on_with(model: 
         for resume in (False, True)
     ]
     own = [point["policy"] for point in found[0] if point["agent"].endswith(":notebook_cell.<locals>.Climber")]
-    assert len(own) == SETTINGS["trials"]
+    assert len(own) == FROM_PYTHON["trials"]
     assert found[0] == found[1]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.search.runs import TINY
+from tests.search.runs import FROM_PYTHON
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,14 +29,7 @@ from trimtab.spaces.repairs.repair import compress as compressed
 from trimtab.spaces.space import Options, build_space
 from trimtab.testing.shapes import CLASSES, UNet, draw_shapes, train_unet
 
-SETTINGS: dict[str, Any] = {
-    "trials": 3,
-    "workers": 0,
-    "baselines": ["random"],
-    "measure": TINY["measure"],
-    "space": TINY["space"],
-    "finish": False,
-}
+SETTINGS: dict[str, Any] = {**FROM_PYTHON, "finish": False}
 
 
 class Regressor(nn.Module):
